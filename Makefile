@@ -1,0 +1,44 @@
+# setup · study · test · bench · lab — each sets up what it needs.
+
+PRESET ?= quick
+DATA ?= auto
+JUPYTER_PORT ?= 8888
+TENSORBOARD_PORT ?= 6006
+PYTHON := .venv/bin/python
+HERE := $(CURDIR)
+
+.PHONY: setup study test format bench lab
+.SILENT:
+
+# The stamp holds the folder and the lock's checksum: a moved or updated clone sets itself up again.
+setup:
+	if [ "$$(cat .venv/.ready 2>/dev/null)" != "$(HERE) $$(cksum < requirements.lock)" ]; then sh .ci/setup; fi
+
+# The main job: every notebook, then the report. make study PRESET=full DATA=cifar
+study: setup
+	$(PYTHON) study.py --preset $(PRESET) --data $(DATA)
+
+test: setup
+	$(PYTHON) -m ruff format --check --quiet . || { echo "not formatted: run make format"; exit 1; }
+	$(PYTHON) -m ruff check --quiet .
+	$(PYTHON) -m pytest
+
+format: setup
+	$(PYTHON) -m ruff format .
+	$(PYTHON) -m ruff check --fix .
+
+bench: setup
+	$(PYTHON) -m benchmarks.speed
+
+# JupyterLab and TensorBoard on this machine's loopback; Ctrl-C ends both.
+lab: setup
+	free() { $(PYTHON) -c "import socket, sys; print(next(p for p in range(int(sys.argv[1]), 65536) if socket.socket().connect_ex(('127.0.0.1', p))))" $$1; }; \
+	jupyter=$$(free $(JUPYTER_PORT)); board=$$(free $(TENSORBOARD_PORT)); \
+	JUPYTER_TOKEN=$$($(PYTHON) -c "import secrets; print(secrets.token_hex(16))"); export JUPYTER_TOKEN; \
+	mkdir -p runs; \
+	$(PYTHON) -m tensorboard.main --logdir runs --host 127.0.0.1 --port $$board >runs/tensorboard.log 2>&1 & \
+	trap "kill $$! 2>/dev/null" EXIT; \
+	echo "JupyterLab    http://127.0.0.1:$$jupyter/lab?token=$$JUPYTER_TOKEN"; \
+	echo "TensorBoard   http://127.0.0.1:$$board"; \
+	echo "From another computer:  ssh -L $$jupyter:127.0.0.1:$$jupyter -L $$board:127.0.0.1:$$board $$(whoami)@$$(hostname)"; \
+	$(PYTHON) -m jupyterlab --no-browser --ip 127.0.0.1 --port $$jupyter --ServerApp.root_dir=notebooks --ServerApp.log_level=WARN

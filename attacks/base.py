@@ -1,0 +1,237 @@
+"""What every attack promises, and the one gradient that they all climb.
+
+    adversarial = attack(model, images, labels)
+
+gives pictures of the same shape, type, device and memory format, within ε and [0, 1], crafted on the
+model that is passed and leaving it as it was found. An attack holds settings, never a model, so its
+examples cannot come from another network than the one in the call.
+"""
+
+import math
+import warnings
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Attack:
+    """Settings of an attack; `eps` is the largest change of a pixel, in units of the [0, 1] range."""
+
+    eps: float = 8 / 255
+
+    def __post_init__(self):
+        largest = math.inf if getattr(self, "norm", "Linf") == "L2" else 1
+        check_setting(self, "eps", 0, largest, hint="8/255 is usual; a plain 8 forgets the division")
+
+    def __call__(self, model, images, labels, *, targets=None, generator=None):
+        """Adversarial versions of `images` (N, C, H, W) in [0, 1], for `labels` (N,) int64.
+
+        With `targets` (N,) int64 the attack pushes towards those classes instead of away from the
+        labels. Randomness comes from `generator`, or from the global seed. Raises TypeError or
+        ValueError for input outside the contract and for logits that are not finite; warns when the
+        gradient of an example is exactly zero, because surviving such an attack means nothing.
+        """
+        check_images(images)
+        check_labels(labels, images, "labels")
+        if targets is not None:
+            check_labels(targets, images, "targets")
+        if len(images) == 0 or self.eps == 0:
+            return images.clone()
+        watched = _Watched(model, max(int(labels.max()), int(labels.max() if targets is None else targets.max())))
+        goal = labels if targets is None else targets
+        with evaluating(watched):
+            adversarial = self.craft(
+                watched, images, goal, generator or new_generator(images.device), targets is not None
+            )
+        watched.report(self, len(images))
+        return adversarial
+
+    def craft(self, model, images, labels, generator, targeted=False):
+        """The bare attack: no checks and no synchronisation with the device, for use inside training.
+
+        The caller has put the model into eval mode (`evaluating`). With `targeted`, `labels` are the
+        classes to reach.
+        """
+        raise NotImplementedError
+
+    def scaled(self, factor):
+        """The same attack with ε and the step size times `factor`, above 0."""
+        sizes = {name: getattr(self, name) * factor for name in ("eps", "step_size") if hasattr(self, name)}
+        return replace(self, **sizes)
+
+    @property
+    def label(self):
+        """A short name for tables and curves."""
+        return type(self).__name__
+
+    def __repr__(self):
+        return f"{type(self).__name__}({', '.join(self._settings())})"
+
+    def _settings(self):
+        """Settings as people write them: sizes in 255ths, so that 2/225 in place of 2/255 shows."""
+        names = {"eps": "ε", "step_size": "α"}
+        scaled = getattr(self, "norm", "Linf") == "Linf"
+        shown = []
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name in names:
+                shown.append(f"{names[field.name]}={in_255ths(value) if scaled else f'{value:.4g}'}")
+            elif field.name == "steps":
+                shown.append(f"{value} step{'s' * (value != 1)}")
+            elif value != field.default:
+                shown.append(f"{field.name}={value}")
+        return shown
+
+
+def in_255ths(value):
+    """0.0313725 -> '8/255'; a value off the grid keeps four digits: '2.267/255'."""
+    return f"{value * 255:.4g}/255"
+
+
+def new_generator(device):
+    """A generator on the device, seeded from the global one: torch.manual_seed makes all of it repeatable."""
+    return torch.Generator(device).manual_seed(int(torch.randint(2**62, ())))
+
+
+@contextmanager
+def evaluating(model):
+    """Put every submodule into eval mode, and give each its own flag back afterwards, whatever happens."""
+    modules = list(model.modules()) if isinstance(model, nn.Module) else []
+    training = [module for module in modules if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in modules:
+            module.training = False
+        for module in training:
+            module.training = True
+
+
+def input_gradient(model, images, labels, targeted=False, scaled=False):
+    """Gradient of the cross-entropy with respect to the images, in the direction the attacker wants to go.
+
+    It never saturates. The gradient of cross-entropy in the logits is (1 - p) (q - onehot), where p is
+    the probability of the label and q the softmax over the other classes. For a confident model 1 - p
+    underflows and an attack that follows the textbook formula stops without a word. The factor does not
+    change the direction, so it is left out; with `scaled` it is kept, down to 1e-20, for the attacks
+    that mix gradients from several points (VMI, VNI).
+
+    autograd.grad asks for the images alone, so no gradient of a weight is computed or stored.
+    """
+    images = images.detach().requires_grad_()
+    with torch.enable_grad():
+        logits = model(images)
+    if not logits.requires_grad:
+        return torch.zeros_like(images)
+    ascent = _logit_gradient(logits.detach(), labels, scaled)
+    if targeted:
+        ascent = -ascent
+    return torch.autograd.grad(logits, images, ascent, allow_unused=True, materialize_grads=True)[0]
+
+
+def _logit_gradient(logits, labels, scaled):
+    index = labels[:, None]
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    others = wide.scatter(1, index, -math.inf)
+    ascent = others.softmax(1).scatter_(1, index, -1)
+    if scaled:
+        doubt = torch.sigmoid(others.logsumexp(1, keepdim=True) - wide.gather(1, index))
+        ascent *= doubt.clamp_min(1e-20)
+    return ascent.to(logits.dtype)
+
+
+class _Watched(nn.Module):
+    """The model under attack, noting what would make the result meaningless, to be read once at the end."""
+
+    def __init__(self, model, largest_label):
+        super().__init__()
+        self.model = model
+        self.largest_label = largest_label
+        self.finite = None
+        self.without_gradient = None
+
+    def forward(self, images):
+        logits = self.model(images)
+        if logits.ndim != 2 or len(logits) != len(images):
+            raise ValueError(
+                f"the model gave a tensor of shape {tuple(logits.shape)} for {len(images)} images; "
+                "an attack needs logits of shape (N, classes)"
+            )
+        if self.largest_label >= logits.shape[1]:
+            raise ValueError(
+                f"label {self.largest_label} is out of range: the model has {logits.shape[1]} classes, "
+                f"0 to {logits.shape[1] - 1}; were the labels made for another data set?"
+            )
+        finite = torch.isfinite(logits.detach()).all()
+        self.finite = finite if self.finite is None else self.finite & finite
+        if images.requires_grad and self.without_gradient is None:
+            images.register_hook(self._note_gradient)
+        return logits
+
+    def _note_gradient(self, gradient):
+        if self.without_gradient is None:
+            self.without_gradient = (gradient.flatten(1) == 0).all(1).sum()
+
+    def report(self, attack, count):
+        if self.finite is not None and not self.finite:
+            raise ValueError(
+                f"{attack}: the model gave logits that are NaN or infinite; "
+                "its weights are broken (diverged training?) or its arithmetic overflows"
+            )
+        zero = 0 if self.without_gradient is None else int(self.without_gradient)
+        if zero:
+            warnings.warn(
+                f"{attack}: {zero} of {count} examples have an input gradient of exactly zero, so the attack "
+                "cannot move them; a model that masks its gradient is not robust for that",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+
+
+def check_images(images):
+    """Raise unless images are float32 or float64, (N, C, H, W), finite and in [0, 1]."""
+    if not isinstance(images, torch.Tensor) or images.dtype not in (torch.float32, torch.float64):
+        kind = images.dtype if isinstance(images, torch.Tensor) else type(images).__name__
+        raise TypeError(f"images are {kind}: float32 or float64 tensors in [0, 1] are needed")
+    if images.ndim != 4:
+        raise ValueError(f"images have shape {tuple(images.shape)}: (N, channels, height, width) is needed")
+    if len(images) == 0:
+        return
+    low, high = (float(value) for value in images.detach().aminmax())
+    if not (low >= 0 and high <= 1):  # also refuses NaN
+        raise ValueError(
+            f"images reach from {low:.4g} to {high:.4g}: [0, 1] is needed. "
+            "Normalise inside the model, not in the loader: ε would have another unit"
+        )
+
+
+def check_labels(labels, images, name):
+    """Raise unless labels are int64 (N,), not negative, on the device of the images."""
+    if not isinstance(labels, torch.Tensor) or labels.dtype != torch.int64:
+        kind = labels.dtype if isinstance(labels, torch.Tensor) else type(labels).__name__
+        raise TypeError(f"{name} are {kind}: class indices as an int64 tensor are needed")
+    if labels.shape != images.shape[:1]:
+        raise ValueError(f"{name} have shape {tuple(labels.shape)}: ({len(images)},) is needed, one per image")
+    if labels.device != images.device:
+        raise ValueError(f"{name} are on {labels.device} and images on {images.device}: move one of them")
+    if len(labels) and int(labels.min()) < 0:
+        raise ValueError(f"{name} reach down to {int(labels.min())}: classes count from 0")
+
+
+def check_setting(attack, name, low, high, *, whole=False, open_low=False, hint=""):
+    """Raise ValueError unless a setting is a finite number in its range."""
+    value = getattr(attack, name)
+    number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+    if number and math.isfinite(value) and low <= value <= high and not (open_low and value == low):
+        return
+    kind = "a whole number" if whole else "a number"
+    bounds = f"above {low:g}" if open_low else f"of at least {low:g}"
+    limit = "" if math.isinf(high) else f" and at most {high:g}"
+    raise ValueError(
+        f"{type(attack).__name__}: {name}={value!r}; {kind} {bounds}{limit} is needed. {hint}".rstrip()
+    )

@@ -1,0 +1,114 @@
+"""Any attack of torchattacks (Kim 2020, arXiv:2010.01950) behind our contract."""
+
+import random
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from attacks.base import Attack
+
+# What these take for granted is ten classes; elsewhere they would aim at classes that do not exist.
+COUNTS_CLASSES = ("AutoAttack", "APGDT", "FAB")
+
+
+@dataclass(frozen=True, repr=False)
+class Torchattacks(Attack):
+    """`Torchattacks("CW", c=1)`: the attack of that name with those settings, made anew at each call.
+
+    torchattacks leaves the model in training mode, draws from global generators and may write gradients
+    into the weights; none of that gets out of here. Attacks without an ε of their own (CW, Pixle, ...)
+    are bounded by [0, 1] alone, and their `eps` reads 1.
+    """
+
+    name: str
+    settings: dict = field(default_factory=dict)
+
+    def __init__(self, name, **settings):
+        import torchattacks  # imported late: it costs 0.7 s
+
+        if not isinstance(getattr(torchattacks, name, None), type):
+            known = sorted(key for key, value in vars(torchattacks).items() if isinstance(value, type))
+            raise ValueError(f"torchattacks has no attack {name!r}; it has {', '.join(known)}")
+        probe = _make(name, torch.nn.Linear(1, 1), settings)
+        eps = getattr(probe, "eps", None)
+        object.__setattr__(self, "name", name)
+        object.__setattr__(self, "settings", settings)
+        object.__setattr__(self, "eps", 1.0 if eps is None or self._norm(settings) == "L2" else float(eps))
+        super().__post_init__()
+
+    def _norm(self, settings):
+        norm = str(settings.get("norm", "L2" if self.name.endswith("L2") else "Linf"))
+        return "L2" if norm in ("L2", "L1") else norm
+
+    @property
+    def label(self):
+        return self.name
+
+    def _settings(self):
+        def shown(value):
+            return f"{value:.4g}" if isinstance(value, float) else repr(value)
+
+        return [repr(self.name), *(f"{key}={shown(value)}" for key, value in self.settings.items())]
+
+    def craft(self, model, images, labels, generator, targeted=False):
+        settings = dict(self.settings)
+        if self.name in COUNTS_CLASSES and "n_classes" not in settings:
+            with torch.no_grad():
+                settings["n_classes"] = model(images[:1]).shape[1]
+        seed = int(torch.randint(2**31, (), generator=generator, device=images.device))
+        with _own_randomness(seed, images.device), _weights_frozen(model), torch.enable_grad():
+            attack = _make(self.name, model, settings)
+            if targeted:
+                attack.set_mode_targeted_by_label(quiet=True)
+            adversarial = attack(images, labels)
+        return adversarial.detach().to(images.dtype).contiguous(memory_format=_format(images))
+
+
+def _make(name, model, settings):
+    import torchattacks
+
+    try:
+        return getattr(torchattacks, name)(model, **settings)
+    except TypeError as error:
+        raise ValueError(f"Torchattacks({name!r}): these settings do not fit: {error}") from error
+
+
+def _format(images):
+    channels_last = images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous()
+    return torch.channels_last if channels_last else torch.contiguous_format
+
+
+class _own_randomness:
+    """Seed the generators of Python, NumPy and torch, and put all three back afterwards."""
+
+    def __init__(self, seed, device):
+        self.seed = seed
+        self.torch = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+
+    def __enter__(self):
+        self.python, self.numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+        self.torch.__enter__()
+        random.seed(self.seed)
+        np.random.seed(self.seed)  # noqa: NPY002
+        torch.manual_seed(self.seed)
+
+    def __exit__(self, *error):
+        random.setstate(self.python)
+        np.random.set_state(self.numpy)  # noqa: NPY002
+        return self.torch.__exit__(*error)
+
+
+class _weights_frozen:
+    """No weight asks for a gradient, so none can be written into it."""
+
+    def __init__(self, model):
+        self.asking = [weight for weight in model.parameters() if weight.requires_grad]
+
+    def __enter__(self):
+        for weight in self.asking:
+            weight.requires_grad_(False)
+
+    def __exit__(self, *error):
+        for weight in self.asking:
+            weight.requires_grad_(True)

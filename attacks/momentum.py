@@ -1,0 +1,94 @@
+"""The momentum family: attacks made to carry over from one model to another. L∞ only.
+
+MI-FGSM   Dong et al. 2017, arXiv:1710.06081: sums normalised gradients
+NI-FGSM   Lin et al. 2019, arXiv:1908.06281: takes the gradient one step ahead (Nesterov)
+VMI, VNI  Wang & He 2021, arXiv:2103.15571: the same two, steadied by gradients from the neighbourhood
+"""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from attacks.base import Attack, check_setting, input_gradient
+from attacks.pgd import bounds
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class MIFGSM(Attack):
+    """Momentum iterative FGSM: `decay` of the summed direction is kept at each step."""
+
+    step_size: float = 2 / 255
+    steps: int = 10
+    decay: float = 1.0
+
+    look_ahead: ClassVar[bool] = False
+    neighbours: ClassVar[int] = 0
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_setting(self, "step_size", 0, math.inf, open_low=True, hint="2/255 is usual")
+        check_setting(self, "steps", 1, math.inf, whole=True)
+        check_setting(self, "decay", 0, math.inf)
+
+    @property
+    def label(self):
+        return type(self).__name__.replace("FGSM", "-FGSM")
+
+    def craft(self, model, images, labels, generator, targeted=False):
+        lower, upper = bounds(images, self.eps)
+        adversarial = images.clone()
+        momentum = torch.zeros_like(images)
+        variance = torch.zeros_like(images)
+        steadied = self.neighbours > 0
+        for step in range(self.steps):
+            here = adversarial.add(momentum, alpha=self.decay * self.step_size) if self.look_ahead else adversarial
+            gradient = input_gradient(model, here, labels, targeted, scaled=steadied)
+            direction = gradient + variance
+            # A zero gradient has no direction: it stays zero here, where 0/0 would be NaN.
+            size = direction.abs().mean((1, 2, 3), keepdim=True).clamp_min(torch.finfo(direction.dtype).tiny)
+            momentum.mul_(self.decay).add_(direction.div_(size))
+            if steadied and step < self.steps - 1:  # the last variance would never be used
+                variance = self._neighbourhood(model, adversarial, labels, generator, targeted).sub_(gradient)
+            adversarial = adversarial.add(momentum.sign(), alpha=self.step_size).clamp_(lower, upper)
+        return adversarial
+
+    def _neighbourhood(self, model, images, labels, generator, targeted):
+        """Mean gradient at `neighbours` random points around the images."""
+        reach = self.eps * self.radius
+        total = torch.zeros_like(images)
+        for _ in range(self.neighbours):
+            near = images + torch.empty_like(images).uniform_(-reach, reach, generator=generator)
+            total += input_gradient(model, near, labels, targeted, scaled=True)
+        return total.div_(self.neighbours)
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class NIFGSM(MIFGSM):
+    """MI-FGSM with the gradient taken one momentum step ahead."""
+
+    look_ahead: ClassVar[bool] = True
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class VMIFGSM(MIFGSM):
+    """MI-FGSM plus the variance of the gradient over `neighbours` points within `radius` times ε.
+
+    It costs steps · (1 + neighbours) gradients, less the last neighbourhood, which is not needed.
+    """
+
+    neighbours: int = 5
+    radius: float = 1.5
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_setting(self, "neighbours", 1, math.inf, whole=True)
+        check_setting(self, "radius", 0, math.inf, open_low=True)
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class VNIFGSM(VMIFGSM):
+    """VMI-FGSM with the gradient taken one momentum step ahead."""
+
+    look_ahead: ClassVar[bool] = True

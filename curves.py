@@ -1,0 +1,45 @@
+"""TensorBoard curves of a run, in the run's own folder, so that one folder is one run there too."""
+
+from dataclasses import fields
+
+import torch
+
+SCALARS = ("loss/train", "loss/val", "accuracy/train", "accuracy/clean", "accuracy/robust", "lr", "time/epoch_s")
+METRICS = ("accuracy/clean", "accuracy/robust")  # the columns of the hparams table
+
+
+class Curves:
+    """Writes one run's curves; with `first_epoch` > 0 it goes on from there and drops what was written beyond."""
+
+    def __init__(self, folder, recipe, first_epoch=0):
+        from torch.utils.tensorboard import SummaryWriter  # imported late: it costs a second
+
+        self.writer = SummaryWriter(folder, purge_step=first_epoch + 1)
+        if first_epoch == 0:
+            self._describe(recipe)
+
+    def _describe(self, recipe):
+        """The recipe as text and under hparams, whose metrics are the live curves."""
+        from torch.utils.tensorboard.summary import hparams
+
+        values = {field.name: getattr(recipe, field.name) for field in fields(recipe)}
+        plain = {key: v if isinstance(v, (bool, int, float, str)) else repr(v) for key, v in values.items()}
+        rows = "\n".join(f"| {key} | {value} |" for key, value in plain.items())
+        self.writer.add_text("recipe", f"| setting | value |\n|---|---|\n{rows}", 0)
+        for summary in hparams(plain, dict.fromkeys(METRICS, 0.0)):
+            self.writer.file_writer.add_summary(summary)
+
+    def epoch(self, number, row):
+        """Scalars of one epoch; `row` maps tags to values."""
+        for tag in SCALARS:
+            self.writer.add_scalar(tag, row[tag], number)
+        self.writer.flush()
+
+    def pictures(self, number, clean, adversarial, eps):
+        """The same pictures before and after the attack, and the change, with ±ε shown as black to white."""
+        change = ((adversarial - clean) / (2 * eps) + 0.5).clamp(0, 1) if eps else torch.full_like(clean, 0.5)
+        for name, images in (("clean", clean), ("adversarial", adversarial), ("perturbation", change)):
+            self.writer.add_images(f"examples/{name}", images, number)
+
+    def close(self):
+        self.writer.close()

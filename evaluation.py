@@ -1,0 +1,121 @@
+"""test() and its kin: how accurate is a model, clean and under attack? Always in float32 and eval mode.
+
+Examples are crafted on the model that is scored; no function here takes ready-made pictures. Carrying
+examples from one model to another is `transfer_attack`, and its result says so.
+"""
+
+import time
+
+import pandas as pd
+import torch
+from tqdm.auto import tqdm
+
+import audit
+from attacks import Attack, evaluating
+from scores import CLEAN, Scores, wilson
+from utils import derive_seed
+
+BATCH = {"cpu": 250, "cuda": 1000}  # pictures at once
+
+
+def test(model, split, attacks=(), *, seed=0, progress=True):
+    """Score a model on a split: clean, and under each attack, crafted on this very model. Returns Scores.
+
+    `attacks` is a list of attacks. Only examples that are classified correctly are attacked; the others count
+    as lost. The scores end in findings (audit.py). Leaves the model as it was.
+    """
+    attacks = _named(attacks)
+    return _evaluate(model, model, split, attacks, seed, progress, None)
+
+
+def transfer_attack(source, victim, split, attack, *, source_name="another model", seed=0, progress=True):
+    """Score `victim` on examples crafted on `source`: how well an attack carries over. Returns Scores.
+
+    This is no robust accuracy: an attacker who knows the victim does better. The scores are labelled so.
+    """
+    return _evaluate(source, victim, split, _named([attack]), seed, progress, source_name)
+
+
+def predict(model, split):
+    """Logits (N, K) of the pictures of a split, in float32 and eval mode."""
+    with evaluating(model), torch.no_grad():
+        return torch.cat([model(images) for images, _ in split.batches(BATCH[split.labels.device.type])])
+
+
+def _named(attacks):
+    """Attacks by label, with the full settings where two labels are equal."""
+    attacks = [attacks] if isinstance(attacks, Attack) else list(attacks)
+    for attack in attacks:
+        if not isinstance(attack, Attack):
+            raise TypeError(f"{attack!r} is no attack; pass attacks such as PGD(steps=20)")
+    labels = [attack.label for attack in attacks]
+    named = {a.label if labels.count(a.label) == 1 else repr(a): a for a in attacks}
+    if len(named) < len(attacks):
+        raise ValueError(f"the same attack is listed twice in {attacks}")
+    return named
+
+
+def _evaluate(source, victim, split, attacks, seed, progress, carried):
+    begun = time.perf_counter()
+    logits = predict(victim, split)
+    right = logits.argmax(1) == split.labels
+    outcomes, seconds, extents = {CLEAN: right.cpu()}, {CLEAN: time.perf_counter() - begun}, {}
+    bar = tqdm(total=len(attacks) * int(right.sum()), desc="test", disable=not progress, unit="image")
+    for index, (label, attack) in enumerate(attacks.items()):
+        bar.set_description(f"test {label}")
+        begun = time.perf_counter()
+        indices = right.nonzero()[:, 0]
+        stood, extents[label] = attacked(source, victim, split, attack, indices, derive_seed(seed, index), bar)
+        outcome = torch.zeros_like(right)
+        outcome[indices] = stood
+        outcomes[label], seconds[label] = outcome.cpu(), time.perf_counter() - begun
+    bar.close()
+    described = {label: repr(attack) for label, attack in attacks.items()}
+    scores = Scores(split.name, outcomes, described, seconds, carried=carried)
+    scores.findings = audit.examine(victim, split, logits, scores, attacks, extents)
+    return scores
+
+
+def attacked(source, victim, split, attack, indices, seed, bar=None):
+    """Which of the examples withstand the attack, bool (len(indices),), and how far it went.
+
+    The extent is the largest change of a pixel (L2: the largest length), the lowest and the highest pixel.
+    """
+    device = split.labels.device
+    generator = torch.Generator(device).manual_seed(seed)
+    stood, extents = [], [torch.zeros(3, device=device)]
+    with evaluating(source), evaluating(victim):
+        for some in indices.split(BATCH[device.type]) if len(indices) else ():
+            images, labels = split.batch(some)
+            adversarial = attack.craft(source, images, labels, generator)
+            with torch.no_grad():
+                stood.append(victim(adversarial).argmax(1) == labels)
+            change = (adversarial - images).flatten(1)
+            size = change.norm(dim=1) if getattr(attack, "norm", "Linf") == "L2" else change.abs().amax(1)
+            extents.append(torch.stack([size.max(), adversarial.min(), adversarial.max()]))
+            if bar is not None:
+                bar.update(len(some))
+    table = torch.stack(extents)
+    extent = (float(table[:, 0].max()), float(table[:, 1].min()), float(table[:, 2].max()))
+    return torch.cat(stood) if stood else indices.bool(), extent
+
+
+def accuracy_against_eps(model, split, attack, grid, *, seed=0, progress=True):
+    """Robust accuracy along a grid of ε: a table with the columns eps, accuracy, low, high, n.
+
+    Step sizes scale with ε. The first row is ε = 0, clean accuracy. The grid is taken in rising order: a
+    picture that falls at one ε falls at every larger one, because the same adversarial picture lies in the
+    larger ball, so only those still standing are attacked again.
+    """
+    standing = (predict(model, split).argmax(1) == split.labels).nonzero()[:, 0]
+    counts = {0.0: len(standing)}
+    wanted = sorted(set(grid) - {0})
+    for index, eps in enumerate(tqdm(wanted, desc=f"{attack.label} along ε", disable=not progress)):
+        scaled = attack.scaled(eps / attack.eps)
+        stood, _ = attacked(model, model, split, scaled, standing, derive_seed(seed, index))
+        standing = standing[stood]
+        counts[eps] = len(standing)
+    rows = [[eps, count / len(split), *wilson(count, len(split)), len(split)] for eps, count in counts.items()]
+    table = pd.DataFrame(rows, columns=["eps", "accuracy", "low", "high", "n"])
+    table.attrs["split"] = split.name
+    return table

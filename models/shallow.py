@@ -1,0 +1,47 @@
+"""The two shallow CNNs of the study: LeNet as in the PyTorch CIFAR tutorial, and one for 100 classes."""
+
+from torch import nn
+
+
+class ShallowCNN(nn.Sequential):
+    """Two 5x5 convolutions and three linear layers: 62,006 parameters for 10 classes."""
+
+    def __init__(self, num_classes):
+        super().__init__(
+            nn.Conv2d(3, 6, 5),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(6, 16, 5),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Linear(16 * 5 * 5, 120),
+            nn.ReLU(),
+            nn.Linear(120, 84),
+            nn.ReLU(),
+            nn.Linear(84, num_classes),
+        )
+
+
+class WideShallowCNN(nn.Sequential):
+    """Six 3x3 convolutions in three pooled pairs and three linear layers."""
+
+    def __init__(self, num_classes):
+        layers = []
+        for inputs, middle, outputs in ((3, 32, 64), (64, 128, 128), (128, 256, 256)):
+            layers += [
+                nn.Conv2d(inputs, middle, 3, padding=1),
+                nn.ReLU(),
+                nn.Conv2d(middle, outputs, 3, padding=1),
+                nn.ReLU(),
+                nn.MaxPool2d(2),
+            ]
+        super().__init__(
+            *layers,
+            nn.Flatten(),
+            nn.Linear(256 * 4 * 4, 1024),
+            nn.ReLU(),
+            nn.Linear(1024, 512),
+            nn.ReLU(),
+            nn.Linear(512, num_classes),
+        )

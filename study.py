@@ -1,0 +1,133 @@
+"""The main job: run the notebooks headless, one after the other, then write the report.
+
+    python study.py                          every notebook, the quick preset
+    python study.py 01 --preset full         one notebook, by the beginning of its name
+    python study.py --data cifar -p epochs=3 any parameter of the notebooks' first cell
+
+Executed notebooks, report.html and scores.csv land in runs/<preset>-<data>/. Ends with 1 if a notebook failed.
+"""
+
+import argparse
+import json
+import sys
+import time
+import warnings
+
+import utils
+
+NOTEBOOKS = utils.ROOT / "notebooks"
+
+
+def main(arguments=None):
+    options = _parse(arguments)
+    notebooks = _choose(options.notebooks)
+    session = utils.start("study", preset=options.preset, seed=options.seed, data=options.data)
+    study = session.runs.parent
+    parameters = {"preset": session.preset, "data": session.family, "seed": session.seed}
+    parameters |= dict(_parameter(text) for text in options.parameter)
+    begun = time.monotonic()
+    failures = []
+    for index, notebook in enumerate(notebooks):
+        print(
+            f"\n[{index + 1}/{len(notebooks)}] {notebook.stem} · {_minutes(time.monotonic() - begun)} so far",
+            flush=True,
+        )
+        failure = _execute(notebook, study / "notebooks" / notebook.name, parameters)
+        if failure:
+            failures.append(notebook.stem)
+            print(failure, file=sys.stderr)
+    _report(study)
+    print(
+        f"done in {_minutes(time.monotonic() - begun)}" + (f"; failed: {', '.join(failures)}" if failures else "")
+    )
+    return 1 if failures else 0
+
+
+def _parse(arguments):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("notebooks", nargs="*", help="beginnings of notebooks' names; without any, all run")
+    parser.add_argument("--preset", default="quick", help="smoke, quick, full or auto (default: quick)")
+    parser.add_argument("--data", default="auto", help="cifar, shapes or auto (default: auto)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("-p", "--parameter", action="append", default=[], metavar="NAME=VALUE")
+    return parser.parse_args(arguments)
+
+
+def _choose(beginnings):
+    """The notebooks to run, in order."""
+    there = sorted(NOTEBOOKS.glob("[0-9]*.ipynb"))
+    for beginning in beginnings:
+        if not any(path.name.startswith(beginning) for path in there):
+            sys.exit(f"no notebook begins with {beginning!r}; there are {', '.join(path.stem for path in there)}")
+    return [path for path in there if not beginnings or path.name.startswith(tuple(beginnings))]
+
+
+def _parameter(text):
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        sys.exit(f"-p {text!r}: NAME=VALUE is needed, for instance -p epochs=3")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
+def _execute(notebook, target, parameters):
+    """Run one notebook and keep it as it ran, also when it breaks off; returns what went wrong, or None."""
+    import papermill  # imported late, so that a wrong argument is answered at once
+    from traitlets.config import Config
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    known = set(papermill.inspect_notebook(str(notebook)))
+    if unknown := set(parameters) - known:
+        return f"{notebook.name} has no parameter {', '.join(sorted(unknown))}; it has {', '.join(sorted(known))}"
+    try:
+        papermill.execute_notebook(
+            str(notebook),
+            str(target),
+            parameters,
+            kernel_name="python3",
+            cwd=str(NOTEBOOKS),
+            config=Config(KernelManager={"transport_encryption": "required"}),
+        )
+    except papermill.PapermillExecutionError as error:
+        return (
+            f"{notebook.name} failed in cell {error.exec_count} with {error.ename}: {error.evalue}\n"
+            f"    {error.source.strip().splitlines()[0]}\nThe notebook up to there: {target}"
+        )
+    finally:
+        if target.exists():
+            _to_html(target)
+    return None
+
+
+def _to_html(executed):
+    """The executed notebook as a page that a browser opens."""
+    from nbconvert import HTMLExporter
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # nbconvert asks for alt texts of figures
+        page, _ = HTMLExporter(embed_images=True).from_filename(str(executed))
+    executed.with_suffix(".html").write_text(page, encoding="utf-8")
+
+
+def _report(study):
+    import report
+
+    try:
+        print(f"\nreport: {report.write_page(study)}")
+    except FileNotFoundError as error:
+        print(f"no report: {error}", file=sys.stderr)
+        return
+    for folder in sorted(path for path in study.iterdir() if path.is_dir()):
+        found = report.findings(report.load_scores(folder))
+        for row in found[found.severity == "invalid"].itertuples():
+            print(f"INVALID: {folder.name}, {row.model}, {row.rows}: {row.check}: {row.why}")
+
+
+def _minutes(seconds):
+    return f"{int(seconds // 60)}:{int(seconds % 60):02d} min"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
