@@ -11,6 +11,7 @@ import math
 import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -21,6 +22,9 @@ class Attack:
     """Settings of an attack; `eps` is the largest change of a pixel, in units of the [0, 1] range."""
 
     eps: float = 8 / 255
+
+    # Ours have a gradient wherever the model has one; CW and others stop on purpose once they have won.
+    zero_gradient_is_failure: ClassVar[bool] = True
 
     def __post_init__(self):
         largest = math.inf if getattr(self, "norm", "Linf") == "L2" else 1
@@ -184,7 +188,7 @@ class _Watched(nn.Module):
                 "its weights are broken (diverged training?) or its arithmetic overflows"
             )
         zero = 0 if self.without_gradient is None else int(self.without_gradient)
-        if zero:
+        if zero and attack.zero_gradient_is_failure:
             warnings.warn(
                 f"{attack}: {zero} of {count} examples have an input gradient of exactly zero, so the attack "
                 "cannot move them; a model that masks its gradient is not robust for that",

@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -23,6 +24,8 @@ class Torchattacks(Attack):
 
     name: str
     settings: dict = field(default_factory=dict)
+
+    zero_gradient_is_failure: ClassVar[bool] = False
 
     def __init__(self, name, **settings):
         import torchattacks  # imported late: it costs 0.7 s

@@ -1,0 +1,67 @@
+"""What several test modules need: a session in temporary folders, small data, a small network."""
+
+import pytest
+import torch
+from torch import nn
+
+import utils
+from utils import Data, Split
+
+
+@pytest.fixture(scope="session", autouse=True)
+def folders(tmp_path_factory):
+    """Runs and data of all tests lie in temporary folders; the drawn pictures are cached for all of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STUDY_RUNS", str(tmp_path_factory.mktemp("runs")))
+        patch.setenv("STUDY_DATA", str(tmp_path_factory.mktemp("data")))
+        yield
+
+
+@pytest.fixture(scope="session")
+def session(folders):
+    return utils.start("tests", preset="smoke")
+
+
+@pytest.fixture(scope="session")
+def shapes(session):
+    return utils.load_data("shapes10", session)
+
+
+class Blobs:
+    """Four classes of 8x8 pictures that a small network learns in seconds: one bright quarter each, and noise."""
+
+    def split(self, count, seed, name):
+        generator = torch.Generator().manual_seed(seed)
+        labels = torch.arange(count) % 4
+        images = torch.randint(0, 120, (count, 3, 8, 8), generator=generator, dtype=torch.uint8)
+        for index, label in enumerate(labels.tolist()):
+            top, left = 4 * (label // 2), 4 * (label % 2)
+            images[index, :, top : top + 4, left : left + 4] += 90
+        return Split(images, labels, list("abcd"), f"blobs {name}")
+
+
+@pytest.fixture(scope="session")
+def blobs():
+    make = Blobs().split
+    parts = make(256, 0, "train"), make(64, 1, "validation"), make(128, 2, "test")
+    return Data("blobs", *parts, list("abcd"), {"name": "blobs"})
+
+
+def small_network(seed=0, classes=4, size=8):
+    """A network with everything that has state: BatchNorm, Dropout, submodules in either mode."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1),
+            nn.BatchNorm2d(8),
+            nn.ReLU(),
+            nn.Dropout(0.2),
+            nn.AvgPool2d(2),
+            nn.Flatten(),
+            nn.Linear(8 * (size // 2) ** 2, classes),
+        )
+
+
+@pytest.fixture
+def network():
+    return small_network()

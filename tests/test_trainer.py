@@ -1,0 +1,299 @@
+"""train(): repeatable, resumable, and never the wrong run."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+import torch
+from conftest import small_network
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
+
+import trainer
+import utils
+from attacks import PGD
+from curves import SCALARS
+from defences import Adversarial, Standard
+from runs import RunRefused, fingerprint
+from trainer import Recipe, TrainingDiverged, train
+
+RECIPE = Recipe(
+    epochs=3, batch_size=32, learning_rate=0.2, validation_images=32, defence=Adversarial(PGD(steps=2))
+)
+
+
+def go(blobs, folder, recipe=RECIPE, network=None):
+    return train(network or small_network(), blobs, recipe, folder, progress=False)
+
+
+def weights(run):
+    return fingerprint(run.model)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(blobs, tmp_path_factory):
+    """The run that all broken ones must equal."""
+    return go(blobs, tmp_path_factory.mktemp("whole") / "run")
+
+
+def test_it_learns(blobs, tmp_path):
+    recipe = replace(RECIPE, epochs=8, augment=False)  # a flip would change the class of these pictures
+    run = go(blobs, tmp_path / "run", replace(recipe, defence=Standard()))
+    assert run.history["accuracy/clean"].iloc[-1] > 0.9
+    assert not run.model.training
+    robust = go(blobs, tmp_path / "robust", recipe)
+    assert robust.history["accuracy/robust"].iloc[-1] > run.history["accuracy/robust"].iloc[-1]
+
+
+def test_the_model_passed_stays_as_it_was(blobs, tmp_path):
+    network = small_network()
+    before = fingerprint(network)
+    run = go(blobs, tmp_path / "run", network=network)
+    assert fingerprint(network) == before != weights(run)
+
+
+def test_one_seed_gives_one_result(blobs, tmp_path, uninterrupted):
+    torch.manual_seed(99)  # whatever happened before
+    assert weights(go(blobs, tmp_path / "again")) == weights(uninterrupted)
+    assert weights(go(blobs, tmp_path / "other", replace(RECIPE, seed=1))) != weights(uninterrupted)
+
+
+def test_training_leaves_the_global_random_numbers_alone(blobs, tmp_path):
+    before = torch.get_rng_state()
+    go(blobs, tmp_path / "run")
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_finished_run_is_loaded(blobs, tmp_path, monkeypatch):
+    first = go(blobs, tmp_path / "run")
+    monkeypatch.setattr(trainer, "_train_step", lambda *_: pytest.fail("trained again"))
+    again = go(blobs, tmp_path / "run")
+    assert weights(again) == weights(first)
+    pd.testing.assert_frame_equal(again.history, first.history)
+
+
+@pytest.mark.parametrize("step", [1, 8, 9, 15, 23])
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_goes_on_to_the_same_weights(blobs, tmp_path, uninterrupted, monkeypatch, step, how):
+    real = trainer._train_step
+
+    def stop_at(state, *rest):
+        if state.step == step:
+            os.kill(os.getpid(), how)
+        return real(state, *rest)
+
+    monkeypatch.setattr(trainer, "_train_step", stop_at)
+    with pytest.raises(KeyboardInterrupt if how == signal.SIGINT else SystemExit) as caught:
+        go(blobs, tmp_path / "run")
+    if how == signal.SIGINT and step < 23:
+        assert "saved. Run the same cell again to go on" in str(caught.value)
+    if how == signal.SIGTERM:
+        assert caught.value.code == 75
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    monkeypatch.setattr(trainer, "_train_step", real)
+    resumed = go(blobs, tmp_path / "run")
+    assert weights(resumed) == weights(uninterrupted)
+    same = [column for column in SCALARS if column != "time/epoch_s"]
+    pd.testing.assert_frame_equal(resumed.history[same], uninterrupted.history[same])
+
+
+def test_with_dropout_and_averaging_too(blobs, tmp_path, monkeypatch):
+    recipe = replace(RECIPE, ema=0.9, label_smoothing=0.1, clip_gradient=1.0)
+    whole = go(blobs, tmp_path / "whole", recipe)
+    real = trainer._train_step
+    monkeypatch.setattr(trainer, "_train_step", lambda s, *r: os.kill(os.getpid(), signal.SIGINT) or real(s, *r))
+    for _ in range(24):  # stopped after every single step
+        with pytest.raises(KeyboardInterrupt):
+            go(blobs, tmp_path / "run", recipe)
+    monkeypatch.setattr(trainer, "_train_step", real)
+    assert weights(go(blobs, tmp_path / "run", recipe)) == weights(whole)
+
+
+KILLED = """
+import sys, torch
+sys.path[:0] = {path!r}
+from conftest import Blobs
+import test_trainer
+from utils import Data
+make = Blobs().split
+parts = make(256, 0, "train"), make(64, 1, "validation"), make(128, 2, "test")
+blobs = Data("blobs", *parts, list("abcd"), {{"name": "blobs"}})
+print("ready", flush=True)
+print(test_trainer.weights(test_trainer.go(blobs, {folder!r})), flush=True)
+"""
+
+
+def test_killed_at_random_moments_it_ends_in_the_same_weights(tmp_path, uninterrupted):
+    """SIGKILL, ten times, at moments spread over the run: a checkpoint is whole or the one before."""
+    script = tmp_path / "killed.py"
+    here = os.path.dirname(__file__)
+    script.write_text(KILLED.format(path=[here, os.path.dirname(here)], folder=str(tmp_path / "run")))
+    moments = random.Random(0)
+    for _ in range(10):
+        process = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True)
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(moments.uniform(0.0, 1.2))
+        process.kill()
+        process.wait()
+    last = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
+    assert last.stdout.split()[-1] == weights(uninterrupted)
+
+
+def test_another_run_is_refused_and_nothing_is_lost(blobs, tmp_path):
+    first = go(blobs, tmp_path / "run")
+    files = {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    other = replace(RECIPE, learning_rate=0.3, defence=Adversarial(PGD(steps=5)))
+    with pytest.raises(RunRefused) as caught:
+        go(blobs, tmp_path / "run", other)
+    message = str(caught.value)
+    assert "recipe.learning_rate: 0.2 in the folder, 0.3 asked" in message
+    assert "recipe.defence.attack.steps: 2 in the folder, 5 asked" in message
+    assert "epochs" not in message
+    with pytest.raises(RunRefused, match="initial_weights"):
+        go(blobs, tmp_path / "run", network=small_network(1))
+    with pytest.raises(RunRefused, match=r"data\.name"):
+        go(replace(blobs, provenance={"name": "others"}), tmp_path / "run")
+    assert files == {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    assert weights(go(blobs, tmp_path / "run")) == weights(first)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(blobs, tmp_path):
+    class Exploding(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = small_network()
+            self.calls = 0
+
+        def forward(self, images):
+            self.calls += self.training
+            return self.inner(images) * (float("nan") if self.calls > 12 else 1)
+
+    recipe = replace(RECIPE, defence=Standard())
+    with pytest.raises(TrainingDiverged, match=r"loss is nan at step 12 of 24 \(epoch 2, learning rate 0.1"):
+        go(blobs, tmp_path / "run", recipe, Exploding())
+    kept = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
+    assert kept["step"] == 8
+    assert all(torch.isfinite(value).all() for value in kept["model"].values())
+
+
+def test_the_folder_holds_what_is_promised(blobs, tmp_path):
+    run = go(blobs, tmp_path / "run")
+    names = {path.name.split(".")[0] for path in run.folder.iterdir()}
+    assert names == {"recipe", "environment", "history", "events", "weights"}
+    recipe = json.loads((run.folder / "recipe.json").read_text())
+    assert recipe["recipe"]["defence"]["attack"] == {
+        "kind": "PGD",
+        "eps": 8 / 255,
+        "step_size": 2 / 255,
+        "steps": 2,
+        "restarts": 1,
+        "random_start": True,
+        "norm": "Linf",
+    }
+    environment = json.loads((run.folder / "environment.json").read_text())
+    assert environment["torch"] == torch.__version__
+    assert list(run.history["epoch"]) == [1, 2, 3]
+    assert run.history["lr"].iloc[-1] < 0.02
+
+
+def test_tensorboard_shows_one_run_with_straight_curves(blobs, tmp_path, monkeypatch):
+    real = trainer._train_step
+
+    def stop_at(state, *rest):
+        if state.step == 12:
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(state, *rest)
+
+    monkeypatch.setattr(trainer, "_train_step", stop_at)
+    with pytest.raises(KeyboardInterrupt):
+        go(blobs, tmp_path / "run")
+    monkeypatch.setattr(trainer, "_train_step", real)
+    run = go(blobs, tmp_path / "run")
+    assert not [path for path in run.folder.rglob("*") if path.is_dir()]  # sub-folders would be phantom runs
+    events = EventAccumulator(str(run.folder), size_guidance={"scalars": 0, "images": 0}).Reload()
+    tags = events.Tags()
+    assert set(SCALARS) <= set(tags["scalars"])
+    for tag in SCALARS:
+        assert [event.step for event in events.Scalars(tag)] == [1, 2, 3]
+    assert [e.value for e in events.Scalars("accuracy/clean")] == pytest.approx(
+        list(run.history["accuracy/clean"])
+    )
+    for kind in ("clean", "adversarial", "perturbation"):
+        assert any(tag.startswith(f"examples/{kind}") for tag in tags["images"])
+    assert "recipe/text_summary" in tags["tensors"]
+    assert "_hparams_/experiment" in events.summary_metadata
+
+
+def test_frozen_weights_stay(blobs, tmp_path):
+    network = small_network()
+    network[0].requires_grad_(False)
+    run = go(blobs, tmp_path / "run", network=network)
+    assert torch.equal(run.model[0].weight, network[0].weight)
+    assert not torch.equal(run.model[6].weight, network[6].weight)
+
+
+def test_sgd_is_that_of_the_textbook(blobs, tmp_path):
+    """Two epochs against a plain loop: the same batches, the same schedule, float32."""
+    recipe = Recipe(
+        epochs=2, batch_size=64, learning_rate=0.1, augment=False, precision="float32", validation_images=8
+    )
+    network = small_network()
+    network[3].p = 0.0
+    run = go(blobs, tmp_path / "run", recipe, network)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    network.train()
+    for step in range(8):
+        order = blobs.train.shuffled(64, utils.derive_seed(0, 0, step // 4))
+        images, labels = blobs.train.batch(order[step % 4])
+        progress = step / 8
+        optimizer.param_groups[0]["lr"] = 0.1 * (progress / 0.2 if progress < 0.2 else (1 - progress) / 0.8)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(network(images), labels).backward()
+        optimizer.step()
+    for ours, plain in zip(run.model.parameters(), network.parameters(), strict=True):
+        assert torch.allclose(ours, plain, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"epochs": 0},
+        {"epochs": 1.5},
+        {"batch_size": 0},
+        {"learning_rate": 0},
+        {"learning_rate": float("nan")},
+        {"schedule": "cosine"},
+        {"ema": 1},
+        {"momentum": -0.1},
+        {"weight_decay": -1},
+        {"clip_gradient": 0},
+        {"precision": "float16"},
+        {"defence": "pgd"},
+        {"validation_attack": None},
+        {"seed": -1},
+    ],
+    ids=str,
+)
+def test_a_bad_recipe_names_the_value(wrong):
+    name = next(iter(wrong))
+    with pytest.raises(ValueError, match=f"Recipe: {name}="):
+        Recipe(**({"epochs": 1} | wrong))
+
+
+def test_a_batch_larger_than_the_data_is_refused_before_anything_is_written(blobs, tmp_path):
+    with pytest.raises(ValueError, match="only 256 training pictures"):
+        go(blobs, tmp_path / "run", replace(RECIPE, batch_size=1000))
+    assert not (tmp_path / "run").exists()
+
+
+def test_schedules():
+    recipe = Recipe(epochs=1, learning_rate=0.4, warm_up=0.2)
+    assert [recipe.learning_rate_at(p) for p in (0, 0.1, 0.2, 0.6, 1)] == pytest.approx([0, 0.2, 0.4, 0.2, 0])
+    assert replace(recipe, schedule="constant").learning_rate_at(0.9) == 0.4
