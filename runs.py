@@ -9,6 +9,7 @@ weights.safetensors   the result
 scores.json, .csv     what test() found, if it was saved here
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -133,6 +134,7 @@ def _processor():
     return names[0] if names else platform.machine()
 
 
+@functools.cache  # what is imported now is what runs, whatever is committed later
 def _commit():
     """The commit of the code, with a + where files differ from it; None outside a git checkout."""
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+", "--abbrev=10", "--exclude=*"]

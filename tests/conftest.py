@@ -33,10 +33,10 @@ class Blobs:
     def split(self, count, seed, name):
         generator = torch.Generator().manual_seed(seed)
         labels = torch.arange(count) % 4
-        images = torch.randint(0, 120, (count, 3, 8, 8), generator=generator, dtype=torch.uint8)
+        images = torch.randint(0, 225, (count, 3, 8, 8), generator=generator, dtype=torch.uint8)
         for index, label in enumerate(labels.tolist()):
             top, left = 4 * (label // 2), 4 * (label % 2)
-            images[index, :, top : top + 4, left : left + 4] += 90
+            images[index, :, top : top + 4, left : left + 4] += 30
         return Split(images, labels, list("abcd"), f"blobs {name}")
 
 
