@@ -41,4 +41,5 @@ lab: setup
 	echo "JupyterLab    http://127.0.0.1:$$jupyter/lab?token=$$JUPYTER_TOKEN"; \
 	echo "TensorBoard   http://127.0.0.1:$$board"; \
 	echo "From another computer:  ssh -L $$jupyter:127.0.0.1:$$jupyter -L $$board:127.0.0.1:$$board $$(whoami)@$$(hostname)"; \
-	$(PYTHON) -m jupyterlab --no-browser --ip 127.0.0.1 --port $$jupyter --ServerApp.root_dir=notebooks --ServerApp.log_level=WARN
+	$(PYTHON) -m jupyterlab -y --no-browser --ip 127.0.0.1 --port $$jupyter --LabApp.default_url=/lab/tree/notebooks \
+		--ServerApp.log_level=WARN --LabApp.log_level=WARN --KernelManager.transport_encryption=required $$([ "$$(id -u)" = 0 ] && echo --allow-root)

@@ -6,6 +6,9 @@ invalid is struck out in tables and left out of figures.
 
 import base64
 import html
+import json
+import re
+import shutil
 from pathlib import Path
 
 import matplotlib as mpl
@@ -16,7 +19,7 @@ from jinja2 import Template
 
 from attacks import evaluating
 from files import replacing
-from runs import RunFolder, read_json
+from runs import RunFolder, read_json, write_json
 from scores import WORST, Scores
 
 COLOURS = ("#4c4c4c", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe & Ito 2008
@@ -107,8 +110,8 @@ def plot_training(runs):
         figure, axes = plt.subplots(1, 3, figsize=(10, 2.9), layout="constrained")
         panels = (("accuracy/clean", "clean accuracy, %", 100), ("accuracy/robust", "PGD accuracy, %", 100))
         for axis, (column, title, scale) in zip(axes, (*panels, ("loss/train", "training loss", 1)), strict=True):
-            for (name, run), colour in zip(runs.items(), _colours(len(runs)), strict=True):
-                axis.plot(run.history["epoch"], scale * run.history[column], color=colour, label=name)
+            for run, look in zip(runs.values(), _looks(runs), strict=True):
+                axis.plot(run.history["epoch"], scale * run.history[column], **look)
             axis.set(title=title, xlabel="epoch")
             if scale == 100:
                 axis.set_ylim(0, 100)
@@ -124,12 +127,12 @@ def plot_scores(scores):
     width = 0.8 / len(scores)
     with mpl.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(7.5, 3.2), layout="constrained")
-        for index, ((name, score), colour) in enumerate(zip(scores.items(), _colours(len(scores)), strict=True)):
+        for index, (score, look) in enumerate(zip(scores.values(), _looks(scores), strict=True)):
             rows = score.table()
             rows = rows[(rows.verdict != "invalid") & rows.index.isin(labels)]
             places = [labels.index(label) + (index - (len(scores) - 1) / 2) * width for label in rows.index]
             reach = [rows.accuracy - rows.low, rows.high - rows.accuracy]
-            axis.bar(places, rows.accuracy, width * 0.92, color=colour, label=name)
+            axis.bar(places, rows.accuracy, width * 0.92, **look)
             axis.errorbar(
                 places, rows.accuracy, yerr=reach, fmt="none", ecolor="black", elinewidth=0.8, capsize=1.5
             )
@@ -192,8 +195,13 @@ def _picture_row(axes, images, captions, name, right=None):
     axes[0].set_ylabel(name)
 
 
-def _colours(count):
-    return [COLOURS[index % len(COLOURS)] for index in range(count)]
+def _looks(named):
+    """Colour and legend entry of each: seeds of one model share a colour and one entry."""
+    families = [re.sub(r"(, |-)seed ?\d+$", "", name) for name in named]
+    known = list(dict.fromkeys(families))
+    for index, family in enumerate(families):
+        first = families.index(family) == index
+        yield {"color": COLOURS[known.index(family) % len(COLOURS)], "label": family if first else None}
 
 
 def _split_name(tables):
@@ -281,6 +289,22 @@ def write_page(study):
     with replacing(study / "report.html") as partial:
         partial.write_text(page, encoding="utf-8")
     return study / "report.html"
+
+
+def keep(study, target):
+    """Copy what a reader wants of a study to `target`: scores, figures (PNG) and provenance, but no weights."""
+    study, target = Path(study), Path(target)
+    write_page(study)
+    environments = {}
+    for path in sorted(study.glob("*/*/environment.json")):
+        values = read_json(path)
+        environments.setdefault(json.dumps({k: v for k, v in values.items() if k != "started"}), []).append(values)
+    same = [group[0] | {"runs": len(group)} for group in environments.values()]
+    command = (study / "command.txt").read_text().splitlines()
+    write_json(target / "provenance.json", {"commands": command, "environments": same})
+    for path in (study / "scores.csv", *sorted(study.glob("*/figures/*.png"))):
+        with replacing(target / path.relative_to(study)) as partial:
+            shutil.copyfile(path, partial)
 
 
 def _experiment(study, folder, scores):

@@ -103,7 +103,9 @@ class Scores:
         from audit import Finding
 
         values = read_json(f"{folder}/scores.json")
-        values["findings"] = [Finding(**finding) for finding in values["findings"]]
+        values["findings"] = [
+            Finding(**finding | {"rows": tuple(finding["rows"])}) for finding in values["findings"]
+        ]
         values["outcomes"] = {
             label: torch.tensor([bit == "1" for bit in bits]) for label, bits in values["outcomes"].items()
         }

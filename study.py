@@ -9,6 +9,7 @@ Executed notebooks, report.html and scores.csv land in runs/<preset>-<data>/. En
 
 import argparse
 import json
+import shlex
 import sys
 import time
 import warnings
@@ -25,6 +26,11 @@ def main(arguments=None):
     study = session.runs.parent
     parameters = {"preset": session.preset, "data": session.family, "seed": session.seed}
     parameters |= dict(_parameter(text) for text in options.parameter)
+    study.mkdir(parents=True, exist_ok=True)
+    with (study / "command.txt").open("a") as commands:
+        commands.write(
+            shlex.join(["python", "study.py", *(sys.argv[1:] if arguments is None else arguments)]) + "\n"
+        )
     begun = time.monotonic()
     failures = []
     for index, notebook in enumerate(notebooks):
@@ -50,6 +56,7 @@ def _parse(arguments):
     parser.add_argument("--data", default="auto", help="cifar, shapes or auto (default: auto)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("-p", "--parameter", action="append", default=[], metavar="NAME=VALUE")
+    parser.add_argument("--keep", metavar="FOLDER", help="copy scores, figures and provenance there")
     return parser.parse_args(arguments)
 
 
@@ -111,11 +118,13 @@ def _to_html(executed):
     executed.with_suffix(".html").write_text(page, encoding="utf-8")
 
 
-def _report(study):
+def _report(study, keep):
     import report
 
     try:
         print(f"\nreport: {report.write_page(study)}")
+        if keep:
+            report.keep(study, keep)
     except FileNotFoundError as error:
         print(f"no report: {error}", file=sys.stderr)
         return

@@ -353,7 +353,7 @@ def _precision(recipe, device):
     native = (
         torch.cuda.get_device_capability(device) >= (8, 0)
         if device.type == "cuda"
-        else device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+        else device.type == "cpu" and getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
     )
     if recipe.precision == "bfloat16" or (recipe.precision == "auto" and native):
         return lambda: torch.autocast(device.type, torch.bfloat16)

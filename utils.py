@@ -74,7 +74,7 @@ def start(experiment, preset="auto", seed=0, data="auto", device="auto"):
         warnings.warn(
             f"this machine has an NVIDIA GPU, but torch {torch.__version__} cannot use it: the driver is older "
             f"than CUDA {torch.version.cuda} needs, or torch was built without CUDA. Update the driver, or "
-            "install a torch for it: UV_TORCH_BACKEND=auto make setup",
+            "install a torch for it: rm -rf .venv && UV_TORCH_BACKEND=auto make setup",
             RuntimeWarning,
             stacklevel=2,
         )

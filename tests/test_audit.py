@@ -1,0 +1,143 @@
+"""Each check finds its planted flaw, with the right severity, and says nothing of sound models."""
+
+import math
+from dataclasses import dataclass
+
+import pytest
+import torch
+from conftest import small_network
+from torch import nn
+
+import audit
+import evaluation
+from attacks import FGSM, PGD, Attack
+from defences import Adversarial, Standard
+from trainer import Recipe, train
+
+RECIPE = Recipe(epochs=10, batch_size=32, learning_rate=0.2, augment=False, validation_images=8)
+
+
+@pytest.fixture(scope="module")
+def sound(blobs, tmp_path_factory):
+    """A standard and an adversarially trained network."""
+    defences = {"standard": Standard(), "pgd": Adversarial(PGD(steps=2, step_size=5 / 255), ramp=0.5)}
+    folder = tmp_path_factory.mktemp("runs")
+    models = {}
+    for name, defence in defences.items():
+        recipe = Recipe(**{**vars(RECIPE), "defence": defence})
+        models[name] = train(small_network(), blobs, recipe, folder / name, progress=False).model
+    return models
+
+
+class Around(nn.Module):
+    """A sound network with something wrong around it."""
+
+    def __init__(self, inner, forward):
+        super().__init__()
+        self.inner = inner
+        self.around = forward
+
+    def forward(self, images):
+        return self.around(self.inner, images)
+
+
+def constant(inner, images):
+    return inner(images) * 0 + torch.tensor([1.0, 0, 0, 0])
+
+
+def mostly_one(inner, images):
+    logits = inner(images)
+    return logits + torch.tensor([1.0, 0, 0, 0]) * (images.flatten(1).sum(1, keepdim=True) * 1000 % 10 < 7) * 1000
+
+
+def batch_dependent(inner, images):
+    logits = inner(images)
+    return logits - 5 * (logits - logits.mean(0))
+
+
+PLANTED = {
+    "NaN logits": (lambda inner, x: inner(x) * math.nan, "finite logits", "invalid"),
+    "says one class": (constant, "better than chance", "invalid"),
+    "says one class for most": (mostly_one, "constant predictor", "invalid"),
+    "quantised input": (lambda inner, x: inner((x * 20).round() / 20), "masked gradient", "invalid"),
+    "detached": (lambda inner, x: inner(x.detach()), "masked gradient", "invalid"),
+    "batch statistics": (batch_dependent, "batch independence", "invalid"),
+    "noise": (lambda inner, x: inner(x + 0.05 * torch.randn_like(x)), "randomness", "suspect"),
+    "softmax": (lambda inner, x: inner(x).softmax(1), "logits", "suspect"),
+}
+
+
+@pytest.mark.parametrize("flaw", PLANTED)
+def test_flawed_models_are_found(flaw, sound, blobs):
+    around, check, severity = PLANTED[flaw]
+    scores = evaluation.test(Around(sound["pgd"], around), blobs.test, [FGSM()], progress=False)
+    found = {finding.check: finding for finding in scores.findings}
+    assert check in found
+    assert found[check].severity == severity
+    assert (scores.table().verdict != "").all()
+
+
+@pytest.mark.parametrize("name", ["standard", "pgd"])
+def test_sound_models_are_not_accused(name, sound, blobs):
+    scores = evaluation.test(sound[name], blobs.test, [FGSM(), PGD()], progress=False)
+    assert scores.findings == []
+    assert scores.verdict() == ""
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Leaving(Attack):
+    """A broken attack: it goes further than it says."""
+
+    def craft(self, model, images, labels, generator, targeted=False):
+        return images + 2 * self.eps
+
+
+def test_an_attack_that_leaves_its_ball_is_found(sound, blobs):
+    scores = evaluation.test(sound["pgd"], blobs.test, [Leaving(), FGSM()], progress=False)
+    (finding,) = scores.findings
+    assert (finding.check, finding.severity, finding.rows) == ("inside the ball", "invalid", ("Leaving",))
+    assert scores.verdict("Leaving") == "invalid"
+    assert scores.verdict("FGSM") == ""
+    assert scores.verdict("worst case") == "invalid"
+
+
+@pytest.mark.parametrize(
+    ("attack", "message"),
+    [
+        (PGD(step_size=2 / 225), "2.267/255 is no quarter of 1/255; 2/225"),
+        (PGD(steps=3, step_size=2 / 255), "3 steps of 2/255 cannot cross ε = 8/255"),
+    ],
+    ids=str,
+)
+def test_odd_step_sizes_are_suspect(attack, message):
+    finding = audit.step_sizes("PGD", attack)
+    assert finding.severity == "suspect"
+    assert message in finding.message
+
+
+def test_usual_step_sizes_are_not():
+    for attack in (PGD(), PGD(step_size=0.5 / 255, steps=40), PGD(step_size=4 / 255, steps=3), FGSM()):
+        assert audit.step_sizes("x", attack) is None
+
+
+def outcomes(**accuracies):
+    return {name: torch.arange(1000) < 10 * accuracy for name, accuracy in accuracies.items()}
+
+
+@pytest.mark.parametrize(
+    ("fgsm", "pgd", "check", "severity"),
+    [
+        (80, 1, "catastrophic overfitting", "invalid"),
+        (40, 9, "catastrophic overfitting", "invalid"),
+        (58, 40, None, None),
+        (40, 40.9, None, None),
+        (40, 42, "attack order", "suspect"),
+    ],
+)
+def test_order_of_fgsm_and_pgd(fgsm, pgd, check, severity):
+    found = list(audit.attack_order(outcomes(FGSM=fgsm, PGD=pgd), {"FGSM": FGSM(), "PGD": PGD()}))
+    assert [(finding.check, finding.severity) for finding in found] == ([(check, severity)] if check else [])
+
+
+def test_different_eps_are_not_compared():
+    assert not list(audit.attack_order(outcomes(FGSM=80, PGD=1), {"FGSM": FGSM(eps=1 / 255), "PGD": PGD()}))

@@ -1,0 +1,109 @@
+"""test(): per-example outcomes on the model that is scored, and carried attacks kept apart."""
+
+import pytest
+import torch
+from conftest import small_network
+
+import evaluation
+from attacks import FGSM, PGD, Torchattacks
+from defences import Standard
+from evaluation import accuracy_against_eps, transfer_attack
+from scores import CLEAN
+from trainer import Recipe, train
+
+
+@pytest.fixture(scope="module")
+def model(blobs, tmp_path_factory):
+    recipe = Recipe(
+        epochs=6, batch_size=32, learning_rate=0.2, augment=False, validation_images=8, defence=Standard()
+    )
+    return train(small_network(), blobs, recipe, tmp_path_factory.mktemp("run") / "run", progress=False).model
+
+
+def score(model, split, attacks, **options):
+    return evaluation.test(model, split, attacks, progress=False, **options)
+
+
+def test_outcomes_are_those_of_a_plain_loop(model, blobs):
+    scores = score(model, blobs.test, [FGSM()])
+    images, labels = blobs.test.batch(torch.arange(len(blobs.test)))
+    right = model(images).argmax(1) == labels
+    stood = right & (model(FGSM()(model, images, labels)).argmax(1) == labels)
+    assert torch.equal(scores.outcomes[CLEAN], right)
+    assert torch.equal(scores.outcomes["FGSM"], stood)
+    assert scores.clean_accuracy == pytest.approx(float(right.double().mean()))
+    assert scores.robust_accuracy("FGSM") == pytest.approx(float(stood.double().mean()))
+
+
+def test_worst_case_is_over_examples_not_over_averages(model, blobs):
+    scores = score(model, blobs.test, [FGSM(), PGD(steps=3, step_size=4 / 255)])
+    both = scores.outcomes["FGSM"] & scores.outcomes["PGD-3"]
+    assert scores.robust_accuracy() == pytest.approx(float(both.double().mean()))
+    assert scores.robust_accuracy() <= min(scores.robust_accuracy("FGSM"), scores.robust_accuracy("PGD-3"))
+    assert scores.robust_accuracy() <= scores.clean_accuracy
+
+
+def test_the_examples_are_crafted_on_the_model_that_is_scored(model, blobs):
+    """An attack object that was used on one network before does not remember it."""
+    attack, other = PGD(steps=5), small_network(5).eval()
+    score(other, blobs.test, [attack])
+    assert torch.equal(
+        score(model, blobs.test, [attack]).outcomes["PGD-5"],
+        score(model, blobs.test, [PGD(steps=5)]).outcomes["PGD-5"],
+    )
+
+
+def test_same_seed_same_outcomes_and_model_untouched(model, blobs):
+    model.train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    runs = [score(model, blobs.test, [PGD(steps=2)], seed=seed).outcomes["PGD-2"] for seed in (0, 0)]
+    assert torch.equal(*runs)
+    assert all(module.training for module in model.modules())
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    model.eval()
+
+
+def test_carried_attacks_are_labelled_and_weaker(model, blobs):
+    source = small_network(3)
+    carried = transfer_attack(source, model, blobs.test, PGD(), source_name="an untrained network", progress=False)
+    assert carried.carried == "an untrained network"
+    assert "carried from an untrained network" in str(carried)
+    assert carried.robust_accuracy("PGD-10") > score(model, blobs.test, [PGD()]).robust_accuracy("PGD-10")
+    itself = transfer_attack(model, model, blobs.test, PGD(), progress=False)
+    assert torch.equal(itself.outcomes["PGD-10"], score(model, blobs.test, [PGD()]).outcomes["PGD-10"])
+
+
+def test_bridged_attacks_go_through_the_same_door(model, blobs):
+    scores = score(model, blobs.test.first(32), [Torchattacks("FGSM"), FGSM()])
+    assert torch.equal(*[scores.outcomes[label] for label in scores.attacks])
+
+
+def test_curve_along_eps_falls_and_begins_at_clean(model, blobs):
+    table = accuracy_against_eps(model, blobs.test, PGD(), [8 / 255, 2 / 255, 64 / 255], progress=False)
+    assert list(table.columns) == ["eps", "accuracy", "low", "high", "n"]
+    assert list(table.eps) == [0, 2 / 255, 8 / 255, 64 / 255]
+    assert table.accuracy[0] == score(model, blobs.test, []).clean_accuracy
+    assert table.accuracy.is_monotonic_decreasing
+    assert table.accuracy.iloc[-1] < 0.05
+    assert (table.low <= table.accuracy).all()
+    assert (table.accuracy <= table.high).all()
+
+
+def test_a_model_that_is_always_wrong_can_be_tested(blobs):
+    class Wrong(torch.nn.Module):
+        def forward(self, images):
+            return images.new_zeros(len(images), 4) + images.mean() * 0
+
+    scores = score(Wrong(), blobs.test.first(1), [PGD(steps=1, step_size=8 / 255)])
+    wrong = score(Wrong(), blobs.test, [PGD(steps=1, step_size=8 / 255)])
+    assert scores.n == 1
+    assert wrong.verdict() == "invalid"
+
+
+def test_bad_lists_of_attacks(model, blobs):
+    with pytest.raises(TypeError, match="'pgd' is no attack"):
+        score(model, blobs.test, ["pgd"])
+    with pytest.raises(ValueError, match="listed twice"):
+        score(model, blobs.test, [PGD(), PGD()])
+    scores = score(model, blobs.test, [PGD(), PGD(eps=4 / 255)])
+    assert set(scores.attacks) == {repr(PGD()), repr(PGD(eps=4 / 255))}

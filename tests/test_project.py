@@ -1,0 +1,77 @@
+"""The project's own rules: which way imports point, what is locked, what must not appear."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+# A module may import what stands before it, never what stands after.
+LAYERS = [
+    {"files", "shapes", "models", "attacks"},
+    {"data_files"},
+    {"utils"},
+    {"runs"},
+    {"audit", "defences", "curves"},
+    {"scores"},
+    {"evaluation"},
+    {"trainer"},
+    {"finetune_framework"},
+    {"report"},
+    {"study"},
+]
+LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
+MODULES = [*ROOT.glob("*.py"), *ROOT.glob("models/*.py"), *ROOT.glob("attacks/*.py")]
+
+
+def imported(path):
+    """Our own modules that a file imports, wherever in it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names = [node.module]
+        yield from {name.split(".")[0] for name in names} & LAYER.keys()
+
+
+def owner(path):
+    return path.parent.name if path.parent != ROOT else path.stem
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_one_way(path):
+    own = owner(path)
+    assert own in LAYER, f"{own} has no place in the order of modules"
+    for other in imported(path):
+        assert other == own or LAYER[other] < LAYER[own], f"{own} imports {other}"
+
+
+def test_every_module_has_a_test():
+    tests = {path.stem for path in (ROOT / "tests").glob("test_*.py")}
+    untested = {owner(path) for path in MODULES} - {name.removeprefix("test_") for name in tests}
+    assert untested <= {"files", "runs", "curves"}  # these are tested through trainer
+
+
+def test_the_lock_holds_every_requirement():
+    locked = dict(re.findall(r"^([A-Za-z0-9_.-]+)==([^ ;\n]+)", (ROOT / "requirements.lock").read_text(), re.M))
+    for line in (ROOT / "requirements.txt").read_text().splitlines():
+        if requirement := re.match(r"([A-Za-z0-9_.-]+)(>=|==)([0-9.]+)", line):
+            name, _, least = requirement.groups()
+            assert name in locked
+            assert tuple(map(int, locked[name].split(".")[:2])) >= tuple(map(int, least.split(".")[:2])), name
+    assert "://" not in (ROOT / "requirements.lock").read_text()
+
+
+@pytest.mark.parametrize(
+    "path", [*MODULES, *ROOT.glob("tests/*.py")], ids=lambda path: str(path.relative_to(ROOT))
+)
+def test_nothing_is_unpickled_and_no_curve_makes_a_phantom_run(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            called = ast.unparse(node.func)
+            assert node.func.attr not in ("add_scalars", "add_hparams"), called
+            if called == "torch.load":
+                assert any(keyword.arg == "weights_only" for keyword in node.keywords), path
+            assert called != "pickle.loads" or path.parent.name == "tests"
