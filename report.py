@@ -149,11 +149,10 @@ def plot_eps(tables, title, trained=8 / 255):
     """Robust accuracy against ε; `tables` maps names to the tables of `accuracy_against_eps`."""
     with mpl.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(5, 3.2), layout="constrained")
-        for (name, rows), colour in zip(tables.items(), _colours(len(tables)), strict=True):
-            axis.plot(255 * rows.eps, 100 * rows.accuracy, marker="o", markersize=3, color=colour, label=name)
-            axis.fill_between(
-                255 * rows.eps, 100 * rows.low, 100 * rows.high, color=colour, alpha=0.15, linewidth=0
-            )
+        for rows, look in zip(tables.values(), _looks(tables), strict=True):
+            axis.plot(255 * rows.eps, 100 * rows.accuracy, marker="o", markersize=3, **look)
+            low, high = 100 * rows.low, 100 * rows.high
+            axis.fill_between(255 * rows.eps, low, high, color=look["color"], alpha=0.15, linewidth=0)
         axis.axvline(255 * trained, color="grey", linewidth=0.8, linestyle=":")
         axis.set(xlabel="ε, in 255ths of the pixel range", ylabel="accuracy, %", ylim=(0, 100))
         axis.set_title(f"{title}, {_demo(_split_name(tables))}", fontsize=9)
