@@ -222,7 +222,7 @@ def _one_epoch(state, data, run, stop, bar):
     begun = shown = time.perf_counter()
     before = state.seconds
     index = state.step - state.epoch * steps
-    checked = index
+    checked = 0
     while index < steps:
         seed = derive_seed(recipe.seed, 1, state.step)
         _seed_global(seed, state.device)
@@ -282,6 +282,8 @@ def _close_epoch(state, data, run, curves, bar):
     """Validate, write the curves, then the checkpoint: after a break in between, the epoch is done again."""
     recipe, epoch = state.recipe, state.epoch
     loss, clean, robust = _validate(state, data.val)
+    if not math.isfinite(loss):  # the last update can break the weights after the last loss was fine
+        _diverged(state, run, f"the validation loss is {loss}", state.step)
     row = {
         "epoch": epoch + 1,
         "loss/train": float(state.losses.mean()),
@@ -323,20 +325,20 @@ def _examples(state, split):
 
 
 def _check_losses(state, run, begin, end):
+    """Raise where a loss among the given steps of this epoch is not finite."""
     broken = (~torch.isfinite(state.losses[begin:end])).nonzero()
-    if len(broken) == 0:
-        return
-    step = state.epoch * state.steps + begin + int(broken[0])
+    if len(broken):
+        index = begin + int(broken[0])
+        _diverged(state, run, f"the loss is {float(state.losses[index])}", state.epoch * state.steps + index)
+
+
+def _diverged(state, run, what, step):
     rate = state.recipe.learning_rate_at(step / state.total)
-    kept = (
-        "the checkpoint of the last good epoch is kept"
-        if (run.path / "last.pt").exists()
-        else "no epoch was completed"
-    )
+    kept = "the last good checkpoint is kept" if (run.path / "last.pt").exists() else "no epoch was completed"
+    where = f"step {step} of {state.total} (epoch {state.epoch + 1}, learning rate {rate:.4g})"
     raise TrainingDiverged(
-        f"{run.path.name}: the loss is {float(state.losses[begin + int(broken[0])])} at step {step} of "
-        f"{state.total} (epoch {state.epoch + 1}, learning rate {rate:.4g}); {kept} in {run.path}. "
-        "A lower learning_rate or clip_gradient=1 helps; both make another run, in a folder of its own"
+        f"{run.path.name}: {what} at {where}; {kept} in {run.path}. A lower learning_rate or clip_gradient=1 "
+        "helps; both make another run, in a folder of its own"
     )
 
 

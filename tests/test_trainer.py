@@ -194,6 +194,22 @@ def test_a_loss_that_is_not_finite_stops_the_run(blobs, tmp_path):
     assert all(torch.isfinite(value).all() for value in kept["model"].values())
 
 
+def test_weights_broken_by_the_last_update_are_not_saved(blobs, tmp_path, monkeypatch):
+    real = trainer._train_step
+
+    def break_at_end(state, *rest):
+        result = real(state, *rest)
+        if state.step == 15:
+            with torch.no_grad():
+                state.model[6].bias.fill_(float("nan"))
+        return result
+
+    monkeypatch.setattr(trainer, "_train_step", break_at_end)
+    with pytest.raises(TrainingDiverged, match="the validation loss is nan at step 16"):
+        go(blobs, tmp_path / "run")
+    assert torch.load(tmp_path / "run" / "last.pt", weights_only=True)["step"] == 8
+
+
 def test_the_folder_holds_what_is_promised(blobs, tmp_path):
     run = go(blobs, tmp_path / "run")
     names = {path.name.split(".")[0] for path in run.folder.iterdir()}
