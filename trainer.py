@@ -26,6 +26,7 @@ from attacks import PGD, Attack, evaluating
 from curves import Curves
 from defences import Standard
 from evaluation import attacked, predict, test, transfer_attack
+from models import rate_of
 from runs import RunFolder, fingerprint, load_weights
 from utils import as_dict, derive_seed
 
@@ -164,7 +165,7 @@ class _State:
         self.total = steps * recipe.epochs
         self.average = copy.deepcopy(model).eval() if recipe.ema else None
         self.optimizer = torch.optim.SGD(
-            [{"params": [weight for weight in model.parameters() if weight.requires_grad], "rate": 1.0}],
+            _parameter_groups(model),
             lr=recipe.learning_rate,
             momentum=recipe.momentum,
             weight_decay=recipe.weight_decay,
@@ -211,6 +212,18 @@ class _State:
         for name in ("step", "history", "seconds", "losses", "hits"):
             setattr(self, name, saved[name])
         log.info("%s goes on from step %d of %d (epoch %d)", run.path.name, self.step, self.total, self.epoch + 1)
+
+
+def _parameter_groups(model):
+    """The weights that train, by their multiple of the learning rate. Raises ValueError where none does."""
+    groups = {}
+    for name, weight in model.named_parameters():
+        if weight.requires_grad:
+            rate = rate_of(name.removeprefix("network."), getattr(model, "rates", {}))
+            groups.setdefault(rate, []).append(weight)
+    if not groups:
+        raise ValueError("nothing trains: every weight of this model is frozen")
+    return [{"params": weights, "rate": rate} for rate, weights in groups.items()]
 
 
 def _one_epoch(state, data, run, stop, bar):

@@ -1,13 +1,18 @@
-"""Networks: pixels in [0, 1] go in, logits come out; normalising is a layer of the model.
+"""Networks: pixels in [0, 1] go in, logits come out; normalising and resizing are layers of the model.
 
-Because the model normalises, an attack's ε always means pixels of the data set.
+Because the model normalises and resizes, an attack's ε always means pixels of the data set.
 """
 
 import torch
 from torch import nn
+from torch.nn.functional import interpolate
 
-from models.resnet import resnet18
+from models import backbones
+from models.backbones import WeightsError
+from models.resnet import preact_resnet18, resnet18, resnet34, resnet50
 from models.shallow import ShallowCNN, WideShallowCNN
+
+__all__ = ["NETWORKS", "Model", "Normalise", "WeightsError", "build", "rate_of"]
 
 # Mean and standard deviation of the CIFAR-10 training pictures, per channel, in [0, 1].
 CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
@@ -17,6 +22,9 @@ NETWORKS = {
     "shallow_cnn": ShallowCNN,
     "shallow_cnn_wide": WideShallowCNN,
     "resnet18": resnet18,
+    "resnet34": resnet34,
+    "resnet50": resnet50,
+    "preact_resnet18": preact_resnet18,
 }
 
 
@@ -33,31 +41,53 @@ class Normalise(nn.Module):
 
 
 class Model(nn.Module):
-    """A network with its normalisation in front; `spec` holds the arguments that built it."""
+    """A network with normalising and resizing in front; `spec` holds the arguments that built it."""
 
-    def __init__(self, network, normalise, spec):
+    def __init__(self, network, normalise, resize, spec):
         super().__init__()
         self.normalise = normalise
+        self.resize = resize  # pixels a side, or None
         self.network = network
         self.spec = spec
 
     def forward(self, images):
-        return self.network(self.normalise(images))
+        images = self.normalise(images)
+        if self.resize is not None and images.shape[-1] != self.resize:
+            images = interpolate(images, size=(self.resize, self.resize), mode="bilinear", align_corners=False)
+        return self.network(images)
 
 
-def build(name, num_classes, *, seed=0, mean=CIFAR10_MEAN, std=CIFAR10_STD, **options):
-    """Build a model by name: images (N, 3, 32, 32) in [0, 1] to logits (N, num_classes).
+def build(name, num_classes, *, seed=0, mean=None, std=None, resize=None, **options):
+    """Build a model by name: images (N, 3, H, W) in [0, 1] to logits (N, num_classes).
 
-    The initial weights depend on `seed` alone, not on what was built before. `options` go to the
-    network: `width` for the ResNets. Raises ValueError for an unknown name or a useless number.
+    name: one of NETWORKS, or "imagenet/resnet18" and so on for torchvision's classifiers, which come with
+    their ImageNet weights unless `pretrained=False`. The initial weights depend on `seed` alone, not on what
+    was built before. `resize` is the side, in pixels, that the network sees. `mean` and `std` default to
+    those of the data that the network was made for. `options` go to the network: `width` for ResNets.
+    Raises ValueError for an unknown name or a useless number, WeightsError where weights cannot be had.
     """
-    if name not in NETWORKS:
-        raise ValueError(f"model {name!r} is not known; the models are: {', '.join(sorted(NETWORKS))}")
     if not isinstance(num_classes, int) or num_classes < 2:
         raise ValueError(f"num_classes={num_classes!r}: a whole number of at least 2 is needed")
+    if resize is not None and (not isinstance(resize, int) or resize < 8):
+        raise ValueError(f"resize={resize!r}: None or a side of at least 8 pixels is needed")
+    from_imagenet = name.startswith(backbones.PREFIX)
+    if not from_imagenet and name not in NETWORKS:
+        known = ", ".join(sorted(NETWORKS))
+        raise ValueError(f"model {name!r} is not known; the models are: {known}, and {backbones.PREFIX}<name>")
+    mean = mean or (backbones.MEAN if from_imagenet else CIFAR10_MEAN)
+    std = std or (backbones.STD if from_imagenet else CIFAR10_STD)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = NETWORKS[name](num_classes, **options)
+        if from_imagenet:
+            network = backbones.backbone(name.removeprefix(backbones.PREFIX), num_classes, **options)
+        else:
+            network = NETWORKS[name](num_classes, **options)
     spec = {"name": name, "num_classes": num_classes, "seed": seed, "mean": list(mean), "std": list(std)}
-    model = Model(network, Normalise(mean, std), spec | options)
-    return model.to(memory_format=torch.channels_last)
+    spec |= {"resize": resize} | options
+    return Model(network, Normalise(mean, std), resize, spec).to(memory_format=torch.channels_last)
+
+
+def rate_of(name, rates):
+    """The multiple of the learning rate for a layer or weight: of the longest name in `rates` above it, or 1."""
+    above = [key for key in rates if name == key or name.startswith(f"{key}.")]
+    return rates[max(above, key=len)] if above else 1.0

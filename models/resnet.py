@@ -1,23 +1,26 @@
-"""ResNets for 32x32 pictures (He et al. 2015, arXiv:1512.03385): a 3x3 stem, stride 1, no pooling after it."""
+"""ResNets for 32x32 pictures: a 3x3 stem with stride 1, no pooling after it, four stages, a linear head.
+
+He et al. 2015, arXiv:1512.03385; the pre-activation form: He et al. 2016, arXiv:1603.05027.
+"""
 
 import torch
 from torch import nn
 
 
+def _conv3(inputs, outputs, stride=1):
+    return nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
+
+
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions around a shortcut."""
 
-    def __init__(self, inputs, outputs, stride):
+    expansion = 1
+
+    def __init__(self, inputs, width, stride):
         super().__init__()
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(outputs)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(outputs)
-        self.shortcut = nn.Identity()
-        if stride != 1 or inputs != outputs:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
-            )
+        self.conv1, self.bn1 = _conv3(inputs, width, stride), nn.BatchNorm2d(width)
+        self.conv2, self.bn2 = _conv3(width, width), nn.BatchNorm2d(width)
+        self.shortcut = _shortcut(inputs, width, stride)
 
     def forward(self, x):
         out = torch.relu_(self.bn1(self.conv1(x)))
@@ -25,33 +28,97 @@ class BasicBlock(nn.Module):
         return torch.relu_(out.add_(self.shortcut(x)))
 
 
-class ResNet(nn.Module):
-    """A stem, four stages of basic blocks with `width`, 2, 4 and 8 times `width` channels, a linear head."""
+class Bottleneck(nn.Module):
+    """A 3x3 convolution between two 1x1, around a shortcut."""
 
-    def __init__(self, blocks, num_classes, width=64):
+    expansion = 4
+
+    def __init__(self, inputs, width, stride):
+        super().__init__()
+        outputs = width * self.expansion
+        self.conv1, self.bn1 = nn.Conv2d(inputs, width, 1, bias=False), nn.BatchNorm2d(width)
+        self.conv2, self.bn2 = _conv3(width, width, stride), nn.BatchNorm2d(width)
+        self.conv3, self.bn3 = nn.Conv2d(width, outputs, 1, bias=False), nn.BatchNorm2d(outputs)
+        self.shortcut = _shortcut(inputs, outputs, stride)
+
+    def forward(self, x):
+        out = torch.relu_(self.bn1(self.conv1(x)))
+        out = torch.relu_(self.bn2(self.conv2(out)))
+        out = self.bn3(self.conv3(out))
+        return torch.relu_(out.add_(self.shortcut(x)))
+
+
+class PreActBlock(nn.Module):
+    """BatchNorm and ReLU before each of two 3x3 convolutions; the shortcut stays untouched."""
+
+    expansion = 1
+
+    def __init__(self, inputs, width, stride):
+        super().__init__()
+        self.bn1, self.conv1 = nn.BatchNorm2d(inputs), _conv3(inputs, width, stride)
+        self.bn2, self.conv2 = nn.BatchNorm2d(width), _conv3(width, width)
+        self.shortcut = nn.Identity()
+        if stride != 1 or inputs != width:
+            self.shortcut = nn.Conv2d(inputs, width, 1, stride, bias=False)
+
+    def forward(self, x):
+        active = torch.relu_(self.bn1(x))
+        # An identity shortcut carries the input itself, a projection what has been activated.
+        kept = x if isinstance(self.shortcut, nn.Identity) else self.shortcut(active)
+        return self.conv2(torch.relu_(self.bn2(self.conv1(active)))).add_(kept)
+
+
+def _shortcut(inputs, outputs, stride):
+    if stride == 1 and inputs == outputs:
+        return nn.Identity()
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+
+
+class ResNet(nn.Module):
+    """Stages of `blocks` blocks with `width`, 2, 4 and 8 times `width` channels."""
+
+    def __init__(self, block, blocks, num_classes, width=64):
         super().__init__()
         if not isinstance(width, int) or width < 1:
             raise ValueError(f"width={width!r}: a whole number of at least 1 is needed (64 is the standard)")
-        self.stem = nn.Sequential(nn.Conv2d(3, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+        preactivated = block is PreActBlock
+        self.stem = nn.Sequential(_conv3(3, width))
+        if not preactivated:
+            self.stem.extend([nn.BatchNorm2d(width), nn.ReLU()])
         self.stages = nn.Sequential()
         inputs = width
         for index, count in enumerate(blocks):
-            outputs = width * 2**index
-            strides = [1 if index == 0 else 2] + [1] * (count - 1)
             stage = nn.Sequential()
-            for stride in strides:
-                stage.append(BasicBlock(inputs, outputs, stride))
-                inputs = outputs
+            for position in range(count):
+                stride = 2 if index > 0 and position == 0 else 1
+                stage.append(block(inputs, width * 2**index, stride))
+                inputs = width * 2**index * block.expansion
             self.stages.append(stage)
+        self.last = nn.Sequential(nn.BatchNorm2d(inputs), nn.ReLU()) if preactivated else nn.Identity()
         self.head = nn.Linear(inputs, num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x):
-        return self.head(self.stages(self.stem(x)).mean((2, 3)))
+        return self.head(self.last(self.stages(self.stem(x))).mean((2, 3)))
 
 
 def resnet18(num_classes, width=64):
-    """ResNet-18 with a 3x3 stem: 11.17 million parameters at width 64 and 10 classes."""
-    return ResNet((2, 2, 2, 2), num_classes, width)
+    """ResNet-18: 11.17 million parameters at width 64 and 10 classes."""
+    return ResNet(BasicBlock, (2, 2, 2, 2), num_classes, width)
+
+
+def resnet34(num_classes, width=64):
+    """ResNet-34: 21.28 million parameters at width 64 and 10 classes."""
+    return ResNet(BasicBlock, (3, 4, 6, 3), num_classes, width)
+
+
+def resnet50(num_classes, width=64):
+    """ResNet-50, of bottlenecks: 23.52 million parameters at width 64 and 10 classes."""
+    return ResNet(Bottleneck, (3, 4, 6, 3), num_classes, width)
+
+
+def preact_resnet18(num_classes, width=64):
+    """The pre-activation ResNet-18: 11.17 million parameters at width 64 and 10 classes."""
+    return ResNet(PreActBlock, (2, 2, 2, 2), num_classes, width)

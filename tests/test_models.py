@@ -64,7 +64,7 @@ def test_resnet_equals_torchvisions_after_the_stem():
 @pytest.mark.parametrize(
     ("name", "classes", "options", "message"),
     [
-        ("resnet19", 10, {}, "the models are: resnet18, shallow_cnn, shallow_cnn_wide"),
+        ("resnet19", 10, {}, "the models are: preact_resnet18, resnet18"),
         ("resnet18", 1, {}, "num_classes=1"),
         ("resnet18", "ten", {}, "num_classes='ten'"),
         ("resnet18", 10, {"width": 0}, "width=0"),

@@ -1,0 +1,300 @@
+"""A source network becomes a network for the target task: a new head, and a choice of what trains.
+
+    source = load_source("imagenet/resnet18")                    # or a run's folder, or a file of weights
+    model = adapt(source, num_classes=10, train="head")          # or "last_stage", "all", or names of layers
+    describe(model)                                              # stages, parameters, what trains, rates
+
+What does not train is frozen wholly: its weights ask for no gradient, its BatchNorm statistics and its
+dropout stay in eval mode, whoever calls `.train()`.
+"""
+
+import copy
+import functools
+from pathlib import Path
+from pickle import UnpicklingError
+
+import pandas as pd
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+import models
+from models.backbones import replace_head
+from runs import load_weights, read_json
+
+PICTURE = 32  # pixels a side, to see where the resolution falls
+
+# What others put in front of the names of a network's weights.
+WRAPPERS = ("module.", "model.", "network.", "state_dict.")
+
+
+class SourceError(RuntimeError):
+    """The source cannot be used; the message names it and what to do."""
+
+
+# ---------------------------------------------------------------------------------------------------
+# Sources
+
+
+def load_source(where, architecture=None, num_classes=None, **options):
+    """A trained model: from torchvision ("imagenet/resnet18"), a finished run's folder, or a file of weights.
+
+    A file, safetensors or a state dict saved by torch, needs `architecture` (a name for `models.build`) and
+    the `num_classes` that it was trained for; prefixes such as "module." are undone. Nothing is unpickled
+    but tensors. Raises SourceError for files that do not fit, WeightsError for failed downloads.
+    """
+    if str(where).startswith("imagenet/"):
+        return models.build(str(where), 1000, **options)
+    path = Path(where)
+    if (path / "recipe.json").exists():
+        return _from_run(path)
+    if path.is_dir():
+        raise SourceError(f"{path} is no run: it has no recipe.json")
+    if not path.exists():
+        raise SourceError(f"{path} does not exist: a run's folder, a file of weights or imagenet/<name> is needed")
+    if architecture is None or num_classes is None:
+        raise SourceError(f"{path} holds weights only: say which architecture and num_classes they belong to")
+    if architecture.startswith("imagenet/"):
+        options = {"pretrained": False} | options
+    model = models.build(architecture, num_classes, **options)
+    _fill(model.network, _read_weights(path), path, architecture)
+    return model
+
+
+def _from_run(path):
+    if not (path / "weights.safetensors").exists():
+        raise SourceError(f"{path} is not finished: run its cell again, it goes on where it was")
+    model = from_spec(read_json(path / "recipe.json")["model"])
+    try:
+        load_weights(model, path / "weights.safetensors")
+    except (SafetensorError, RuntimeError, OSError) as error:
+        raise SourceError(
+            f"{path / 'weights.safetensors'} does not fit its recipe or is damaged: {error}"
+        ) from error
+    return model
+
+
+def from_spec(spec):
+    """The model that a recipe.json describes, with fresh weights. Raises SourceError for models built by hand."""
+    if not isinstance(spec, dict):
+        raise SourceError(
+            f"the model {spec!r} was not made by models.build, so it cannot be made again from its name"
+        )
+    arguments = {key: value for key, value in spec.items() if key != "adapted"}
+    if arguments["name"].startswith("imagenet/"):
+        arguments["pretrained"] = False
+    model = models.build(**arguments)
+    for adapted in spec.get("adapted", []):
+        model = adapt(model, **adapted)
+    return model
+
+
+def _read_weights(path):
+    """A flat dict of tensors from a file; only tensors are ever unpickled."""
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise SourceError(
+            f"{path} cannot be read as weights ({reason}). It is cut off, or holds more than tensors: a pickle "
+            "with code in it is never opened. Save the state_dict alone"
+        ) from error
+    while isinstance(content, dict) and not any(isinstance(value, torch.Tensor) for value in content.values()):
+        inner = [value for value in content.values() if isinstance(value, dict)]
+        if not inner:
+            raise SourceError(f"{path} holds no tensors")
+        content = max(inner, key=len)
+    return {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}
+
+
+def _fill(network, weights, path, architecture):
+    """Load weights whose names may carry the prefixes of wrappers."""
+    wanted = network.state_dict()
+    stripped = {}
+    for name, value in weights.items():
+        while name not in wanted and name.startswith(WRAPPERS):
+            name = name.split(".", 1)[1]
+        stripped[name] = value
+    missing = [name for name in wanted if name not in stripped and not name.endswith("num_batches_tracked")]
+    shapes = [n for n, value in stripped.items() if n in wanted and wanted[n].shape != value.shape]
+    if missing:
+        what = f"misses {len(missing)} of {len(wanted)} tensors, for instance {missing[0]!r}"
+    elif shapes:
+        there, here = tuple(stripped[shapes[0]].shape), tuple(wanted[shapes[0]].shape)
+        what = f"has {shapes[0]!r} of shape {there} where {here} is needed"
+    if missing or shapes:
+        raise SourceError(
+            f"{path} does not fit {architecture}: it {what}. Another architecture, width, num_classes?"
+        )
+    network.load_state_dict({name: stripped.get(name, value) for name, value in wanted.items()})
+
+
+# ---------------------------------------------------------------------------------------------------
+# Adapting
+
+
+def adapt(source, num_classes, train="all", *, seed=0, rates=None):
+    """A copy of `source` with a fresh head for `num_classes`, of which only a part trains.
+
+    train: "head"; "last_stage", everything after the resolution last falls; "all"; or a list of names of
+    layers (`describe` shows them; "head" stands for the head). The head always trains with "head",
+    "last_stage" and "all". `rates` maps names of layers, or "head", to multiples of the recipe's learning
+    rate; the longest name that fits counts. The new head depends on `seed` alone. Raises ValueError for
+    unknown names or where nothing would train.
+    """
+    if not isinstance(num_classes, int) or num_classes < 2:
+        raise ValueError(f"num_classes={num_classes!r}: a whole number of at least 2 is needed")
+    model = copy.deepcopy(source)
+    for module in model.modules():
+        _thaw(module)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        old_classes = _logits(model).shape[1]
+        head = replace_head(model.network, old_classes, num_classes)
+    leaves = _leaves(model)
+    chosen = _chosen(model, leaves, head, train)
+    _freeze_before_and_outside(leaves, chosen)
+    model.head, model.rates = head, _checked_rates(model, head, rates or {})
+    adapted = {"num_classes": num_classes, "train": train, "seed": seed, "rates": rates}
+    if isinstance(getattr(source, "spec", None), dict):
+        model.spec = source.spec | {"adapted": [*source.spec.get("adapted", []), adapted]}
+    return model.to(memory_format=torch.channels_last)
+
+
+def _logits(model):
+    """What the model answers to one grey picture, in eval mode, leaving no trace."""
+    device = next(model.parameters()).device
+    flags = [(module, module.training) for module in model.modules()]
+    model.eval()
+    with torch.no_grad():
+        logits = model(torch.full((1, 3, PICTURE, PICTURE), 0.5, device=device))
+    for module, flag in flags:
+        module.training = flag
+    return logits
+
+
+def _leaves(model):
+    """Layers without children, in the order a picture passes them: {name: (module, side of its output)}."""
+    seen, hooks = {}, []
+    for name, module in model.network.named_modules():
+        if next(module.children(), None) is None:
+
+            def note(module, inputs, output, name=name):
+                side = output.shape[-1] if isinstance(output, torch.Tensor) and output.ndim == 4 else None
+                seen[name] = (module, side)
+
+            hooks.append(module.register_forward_hook(note))
+    _logits(model)
+    for hook in hooks:
+        hook.remove()
+    return seen
+
+
+def _chosen(model, leaves, head, train):
+    """The names of the leaves that train."""
+    if train == "all":
+        return set(leaves)
+    if train == "head":
+        return {head}
+    if train == "last_stage":
+        return set(_last_stage(leaves, head)) | {head}
+    if isinstance(train, str) or not train:
+        raise ValueError(f"train={train!r}: 'head', 'last_stage', 'all' or a list of layers' names is needed")
+    chosen = set()
+    for wanted in train:
+        layer = head if wanted == "head" else wanted
+        found = {name for name in leaves if name == layer or name.startswith(f"{layer}.")}
+        if not found:
+            known = ", ".join(dict.fromkeys(name.split(".")[0] for name in leaves))
+            raise ValueError(f"train names {wanted!r}, which is no layer; at the top there are {known} and 'head'")
+        chosen |= found
+    if not any(weight.numel() for name in chosen for weight in leaves[name][0].parameters()):
+        raise ValueError(f"train={train!r}: these layers have no weights, so nothing would train")
+    return chosen
+
+
+def _last_stage(leaves, head):
+    """The layers with weights after the resolution has fallen for the last time, from the feature maps' size."""
+    weighted = [name for name, (module, _) in leaves.items() if next(module.parameters(), None) is not None]
+    maps = [name for name in weighted if name != head and leaves[name][1] is not None]
+    if not maps:
+        return weighted
+    final = leaves[maps[-1]][1]
+    first = next(name for name in maps if leaves[name][1] == final)
+    return weighted[weighted.index(first) :]
+
+
+def _freeze_before_and_outside(leaves, chosen):
+    """Freeze what is not chosen; layers without weights, such as dropout, only before the first that trains."""
+    trains_before = False
+    for name, (module, _) in leaves.items():
+        if name in chosen:
+            trains_before = trains_before or next(module.parameters(), None) is not None
+        elif not trains_before or next(module.parameters(), None) is not None:
+            freeze(module)
+
+
+def freeze(module):
+    """Freeze a layer wholly and for good: no gradients, and eval mode whoever calls `.train()`."""
+    for inner in module.modules():
+        if not hasattr(type(inner), "thawed"):
+            inner.__class__ = _frozen_class(type(inner))
+        inner.training = False
+    module.requires_grad_(False)
+
+
+def _thaw(module):
+    if hasattr(type(module), "thawed"):
+        module.__class__ = type(module).thawed
+    for weight in module.parameters(recurse=False):
+        weight.requires_grad_(True)
+
+
+@functools.cache
+def _frozen_class(kind):
+    """The same kind of layer, deaf to `.train()`; a class and no patched instance, so copies are frozen too."""
+
+    def train(self, mode=True):
+        return nn.Module.train(self, False)
+
+    return type(kind.__name__, (kind,), {"train": train, "thawed": kind, "__module__": kind.__module__})
+
+
+def _checked_rates(model, head, rates):
+    names = {name for name, _ in model.network.named_modules()}
+    checked = {}
+    for name, rate in rates.items():
+        layer = head if name == "head" else name
+        if layer not in names:
+            raise ValueError(f"rates names {name!r}, which is no layer of this network")
+        if not 0 < rate < float("inf"):
+            raise ValueError(f"rates[{name!r}]={rate!r}: a number above 0 is needed")
+        checked[layer] = float(rate)
+    return checked
+
+
+def describe(model):
+    """A row a layer with weights: parameters, how many train, BatchNorm's mode, multiple of the learning rate."""
+    rates = getattr(model, "rates", {})
+    rows = []
+    for name, (module, side) in _leaves(model).items():
+        count = sum(weight.numel() for weight in module.parameters())
+        if count == 0:
+            continue
+        trains = any(weight.requires_grad for weight in module.parameters())
+        norm = isinstance(module, nn.modules.batchnorm._NormBase)
+        frozen = hasattr(type(module), "thawed")
+        rows.append(
+            {
+                "layer": name + (" (head)" if name == getattr(model, "head", None) else ""),
+                "side": side or "",
+                "parameters": count,
+                "trains": trains,
+                "BatchNorm": ("fixed" if frozen else "moves") if norm else "",
+                "rate": models.rate_of(name, rates) if trains else 0.0,
+            }
+        )
+    return pd.DataFrame(rows)

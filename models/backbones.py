@@ -1,0 +1,94 @@
+"""torchvision's ImageNet classifiers, and the one operation that fits any of them: exchange the head.
+
+The head is the last layer that gives the logits, found by what it does, not by its name, so that resnet18,
+alexnet, vgg11_bn, squeezenet1_0, densenet121 and whatever torchvision adds go through the same code.
+"""
+
+import os
+from contextlib import contextmanager
+from pathlib import Path
+from pickle import UnpicklingError
+
+import torch
+from torch import nn
+
+PREFIX = "imagenet/"
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as torchvision trained with
+
+
+class WeightsError(RuntimeError):
+    """Weights cannot be had; the message names the file and what to do."""
+
+
+def backbone(name, num_classes, pretrained=True):
+    """torchvision's classifier of that name (without prefix), its head exchanged for `num_classes`.
+
+    Pretrained weights are downloaded at first use, with progress and checksum, and kept by torch.hub.
+    Raises WeightsError where they cannot be fetched, ValueError for an unknown name.
+    """
+    from torchvision import models as published  # imported late: it costs 1.4 s
+
+    known = published.list_models(module=published)
+    if name not in known:
+        raise ValueError(f"torchvision has no classifier {name!r}; it has {', '.join(known)}")
+    network = published.get_model(name, weights=None) if not pretrained else _fetch(published, name)
+    replace_head(network, 1000, num_classes)
+    return network
+
+
+def _fetch(published, name):
+    weights = published.get_model_weights(name).DEFAULT
+    try:
+        with _only_tensors():
+            return published.get_model(name, weights=weights)
+    except (OSError, RuntimeError, UnpicklingError) as error:
+        place = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
+        raise WeightsError(
+            f"the ImageNet weights of {name} could not be had from {weights.url}: {error}. Check the network, "
+            f"or fetch that file elsewhere and put it at {place}; delete what is there if it is damaged"
+        ) from error
+
+
+@contextmanager
+def _only_tensors():
+    """torch.hub unpickles whatever it is given unless it is told not to."""
+    before = os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"]
+        else:
+            os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = before
+
+
+def head_name(network, num_classes):
+    """The name of the layer that gives the logits: the last linear layer or convolution with so many outputs.
+
+    Raises ValueError where there is none.
+    """
+    found = [
+        name
+        for name, module in network.named_modules()
+        if getattr(module, "out_features", getattr(module, "out_channels", None)) == num_classes
+        and isinstance(module, (nn.Linear, nn.Conv2d))
+    ]
+    if not found:
+        raise ValueError(
+            f"no layer of this network gives {num_classes} logits: is the number of its classes right?"
+        )
+    return found[-1]
+
+
+def replace_head(network, old_classes, num_classes):
+    """Exchange the head for a fresh one of the same kind, in place; returns its name."""
+    name = head_name(network, old_classes)
+    old = network.get_submodule(name)
+    if isinstance(old, nn.Linear):
+        new = nn.Linear(old.in_features, num_classes, bias=old.bias is not None)
+    else:
+        new = nn.Conv2d(old.in_channels, num_classes, old.kernel_size, old.stride, old.padding)
+    parent, _, child = name.rpartition(".")
+    setattr(network.get_submodule(parent), child, new)
+    return name

@@ -1,0 +1,302 @@
+"""Sources, heads, and what stays frozen."""
+
+import copy
+import pickle
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+import models
+from attacks import PGD
+from defences import Adversarial, Standard
+from finetune_framework import SourceError, adapt, describe, load_source
+from runs import fingerprint, save_weights
+from trainer import Recipe, train
+
+# The study's five backbones and three others.
+BACKBONES = {
+    "resnet18": 32,
+    "alexnet": 64,
+    "vgg11_bn": 32,
+    "squeezenet1_0": 32,
+    "densenet121": 32,
+    "mobilenet_v3_small": 32,
+    "shufflenet_v2_x0_5": 32,
+    "efficientnet_b0": 32,
+}
+RECIPE = Recipe(epochs=1, batch_size=16, learning_rate=0.01, validation_images=4, precision="float32")
+
+
+@pytest.fixture
+def few(shapes):
+    small = {part: getattr(shapes, part).first(32) for part in ("train", "val", "test")}
+    return replace(shapes, **small)
+
+
+def small_resnet(classes=100):
+    return models.build("resnet18", classes, width=4)
+
+
+def state(model):
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def trained(model):
+    return {name for name, weight in model.named_parameters() if weight.requires_grad}
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_every_backbone_adapts_trains_a_step_adversarially_and_keeps_its_frozen_part(name, few, tmp_path):
+    source = models.build(f"imagenet/{name}", 1000, pretrained=False, resize=BACKBONES[name])
+    before = state(source)
+    model = adapt(source, 10, train="head")
+    assert all(torch.equal(before[key], value) for key, value in source.state_dict().items())
+    head = {f"network.{model.head}.{kind}" for kind in ("weight", "bias")}
+    assert trained(model) == head
+    start = state(model)
+    run = train(
+        model, few, replace(RECIPE, defence=Adversarial(PGD(steps=1, step_size=8 / 255))), tmp_path / "run"
+    )
+    for key, value in run.model.state_dict().items():
+        assert torch.equal(start[key], value) == (key not in head), key
+    again = load_source(tmp_path / "run")
+    assert fingerprint(again) == fingerprint(run.model)
+    assert trained(again) == head
+
+
+@pytest.mark.parametrize(
+    ("name", "first"),
+    [
+        ("resnet18", "layer4.0.conv1"),
+        ("alexnet", "features.6"),
+        ("vgg11_bn", "features.22"),
+        ("squeezenet1_0", "features.12.squeeze"),
+        ("densenet121", "features.denseblock4.denselayer1.norm1"),
+    ],
+)
+def test_the_last_stage_begins_where_the_resolution_last_falls(name, first):
+    model = adapt(models.build(f"imagenet/{name}", 1000, pretrained=False, resize=64), 10, train="last_stage")
+    layers = [name.removeprefix("network.").rpartition(".")[0] for name, _ in model.named_parameters()]
+    order = list(dict.fromkeys(layers))
+    trains = {name.removeprefix("network.").rpartition(".")[0] for name in trained(model)}
+    assert trains == set(order[order.index(first) :])
+
+
+def test_last_stage_of_ours():
+    model = adapt(small_resnet(), 10, train="last_stage")
+    assert {name.split(".")[1] + name.split(".")[2] for name in trained(model)} == {
+        "stages3",
+        "headweight",
+        "headbias",
+    }
+    assert trained(adapt(small_resnet(), 10, train="all")) == {n for n, _ in small_resnet(10).named_parameters()}
+
+
+def test_named_layers_and_rates(few, tmp_path):
+    model = adapt(small_resnet(), 10, train=["stem", "head"], rates={"stem": 0.1, "head": 2})
+    assert {name.split(".")[1] for name in trained(model)} == {"stem", "head"}
+    table = describe(model).set_index("layer")
+    assert table.rate[["stem.0", "head (head)", "stages.0.0.conv1"]].tolist() == [0.1, 2, 0]
+    assert table.BatchNorm[["stem.1", "stages.0.0.bn1"]].tolist() == ["moves", "fixed"]
+    assert table.parameters.sum() == sum(weight.numel() for weight in model.parameters())
+    # A rate of 0.1 moves a weight as a tenth of the learning rate does.
+    recipe = replace(RECIPE, batch_size=32, schedule="constant", defence=Standard())
+    whole = adapt(small_resnet(), 10, train=["stem", "head"])
+    moved = {}
+    for name, each in (("rates", model), ("plain", whole)):
+        moved[name] = train(each, few, recipe, tmp_path / name, progress=False).model.network.stem[0].weight
+        moved[name] = moved[name] - each.network.stem[0].weight
+    assert torch.allclose(moved["rates"], 0.1 * moved["plain"], atol=1e-7)
+
+
+@pytest.mark.parametrize("who", ["model", "network", "layer", "copy", "torchattacks"])
+def test_frozen_means_frozen_whoever_calls_train(who):
+    from attacks import Torchattacks
+
+    model = adapt(models.build("imagenet/alexnet", 1000, pretrained=False, resize=64), 10, train="head")
+    assert any(isinstance(module, nn.Dropout) for module in model.modules())
+    resnet = adapt(small_resnet(), 10, train="head")
+    images = torch.rand(8, 3, 32, 32)
+    for each in (model, resnet):
+        if who == "copy":
+            each = copy.deepcopy(each)
+        elif who == "torchattacks":
+            Torchattacks("FGSM")(each, images, torch.arange(8))
+        target = {"network": each.network, "layer": next(each.network.children())}.get(who, each)
+        before = state(each)
+        for module in target.modules():
+            module.train()
+        assert torch.equal(each(images), each(images))  # dropout and BatchNorm stand still
+        assert all(torch.equal(before[name], value) for name, value in each.state_dict().items())
+
+
+def test_dropout_behind_the_first_layer_that_trains_is_alive():
+    model = adapt(
+        models.build("imagenet/alexnet", 1000, pretrained=False, resize=64), 10, train=["classifier.1", "head"]
+    )
+    model.train()
+    assert not model.network.classifier[0].training  # before it
+    assert model.network.classifier[3].training
+
+
+def test_adapting_again_thaws(few, tmp_path):
+    head_only = adapt(small_resnet(), 10, train="head")
+    everything = adapt(head_only, 10, train="all")
+    everything.train()
+    assert all(module.training for module in everything.modules())
+    assert all(weight.requires_grad for weight in everything.parameters())
+    run = train(everything, few, replace(RECIPE, defence=Standard()), tmp_path / "run", progress=False)
+    assert fingerprint(load_source(run.folder)) == fingerprint(run.model)
+
+
+def test_the_new_head_depends_on_its_seed_alone():
+    source = small_resnet()
+    torch.manual_seed(3)
+    one = adapt(source, 10)
+    torch.manual_seed(4)
+    assert fingerprint(one) == fingerprint(adapt(source, 10)) != fingerprint(adapt(source, 10, seed=1))
+
+
+# --- files of weights ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "model.", "module.model.", "network."])
+@pytest.mark.parametrize("wrapped", [None, "state_dict", "model"])
+def test_prefixes_and_wrappings_are_undone(prefix, wrapped, tmp_path):
+    source = small_resnet(7)
+    weights = {prefix + name: value for name, value in source.network.state_dict().items()}
+    torch.save({wrapped: weights, "epoch": 3} if wrapped else weights, tmp_path / "weights.pt")
+    loaded = load_source(tmp_path / "weights.pt", "resnet18", 7, width=4)
+    assert fingerprint(loaded) == fingerprint(source)
+
+
+def test_safetensors_too(tmp_path):
+    source = small_resnet(7)
+    save_weights(source, tmp_path / "ours.safetensors")
+    assert fingerprint(load_source(tmp_path / "ours.safetensors", "resnet18", 7, width=4)) == fingerprint(source)
+
+
+class Evil:
+    def __reduce__(self):
+        return (open, ("/tmp/evil", "w"))
+
+
+def write_fault(fault, path):
+    weights = {name: value.clone() for name, value in small_resnet(7).network.state_dict().items()}
+    if fault == "cut":
+        torch.save(weights, path)
+        path.write_bytes(path.read_bytes()[:2000])
+    elif fault == "code":
+        torch.save({"state_dict": weights, "payload": Evil()}, path)
+    elif fault == "plain pickle":
+        path.write_bytes(pickle.dumps(Evil()))
+    elif fault == "other":
+        torch.save({f"conv{k}": torch.ones(3) for k in range(5)}, path)
+    elif fault == "no tensors":
+        torch.save({"epoch": 3}, path)
+    elif fault == "empty":
+        path.write_bytes(b"")
+    elif fault == "width":
+        torch.save(models.build("resnet18", 7, width=8).network.state_dict(), path)
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("cut", "cannot be read as weights"),
+        ("code", "a pickle with code in it is never opened"),
+        ("plain pickle", "cannot be read as weights"),
+        ("other", "misses 102 of 122 tensors"),
+        ("no tensors", "holds no tensors"),
+        ("empty", "cannot be read as weights"),
+        ("width", "of shape"),
+        ("absent", "does not exist"),
+    ],
+)
+def test_files_that_do_not_fit_are_refused(fault, message, tmp_path):
+    path = tmp_path / "weights.pt"
+    write_fault(fault, path)
+    with pytest.raises(SourceError, match=message) as caught:
+        load_source(path, "resnet18", 7, width=4)
+    assert "weights.pt" in str(caught.value)
+
+
+def test_a_file_that_lies_about_being_safetensors(tmp_path):
+    save_file({"a": torch.ones(2)}, tmp_path / "w.safetensors")
+    (tmp_path / "w.safetensors").write_bytes((tmp_path / "w.safetensors").read_bytes()[:-3])
+    with pytest.raises(SourceError, match="cannot be read"):
+        load_source(tmp_path / "w.safetensors", "resnet18", 7)
+
+
+def test_folders_that_are_no_finished_run(tmp_path, few):
+    with pytest.raises(SourceError, match="no run"):
+        load_source(tmp_path)
+    run = train(small_resnet(10), few, replace(RECIPE, defence=Standard()), tmp_path / "run", progress=False)
+    (run.folder / "weights.safetensors").write_bytes(b"half")
+    with pytest.raises(SourceError, match="damaged"):
+        load_source(run.folder)
+    (run.folder / "weights.safetensors").unlink()
+    with pytest.raises(SourceError, match="not finished"):
+        load_source(run.folder)
+    with pytest.raises(SourceError, match="say which architecture"):
+        load_source(__file__)
+
+
+def test_downloads_that_fail_say_where_to_put_the_file(tmp_path, monkeypatch):
+    from torchvision.models import ResNet18_Weights
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    original = ResNet18_Weights.DEFAULT.value
+    monkeypatch.setattr(
+        ResNet18_Weights.DEFAULT, "_value_", replace(original, url="http://127.0.0.1:9/r-f37072fd.pth")
+    )
+    with pytest.raises(models.WeightsError, match=r"Check the network.*put it at .*r-f37072fd\.pth"):
+        load_source("imagenet/resnet18")
+    place = tmp_path / "checkpoints" / "r-f37072fd.pth"
+    place.parent.mkdir(exist_ok=True)
+    place.write_bytes(pickle.dumps(Evil()))
+    with pytest.raises(models.WeightsError, match="delete what is there"):
+        load_source("imagenet/resnet18")
+    network = models.build("imagenet/resnet18", 1000, pretrained=False).network
+    torch.save(network.state_dict(), place)
+    loaded = load_source("imagenet/resnet18")
+    assert torch.equal(loaded.network.fc.weight, network.fc.weight)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_classes": 1}, "num_classes=1"),
+        ({"num_classes": 10, "train": "nothing"}, "'head', 'last_stage', 'all'"),
+        ({"num_classes": 10, "train": []}, "train=\\[\\]"),
+        (
+            {"num_classes": 10, "train": ["layer9"]},
+            "'layer9', which is no layer; at the top there are stem, stages",
+        ),
+        ({"num_classes": 10, "train": ["stem.2"]}, "nothing would train"),
+        ({"num_classes": 10, "rates": {"fc": 1}}, "rates names 'fc'"),
+        ({"num_classes": 10, "rates": {"head": 0}}, "rates\\['head'\\]=0"),
+    ],
+    ids=str,
+)
+def test_bad_arguments_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        adapt(small_resnet(), **arguments)
+
+
+def test_a_frozen_model_is_not_trained(few, tmp_path):
+    model = small_resnet(10)
+    model.requires_grad_(False)
+    with pytest.raises(ValueError, match="nothing trains"):
+        train(model, few, RECIPE, tmp_path / "run", progress=False)
+
+
+def test_resizing_is_inside_the_model():
+    model = models.build("imagenet/alexnet", 10, pretrained=False, resize=64).eval()
+    images = torch.rand(2, 3, 32, 32)
+    adversarial = PGD(steps=2)(model, images, torch.tensor([0, 1]))
+    assert adversarial.shape == images.shape
+    assert (adversarial - images).abs().max() <= 8 / 255 + 1e-6
