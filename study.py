@@ -42,7 +42,7 @@ def main(arguments=None):
         if failure:
             failures.append(notebook.stem)
             print(failure, file=sys.stderr)
-    _report(study)
+    _report(study, options.keep)
     print(
         f"done in {_minutes(time.monotonic() - begun)}" + (f"; failed: {', '.join(failures)}" if failures else "")
     )
