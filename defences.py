@@ -6,8 +6,10 @@
 the images that the model was trained on, for the curve of training accuracy.
 """
 
+import math
 from dataclasses import dataclass
 
+import torch
 from torch.nn.functional import cross_entropy
 
 from attacks import Attack, evaluating
@@ -54,3 +56,69 @@ class Adversarial:
         if progress == 0:
             return None
         return self.attack.scaled(progress / self.ramp)
+
+
+@dataclass(frozen=True)
+class L2SP:
+    """Another defence, and a pull of the weights back to the source's: strength / 2 · |w - w_source|².
+
+    Li et al. 2018, arXiv:1802.01483. The head, which the source has for other classes, is left free. The
+    recipe's weight decay still pulls everything to zero; set it to 0 for the paper's form.
+    """
+
+    defence: object
+    source: torch.nn.Module
+    strength: float = 0.01
+
+    def __post_init__(self):
+        _check_wrapped(self)
+
+    def loss(self, model, images, labels, *, progress, generator, smoothing=0.0):
+        loss, logits = self.defence.loss(
+            model, images, labels, progress=progress, generator=generator, smoothing=smoothing
+        )
+        start = dict(self.source.to(images.device).named_parameters())
+        head = f"network.{model.head}."
+        pull = sum(
+            (weight - start[name].detach()).square().sum()
+            for name, weight in model.named_parameters()
+            if weight.requires_grad and not name.startswith(head)
+        )
+        return loss + self.strength / 2 * pull, logits
+
+
+@dataclass(frozen=True)
+class FeatureDistillation:
+    """Another defence, and a pull of the features back to the source's: strength · mean |z(x) - z_source(x)|.
+
+    Learning without forgetting on the features that the head reads, for keeping a robust source's robustness
+    while the task changes: Shafahi et al. 2020, arXiv:1905.08232. x is the clean picture; |.| the L2 length.
+    """
+
+    defence: object
+    source: torch.nn.Module
+    strength: float = 0.1
+
+    def __post_init__(self):
+        _check_wrapped(self)
+
+    def loss(self, model, images, labels, *, progress, generator, smoothing=0.0):
+        loss, logits = self.defence.loss(
+            model, images, labels, progress=progress, generator=generator, smoothing=smoothing
+        )
+        source = self.source.to(images.device)
+        with evaluating(source), torch.no_grad():
+            _, target = source.with_features(images)
+        _, features = model.with_features(images)
+        distance = (features - target).flatten(1).float().norm(dim=1).mean()
+        return loss + self.strength * distance, logits
+
+
+def _check_wrapped(penalty):
+    name = type(penalty).__name__
+    if not callable(getattr(penalty.defence, "loss", None)):
+        raise TypeError(f"{name}: defence={penalty.defence!r}; a defence such as Standard() is needed")
+    if not isinstance(penalty.source, torch.nn.Module):
+        raise TypeError(f"{name}: source={penalty.source!r}; the source model is needed")
+    if not 0 <= penalty.strength < math.inf:
+        raise ValueError(f"{name}: strength={penalty.strength!r}; a number of at least 0 is needed")

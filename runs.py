@@ -15,6 +15,7 @@ import json
 import os
 import platform
 import subprocess
+from dataclasses import fields, is_dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -99,6 +100,20 @@ def fingerprint(model):
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return digest.hexdigest()[:16]
+
+
+def as_dict(settings):
+    """Settings as plain values for JSON: dataclasses with their class under "kind", models by their weights."""
+    if is_dataclass(settings):
+        inner = {field.name: as_dict(getattr(settings, field.name)) for field in fields(settings)}
+        return {"kind": type(settings).__name__} | inner
+    if isinstance(settings, torch.nn.Module):
+        return {"kind": type(settings).__name__, "weights": fingerprint(settings)}
+    if isinstance(settings, dict):
+        return {key: as_dict(value) for key, value in settings.items()}
+    if isinstance(settings, (list, tuple)):
+        return [as_dict(value) for value in settings]
+    return settings
 
 
 def read_json(path):

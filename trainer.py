@@ -27,8 +27,8 @@ from curves import Curves
 from defences import Standard
 from evaluation import attacked, predict, test, transfer_attack
 from models import rate_of
-from runs import RunFolder, fingerprint, load_weights
-from utils import as_dict, derive_seed
+from runs import RunFolder, as_dict, fingerprint, load_weights
+from utils import derive_seed
 
 log = logging.getLogger("study")
 

@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 import warnings
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent
 PRESETS = ("smoke", "quick", "full")
 log = logging.getLogger("study")
 
-__all__ = ["Data", "DataError", "Session", "Split", "as_dict", "derive_seed", "load_data", "start"]
+__all__ = ["Data", "DataError", "Session", "Split", "derive_seed", "load_data", "start"]
 
 # ---------------------------------------------------------------------------------------------------
 # The session
@@ -122,18 +122,6 @@ def _keep_freed_memory():
         trim_threshold, mmap_threshold = -1, -3
         ctypes.CDLL(None).mallopt(mmap_threshold, 1 << 30)
         ctypes.CDLL(None).mallopt(trim_threshold, (1 << 31) - 1)
-
-
-def as_dict(settings):
-    """A dataclass as plain values for JSON, with the name of its class under "kind"."""
-    if is_dataclass(settings):
-        inner = {field.name: as_dict(getattr(settings, field.name)) for field in fields(settings)}
-        return {"kind": type(settings).__name__} | inner
-    if isinstance(settings, dict):
-        return {key: as_dict(value) for key, value in settings.items()}
-    if isinstance(settings, (list, tuple)):
-        return [as_dict(value) for value in settings]
-    return settings
 
 
 def derive_seed(*parts):

@@ -41,13 +41,17 @@ class Normalise(nn.Module):
 
 
 class Model(nn.Module):
-    """A network with normalising and resizing in front; `spec` holds the arguments that built it."""
+    """A network with normalising and resizing in front; `spec` holds the arguments that built it.
+
+    `head` is the name, in the network, of the layer that gives the logits.
+    """
 
     def __init__(self, network, normalise, resize, spec):
         super().__init__()
         self.normalise = normalise
         self.resize = resize  # pixels a side, or None
         self.network = network
+        self.head = backbones.head_name(network, spec["num_classes"])
         self.spec = spec
 
     def forward(self, images):
@@ -55,6 +59,16 @@ class Model(nn.Module):
         if self.resize is not None and images.shape[-1] != self.resize:
             images = interpolate(images, size=(self.resize, self.resize), mode="bilinear", align_corners=False)
         return self.network(images)
+
+    def with_features(self, images):
+        """Logits (N, K) and the features that the head makes them of, (N, ...), in one pass."""
+        kept = []
+        head = self.network.get_submodule(self.head)
+        hook = head.register_forward_pre_hook(lambda _, inputs: kept.append(inputs[0]))
+        try:
+            return self(images), kept[0]
+        finally:
+            hook.remove()
 
 
 def build(name, num_classes, *, seed=0, mean=None, std=None, resize=None, **options):
