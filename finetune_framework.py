@@ -21,7 +21,7 @@ from torch import nn
 
 import models
 from models.backbones import replace_head
-from runs import load_weights, read_json
+from runs import RunFolder, read_json
 
 PICTURE = 32  # pixels a side, to see where the resolution falls
 
@@ -66,12 +66,7 @@ def _from_run(path):
     if not (path / "weights.safetensors").exists():
         raise SourceError(f"{path} is not finished: run its cell again, it goes on where it was")
     model = from_spec(read_json(path / "recipe.json")["model"])
-    try:
-        load_weights(model, path / "weights.safetensors")
-    except (SafetensorError, RuntimeError, OSError) as error:
-        raise SourceError(
-            f"{path / 'weights.safetensors'} does not fit its recipe or is damaged: {error}"
-        ) from error
+    RunFolder(path).load_result(model)
     return model
 
 
@@ -151,7 +146,7 @@ def adapt(source, num_classes, train="all", *, seed=0, rates=None):
     for module in model.modules():
         _thaw(module)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         old_classes = _logits(model).shape[1]
         head = replace_head(model.network, old_classes, num_classes)
     leaves = _leaves(model)

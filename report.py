@@ -18,8 +18,9 @@ import torch
 from jinja2 import Template
 
 from attacks import evaluating
+from audit import Finding
 from files import replacing
-from runs import RunFolder, read_json, write_json
+from runs import RunFolder, read_json, weights_in, write_json
 from scores import WORST, Scores
 
 COLOURS = ("#4c4c4c", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe & Ito 2008
@@ -48,10 +49,18 @@ def _demo(name):
 
 def load_scores(folder):
     """The saved scores of every run below an experiment's folder: {run's name: Scores}, in order of training."""
-    files = sorted(
-        Path(folder).glob("*/scores.json"), key=lambda path: (path.parent / "recipe.json").stat().st_mtime
-    )
-    return {path.parent.name: Scores.load(path.parent) for path in files}
+    begun = {path: path.parent / "recipe.json" for path in Path(folder).glob("*/scores.json")}
+    files = sorted(begun, key=lambda path: (begun[path] if begun[path].exists() else path).stat().st_mtime)
+    return {path.parent.name: _checked(Scores.load(path.parent), path.parent) for path in files}
+
+
+def _checked(scores, folder):
+    """Scores of a run's folder, with a finding where they are of other weights than those that lie there."""
+    there = weights_in(folder)
+    if None not in (there, scores.weights) and there != scores.weights:
+        says = "these scores were measured on other weights than the run's; run test() again"
+        scores.findings.append(Finding("other weights", "invalid", 1, 0, says))
+    return scores
 
 
 def table(scores):
@@ -61,7 +70,8 @@ def table(scores):
     """
     rows = {}
     for name, score in scores.items():
-        rows[name] = {label: _cell(row) for label, row in score.table().iterrows()} | {"n": score.n}
+        cells = {_column(label, row, scores): _cell(row) for label, row in score.table().iterrows()}
+        rows[name] = cells | {"n": score.n}
     columns = list(dict.fromkeys(label for row in rows.values() for label in row))
     columns.sort(key=lambda label: (label == "n", label == WORST))
     splits = ", ".join(sorted({_demo(score.split) for score in scores.values()}))
@@ -71,6 +81,12 @@ def table(scores):
         .style.set_caption(caption)
         .format(escape=None, na_rep="")
     )
+
+
+def _column(label, row, scores):
+    """An attack's label, or all of its settings where the same label stands for different ones."""
+    settings = {score.attacks[label] for score in scores.values() if label in score.attacks}
+    return label if len(settings) < 2 else row.attack
 
 
 def _cell(row):
@@ -108,7 +124,7 @@ def plot_training(runs):
     """Clean and robust validation accuracy, and training loss, by epoch; `runs` maps names to Runs."""
     with mpl.rc_context(STYLE):
         figure, axes = plt.subplots(1, 3, figsize=(10, 2.9), layout="constrained")
-        panels = (("accuracy/clean", "clean accuracy, %", 100), ("accuracy/robust", "PGD accuracy, %", 100))
+        panels = (("accuracy/clean", "clean accuracy, %", 100), ("accuracy/robust", "robust accuracy, %", 100))
         for axis, (column, title, scale) in zip(axes, (*panels, ("loss/train", "training loss", 1)), strict=True):
             for run, look in zip(runs.values(), _looks(runs), strict=True):
                 axis.plot(run.history["epoch"], scale * run.history[column], **look)
@@ -155,7 +171,8 @@ def plot_eps(tables, title, trained=8 / 255):
             axis.fill_between(255 * rows.eps, low, high, color=look["color"], alpha=0.15, linewidth=0)
         axis.axvline(255 * trained, color="grey", linewidth=0.8, linestyle=":")
         axis.set(xlabel="ε, in 255ths of the pixel range", ylabel="accuracy, %", ylim=(0, 100))
-        axis.set_title(f"{title}, {_demo(_split_name(tables))}", fontsize=9)
+        first = next(iter(tables.values()))
+        axis.set_title(f"{title}, {_demo(first.attrs['split'])}, n = {first.n[0]}", fontsize=9)
         axis.legend()
         return _done(figure)
 
@@ -201,10 +218,6 @@ def _looks(named):
     for index, family in enumerate(families):
         first = families.index(family) == index
         yield {"color": COLOURS[known.index(family) % len(COLOURS)], "label": family if first else None}
-
-
-def _split_name(tables):
-    return next(iter(tables.values())).attrs.get("split", "")
 
 
 def _done(figure):

@@ -9,18 +9,22 @@ weights.safetensors   the result
 scores.json, .csv     what test() found, if it was saved here
 """
 
+import fcntl
 import functools
 import hashlib
 import json
 import os
 import platform
 import subprocess
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from pickle import UnpicklingError
 
 import pandas as pd
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from files import replacing
@@ -29,6 +33,10 @@ from utils import ROOT
 
 class RunRefused(RuntimeError):
     """The folder holds another run; the message names the fields that differ."""
+
+
+class RunDamaged(RuntimeError):
+    """A file of a run cannot be used; the message names it and what to do."""
 
 
 class RunFolder:
@@ -41,14 +49,48 @@ class RunFolder:
     def finished(self):
         return (self.path / "weights.safetensors").exists()
 
-    def claim(self, identity):
-        """Make the folder this run's, or check that it is; raises RunRefused where it holds another run."""
+    @property
+    def begun(self):
+        return self.finished or (self.path / "last.pt").exists()
+
+    @contextmanager
+    def locked(self):
+        """Hold the folder against other processes; raises RunRefused where one has it. A dead one's is void."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / ".lock").open("a+") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                lock.seek(0)
+                raise RunRefused(
+                    f"{self.path} is being trained by {lock.read().strip() or 'another process'}"
+                ) from None
+            lock.truncate(0)
+            lock.write(f"process {os.getpid()} since {datetime.now(UTC).isoformat(timespec='seconds')}\n")
+            lock.flush()
+            try:
+                yield
+            finally:
+                lock.truncate(0)
+
+    def claim(self, identity, device):
+        """Make the folder this run's, or check that it is; raises RunRefused where it holds another run.
+
+        A folder in which nothing was trained yet is given to whoever asks.
+        """
         identity = json.loads(json.dumps(identity))
         recipe = self.path / "recipe.json"
-        if not recipe.exists():
+        for name in ("last", "weights", "history", "recipe", "environment"):
+            for partial in self.path.glob(f".{name}-*"):  # of a process that was killed while it wrote
+                partial.unlink()
+        if not self.begun:
+            write_json(self.path / "environment.json", environment(device))
             write_json(recipe, identity)
-            write_json(self.path / "environment.json", environment())
             return
+        if not recipe.exists():
+            raise RunRefused(
+                f"{self.path} holds weights but no recipe.json, so nobody knows of what. Delete the folder"
+            )
         differences = list(_differences(read_json(recipe), identity))
         if differences:
             shown = "\n".join(
@@ -65,7 +107,14 @@ class RunFolder:
     def load_checkpoint(self, device):
         """The last state saved, or None; never unpickles anything but tensors and plain values."""
         path = self.path / "last.pt"
-        return torch.load(path, map_location=device, weights_only=True) if path.exists() else None
+        if not path.exists():
+            return None
+        try:
+            return torch.load(path, map_location=device, weights_only=True)
+        except (RuntimeError, UnpicklingError, EOFError, OSError, ValueError, KeyError, IndexError) as error:
+            raise RunDamaged(
+                f"{path} is damaged ({_first_line(error)}). Delete it, and the run begins anew"
+            ) from error
 
     def save_history(self, history):
         with replacing(self.path / "history.csv") as partial:
@@ -75,6 +124,20 @@ class RunFolder:
         path = self.path / "history.csv"
         return pd.read_csv(path) if path.exists() else pd.DataFrame()
 
+    def load_result(self, model):
+        """Read the weights of a finished run into the model, if they are what was written."""
+        path = self.path / "weights.safetensors"
+        try:
+            load_weights(model, path)
+            written = weights_in(self.path)
+        except (SafetensorError, RuntimeError, OSError) as error:
+            what = _first_line(error)
+            raise RunDamaged(
+                f"{path} is damaged or of another model ({what}). Delete it to train again"
+            ) from error
+        if written != fingerprint(model):
+            raise RunDamaged(f"{path} holds other weights than this run wrote. Delete it to train again")
+
     def finish(self, model, metadata):
         """Write the result; the checkpoint is no longer needed."""
         save_weights(model, self.path / "weights.safetensors", metadata)
@@ -83,14 +146,34 @@ class RunFolder:
 
 def save_weights(model, path, metadata=None):
     """The weights as safetensors, with string metadata."""
-    tensors = {name: value.contiguous() for name, value in model.state_dict().items()}
+    tensors = {name: value.contiguous().clone() for name, value in model.state_dict().items()}
     with replacing(path) as partial:
         save_file(tensors, partial, metadata={key: str(value) for key, value in (metadata or {}).items()})
+
+
+def weights_in(folder):
+    """The fingerprint of the weights of a finished run, as it was written; None where there are none."""
+    path = Path(folder) / "weights.safetensors"
+    if not path.exists():
+        return None
+    with safe_open(path, "pt") as file:
+        return (file.metadata() or {}).get("weights")
 
 
 def load_weights(model, path):
     """Read weights into the model; raises where names or shapes differ."""
     model.load_state_dict(load_file(path))
+
+
+def structure(model):
+    """A checksum over what weights do not show: layers with their settings, what trains, at which rate."""
+    trains = [name for name, weight in model.named_parameters() if weight.requires_grad]
+    described = repr((model, trains, sorted(getattr(model, "rates", {}).items())))
+    return hashlib.sha256(described.encode()).hexdigest()[:16]
+
+
+def _first_line(error):
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def fingerprint(model):
@@ -113,7 +196,12 @@ def as_dict(settings):
         return {key: as_dict(value) for key, value in settings.items()}
     if isinstance(settings, (list, tuple)):
         return [as_dict(value) for value in settings]
-    return settings
+    if settings is None or isinstance(settings, (bool, int, float, str)):
+        return settings
+    raise TypeError(
+        f"{settings!r} cannot be written into recipe.json; make {type(settings).__name__} a frozen dataclass, "
+        "so that its settings say which run this is"
+    )
 
 
 def read_json(path):
@@ -125,13 +213,13 @@ def write_json(path, value):
         partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def environment():
+def environment(device):
     """What a reader needs to judge or repeat a number: versions, device, commit, time."""
-    cuda = torch.cuda.is_available()
+    cuda = torch.device(device).type == "cuda"
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "device": torch.cuda.get_device_name() if cuda else _processor(),
+        "device": torch.cuda.get_device_name(device) if cuda else _processor(),
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
         "cuda": torch.version.cuda if cuda else None,

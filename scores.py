@@ -1,6 +1,7 @@
 """What an evaluation found: outcomes of every example, accuracies with their intervals, the verdict."""
 
 import math
+import re
 from dataclasses import asdict, dataclass, field
 
 import pandas as pd
@@ -38,6 +39,7 @@ class Scores:
     seconds: dict = field(default_factory=dict)
     findings: list = field(default_factory=list)
     carried: str | None = None
+    weights: str | None = None  # fingerprint of the model that was scored
 
     @property
     def n(self):
@@ -51,6 +53,8 @@ class Scores:
     def robust_accuracy(self, attack=None):
         """Share that withstands one attack, or, without a name, every attack in the list; 0 to 1."""
         if attack is None:
+            if not self.attacks:
+                raise ValueError("no attack was run, so there is no robust accuracy")
             return self._share(self.worst_case)
         if attack not in self.attacks:
             raise KeyError(f"{attack!r} was not run; these were: {', '.join(self.attacks) or 'none'}")
@@ -85,16 +89,23 @@ class Scores:
                 "seconds": self.seconds.get(label, math.nan),
                 "verdict": self.verdict(label),
                 "attack": self.attacks.get(label, ""),
+                "split": self.split,
+                "carried_from": self.carried or "",
             }
         return pd.DataFrame.from_dict(rows, orient="index")
 
     def save(self, folder):
-        """Write scores.json (with every outcome) and scores.csv into a run's folder."""
+        """Write scores.json (with every outcome) and scores.csv into a run's folder.
+
+        Scores of carried attacks go to carried-from-<source>.json and .csv: they are never taken for robustness.
+        """
+        name = "scores" if self.carried is None else "carried-from-" + re.sub(r"[^\w.-]+", "-", self.carried)
         outcomes = {label: "".join("01"[int(bit)] for bit in value) for label, value in self.outcomes.items()}
-        values = {"split": self.split, "carried": self.carried, "attacks": self.attacks, "seconds": self.seconds}
+        values = {"split": self.split, "carried": self.carried, "weights": self.weights}
+        values |= {"attacks": self.attacks, "seconds": self.seconds}
         findings = [asdict(finding) for finding in self.findings]
-        write_json(f"{folder}/scores.json", values | {"findings": findings, "outcomes": outcomes})
-        with replacing(f"{folder}/scores.csv") as partial:
+        write_json(f"{folder}/{name}.json", values | {"findings": findings, "outcomes": outcomes})
+        with replacing(f"{folder}/{name}.csv") as partial:
             self.table().to_csv(partial, index_label="evaluation", float_format="%.2f")
 
     @classmethod

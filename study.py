@@ -82,6 +82,7 @@ def _parameter(text):
 def _execute(notebook, target, parameters):
     """Run one notebook and keep it as it ran, also when it breaks off; returns what went wrong, or None."""
     import papermill  # imported late, so that a wrong argument is answered at once
+    from nbclient.exceptions import DeadKernelError
     from traitlets.config import Config
 
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -97,6 +98,8 @@ def _execute(notebook, target, parameters):
             cwd=str(NOTEBOOKS),
             config=Config(KernelManager={"transport_encryption": "required"}),
         )
+    except DeadKernelError:
+        return f"{notebook.name}: its kernel died (out of memory, or killed). The notebook up to there: {target}"
     except papermill.PapermillExecutionError as error:
         return (
             f"{notebook.name} failed in cell {error.exec_count} with {error.ename}: {error.evalue}\n"

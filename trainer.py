@@ -13,7 +13,6 @@ import math
 import signal
 import threading
 import time
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,7 +26,7 @@ from curves import Curves
 from defences import Standard
 from evaluation import attacked, predict, test, transfer_attack
 from models import rate_of
-from runs import RunFolder, as_dict, fingerprint, load_weights
+from runs import RunFolder, as_dict, fingerprint, structure
 from utils import derive_seed
 
 log = logging.getLogger("study")
@@ -107,6 +106,8 @@ class Run:
     history: pd.DataFrame
 
     def __repr__(self):
+        if not len(self.history):
+            return f"Run({self.folder.name}: its history.csv is missing)"
         last = self.history.iloc[-1]
         return (
             f"Run({self.folder.name}: {len(self.history)} epochs, {self.history['time/epoch_s'].sum():.0f} s, "
@@ -118,26 +119,42 @@ def train(model, data, recipe, folder, *, progress=True):
     """Train a copy of `model` on data.train as the recipe says; returns a Run. `model` stays as it was.
 
     Safe to call again: a finished run is loaded, a broken one goes on from its last checkpoint to the
-    weights that it would have reached. Raises RunRefused where the folder holds another run,
-    TrainingDiverged when the loss is not finite, KeyboardInterrupt after saving when it is stopped.
+    weights that it would have reached: on the CPU bit for bit, on CUDA up to the order of the device's own
+    additions. Raises RunRefused where the folder holds another run or another process trains in it, RunDamaged
+    for files that cannot be used, ValueError for a model that does not fit the data, TrainingDiverged when the
+    loss is not finite, KeyboardInterrupt after saving when it is stopped.
     """
+    device = data.train.labels.device
+    identity = {
+        "recipe": as_dict(recipe),
+        "model": getattr(model, "spec", type(model).__name__),
+        "structure": structure(model),
+        "initial_weights": fingerprint(model),
+        "data": data.provenance,
+    }
+    model = copy.deepcopy(model).to(device, memory_format=torch.channels_last)
+    _check(model, data, recipe)
     run = RunFolder(folder)
+    with run.locked():
+        run.claim(identity, device)
+        if not run.finished:
+            return _train(model, data, recipe, run, device, progress)
+    run.load_result(model)
+    log.info("%s is finished: loaded, not trained again", run.path.name)
+    return Run(model.eval(), run.path, run.load_history())
+
+
+def _check(model, data, recipe):
+    """What can be known to be wrong before anything is written."""
     if recipe.batch_size > len(data.train):
         raise ValueError(f"batch_size={recipe.batch_size}: there are only {len(data.train)} training pictures")
-    run.claim(
-        {
-            "recipe": as_dict(recipe),
-            "model": getattr(model, "spec", type(model).__name__),
-            "initial_weights": fingerprint(model),
-            "data": data.provenance,
-        }
-    )
-    device = data.train.labels.device
-    model = copy.deepcopy(model).to(device, memory_format=torch.channels_last)
-    if run.finished:
-        load_weights(model, run.path / "weights.safetensors")
-        log.info("%s is finished: loaded, not trained again", run.path.name)
-        return Run(model.eval(), run.path, run.load_history())
+    logits = predict(model, data.val.first(2))
+    if logits.ndim != 2 or logits.shape[1] < data.num_classes:
+        shape = tuple(logits.shape)
+        raise ValueError(f"the model gives logits of shape {shape} for 2 pictures of {data.num_classes} classes")
+
+
+def _train(model, data, recipe, run, device, progress):
     state = _State(model, recipe, len(data.train) // recipe.batch_size, device)
     state.resume(run)
     with _Stop() as stop, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -153,7 +170,7 @@ def train(model, data, recipe, folder, *, progress=True):
             curves.close()
             bar.close()
     result = state.result().eval()
-    run.finish(result, {"weights": fingerprint(result), "epochs": recipe.epochs})
+    run.finish(result, {"weights": fingerprint(result), "precision": state.precision})
     return Run(result, run.path, run.load_history())
 
 
@@ -172,7 +189,7 @@ class _State:
             nesterov=recipe.momentum > 0,
             fused=device.type in ("cpu", "cuda"),
         )
-        self.autocast = _precision(recipe, device)
+        self.precision = _precision(recipe, device)
         self.step = 0
         self.history = []
         self.seconds = 0.0  # spent in the current epoch before this start
@@ -193,6 +210,7 @@ class _State:
                 "model": self.model.state_dict(),
                 "average": self.average and self.average.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
+                "precision": self.precision,
                 "step": self.step,
                 "history": self.history,
                 "seconds": self.seconds,
@@ -209,7 +227,7 @@ class _State:
         if self.average is not None:
             self.average.load_state_dict(saved["average"])
         self.optimizer.load_state_dict(saved["optimizer"])
-        for name in ("step", "history", "seconds", "losses", "hits"):
+        for name in ("precision", "step", "history", "seconds", "losses", "hits"):
             setattr(self, name, saved[name])
         log.info("%s goes on from step %d of %d (epoch %d)", run.path.name, self.step, self.total, self.epoch + 1)
 
@@ -267,7 +285,7 @@ def _train_step(state, images, labels, generator):
     progress = state.step / state.total
     for group in optimizer.param_groups:
         group["lr"] = recipe.learning_rate_at(progress) * group["rate"]
-    with state.autocast():
+    with torch.autocast(state.device.type, torch.bfloat16, enabled=state.precision == "bfloat16"):
         loss, logits = recipe.defence.loss(
             state.model, images, labels, progress=progress, generator=generator, smoothing=recipe.label_smoothing
         )
@@ -310,7 +328,7 @@ def _close_epoch(state, data, run, curves, bar):
     state.history.append(row)
     state.seconds = 0.0
     curves.epoch(epoch + 1, row)
-    curves.pictures(epoch + 1, *_examples(state, data.test), recipe.validation_attack.eps)
+    curves.pictures(epoch + 1, *_examples(state, data.val), recipe.validation_attack.eps)
     run.save_history(state.history)
     state.save(run)
     bar.set_postfix(loss=f"{row['loss/train']:.3f}", **_latest(state))
@@ -364,15 +382,13 @@ def _latest(state):
 
 
 def _precision(recipe, device):
-    """A function that opens the autocast context of a training step."""
+    """What a run computes in, from its first step on; "auto" is bfloat16 where the device has it."""
     native = (
         torch.cuda.get_device_capability(device) >= (8, 0)
         if device.type == "cuda"
         else device.type == "cpu" and getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
     )
-    if recipe.precision == "bfloat16" or (recipe.precision == "auto" and native):
-        return lambda: torch.autocast(device.type, torch.bfloat16)
-    return nullcontext
+    return recipe.precision if recipe.precision != "auto" else "bfloat16" if native else "float32"
 
 
 class _Stop:

@@ -62,7 +62,7 @@ class Session:
 
 
 def start(experiment, preset="auto", seed=0, data="auto", device="auto"):
-    """Begin an experiment: seed everything, choose device, preset and data, and say so in one line.
+    """Begin an experiment: seed torch, choose device, preset and data, and say so in one line.
 
     preset: "smoke" (seconds), "quick" (minutes on two CPU cores), "full" (the study, three seeds), or
     "auto", which is "full" where torch has a CUDA device and "quick" elsewhere. data: "cifar", "shapes"
@@ -70,6 +70,7 @@ def start(experiment, preset="auto", seed=0, data="auto", device="auto"):
     `runs/` and `data/` away from the repository. Raises ValueError for any other value.
     """
     cuda = torch.cuda.is_available()
+    _check_choice("device", str(device).split(":")[0], ("auto", "cpu", "cuda"))
     if not cuda and Path("/proc/driver/nvidia/version").exists():
         warnings.warn(
             f"this machine has an NVIDIA GPU, but torch {torch.__version__} cannot use it: the driver is older "
@@ -83,9 +84,12 @@ def start(experiment, preset="auto", seed=0, data="auto", device="auto"):
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise ValueError(f"seed={seed!r}: a whole number of at least 0 is needed")
     chosen = torch.device(("cuda" if cuda else "cpu") if device == "auto" else device)
+    if chosen.type == "cuda" and not cuda:
+        raise ValueError(f"device={device!r}: torch {torch.__version__} sees no CUDA device here")
     why = ""
     if preset == "auto":
-        preset, why = ("full", " (a CUDA device is here)") if cuda else ("quick", " (no CUDA device)")
+        on_cuda = chosen.type == "cuda"
+        preset, why = ("full", " (on a CUDA device)") if on_cuda else ("quick", " (no CUDA device)")
     family = data if data != "auto" else "cifar" if preset == "full" else "shapes"
 
     torch.manual_seed(seed)
@@ -93,8 +97,9 @@ def start(experiment, preset="auto", seed=0, data="auto", device="auto"):
     if chosen.type == "cuda":
         torch.backends.cudnn.benchmark = True
         torch.backends.cudnn.allow_tf32 = False  # accuracy is judged in float32; training has bf16
-    runs = Path(os.environ.get("STUDY_RUNS", ROOT / "runs")) / f"{preset}-{family}" / experiment
-    folder = Path(os.environ.get("STUDY_DATA", ROOT / "data"))
+    # Relative folders count from here, not from where a notebook's kernel happens to run.
+    runs = (ROOT / os.environ.get("STUDY_RUNS", "runs")).resolve() / f"{preset}-{family}" / experiment
+    folder = (ROOT / os.environ.get("STUDY_DATA", "data")).resolve()
     where = (
         torch.cuda.get_device_name(chosen) if chosen.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     )
@@ -103,7 +108,7 @@ def start(experiment, preset="auto", seed=0, data="auto", device="auto"):
         log.addHandler(logging.StreamHandler(sys.stdout))
         log.setLevel(logging.INFO)
         log.propagate = False
-    return Session(experiment, preset, family, seed, chosen, runs.resolve(), folder.resolve())
+    return Session(experiment, preset, family, seed, chosen, runs, folder)
 
 
 def _check_choice(name, value, allowed):
@@ -143,6 +148,11 @@ class Split:
     """
 
     def __init__(self, images, labels, classes, name):
+        if images.dtype != torch.uint8 or images.ndim != 4 or labels.shape != images.shape[:1]:
+            raise DataError(
+                f"{name}: images {images.dtype} {tuple(images.shape)} with labels {tuple(labels.shape)}; uint8 "
+                "images (N, 3, H, W) and as many labels are needed. They become floats in [0, 1] batch by batch"
+            )
         self.images = images.contiguous(memory_format=torch.channels_last)
         self.labels = labels
         self.classes = classes

@@ -1,6 +1,6 @@
 """Attacks: settings that print themselves, called with the model that they attack."""
 
-from attacks.base import Attack, evaluating, in_255ths, input_gradient
+from attacks.base import Attack, dead_gradients, evaluating, in_255ths, input_gradient
 from attacks.bridge import Torchattacks
 from attacks.momentum import MIFGSM, NIFGSM, VMIFGSM, VNIFGSM
 from attacks.pgd import FGSM, PGD
@@ -15,6 +15,7 @@ __all__ = [
     "Attack",
     "Torchattacks",
     "by_name",
+    "dead_gradients",
     "evaluating",
     "in_255ths",
     "input_gradient",

@@ -36,7 +36,7 @@ class Attack:
         With `targets` (N,) int64 the attack pushes towards those classes instead of away from the
         labels. Randomness comes from `generator`, or from the global seed. Raises TypeError or
         ValueError for input outside the contract and for logits that are not finite; warns when the
-        gradient of an example is exactly zero, because surviving such an attack means nothing.
+        gradient of an example is exactly zero or not finite: surviving such an attack means nothing.
         """
         check_images(images)
         check_labels(labels, images, "labels")
@@ -62,7 +62,9 @@ class Attack:
         raise NotImplementedError
 
     def scaled(self, factor):
-        """The same attack with ε and the step size times `factor`, above 0."""
+        """The same attack with ε and the step size times `factor`, above 0. Raises ValueError where ε is 0."""
+        if self.eps == 0:
+            raise ValueError(f"{self} cannot be scaled: its ε is 0")
         sizes = {name: getattr(self, name) * factor for name in ("eps", "step_size") if hasattr(self, name)}
         return replace(self, **sizes)
 
@@ -149,6 +151,12 @@ def _logit_gradient(logits, labels, scaled):
     return ascent.to(logits.dtype)
 
 
+def dead_gradients(gradient):
+    """Which examples (N,) have a gradient that leads nowhere: all zero, or NaN or infinite in some place."""
+    flat = gradient.flatten(1)
+    return (flat == 0).all(1) | ~torch.isfinite(flat).all(1)
+
+
 class _Watched(nn.Module):
     """The model under attack, noting what would make the result meaningless, to be read once at the end."""
 
@@ -179,7 +187,7 @@ class _Watched(nn.Module):
 
     def _note_gradient(self, gradient):
         if self.without_gradient is None:
-            self.without_gradient = (gradient.flatten(1) == 0).all(1).sum()
+            self.without_gradient = dead_gradients(gradient).sum()
 
     def report(self, attack, count):
         if self.finite is not None and not self.finite:
@@ -190,8 +198,8 @@ class _Watched(nn.Module):
         zero = 0 if self.without_gradient is None else int(self.without_gradient)
         if zero and attack.zero_gradient_is_failure:
             warnings.warn(
-                f"{attack}: {zero} of {count} examples have an input gradient of exactly zero, so the attack "
-                "cannot move them; a model that masks its gradient is not robust for that",
+                f"{attack}: {zero} of {count} examples have an input gradient of exactly zero, or not finite, so "
+                "the attack cannot move them; a model that masks its gradient is not robust for that",
                 RuntimeWarning,
                 stacklevel=3,
             )

@@ -1,5 +1,6 @@
 """Any attack of torchattacks (Kim 2020, arXiv:2010.01950) behind our contract."""
 
+import inspect
 import random
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -18,7 +19,8 @@ class Torchattacks(Attack):
     """`Torchattacks("CW", c=1)`: the attack of that name with those settings, made anew at each call.
 
     torchattacks leaves the model in training mode, draws from global generators and may write gradients
-    into the weights; none of that gets out of here. Attacks without an ε of their own (CW, Pixle, ...)
+    into the weights; none of that gets out of here. It runs in float32 also inside
+    autocast. Attacks without an ε of their own (CW, Pixle, ...)
     are bounded by [0, 1] alone, and their `eps` reads 1.
     """
 
@@ -28,21 +30,21 @@ class Torchattacks(Attack):
     zero_gradient_is_failure: ClassVar[bool] = False
 
     def __init__(self, name, **settings):
-        import torchattacks  # imported late: it costs 0.7 s
-
-        if not isinstance(getattr(torchattacks, name, None), type):
-            known = sorted(key for key, value in vars(torchattacks).items() if isinstance(value, type))
-            raise ValueError(f"torchattacks has no attack {name!r}; it has {', '.join(known)}")
         probe = _make(name, torch.nn.Linear(1, 1), settings)
-        eps = getattr(probe, "eps", None)
+        eps = getattr(probe, "eps", getattr(probe, "max_epsilon", None))
+        norm = str(getattr(probe, "norm", "L2" if name.endswith("L2") else "Linf"))
         object.__setattr__(self, "name", name)
         object.__setattr__(self, "settings", settings)
-        object.__setattr__(self, "eps", 1.0 if eps is None or self._norm(settings) == "L2" else float(eps))
+        object.__setattr__(self, "norm", norm if norm in ("L1", "L2") else "Linf")
+        object.__setattr__(self, "eps", 1.0 if eps is None else float(eps))
         super().__post_init__()
 
-    def _norm(self, settings):
-        norm = str(settings.get("norm", "L2" if self.name.endswith("L2") else "Linf"))
-        return "L2" if norm in ("L2", "L1") else norm
+    def scaled(self, factor):
+        probe = _make(self.name, torch.nn.Linear(1, 1), self.settings)
+        sizes = {key: getattr(probe, key) * factor for key in ("eps", "alpha") if hasattr(probe, key)}
+        if not sizes:
+            raise ValueError(f"{self} has no ε to scale")
+        return Torchattacks(self.name, **self.settings | sizes)
 
     @property
     def label(self):
@@ -60,19 +62,43 @@ class Torchattacks(Attack):
             with torch.no_grad():
                 settings["n_classes"] = model(images[:1]).shape[1]
         seed = int(torch.randint(2**31, (), generator=generator, device=images.device))
-        with _own_randomness(seed, images.device), _weights_frozen(model), torch.enable_grad():
-            attack = _make(self.name, model, settings)
+        if "seed" in inspect.signature(_find(self.name)).parameters:
+            settings.setdefault("seed", seed)  # AutoAttack would take the time of day
+        single = torch.autocast(images.device.type, enabled=False)
+        with _own_randomness(seed, images.device), _weights_frozen(model), torch.enable_grad(), single:
+            # In eval mode, or torchattacks would put all of it into training mode when it is done.
+            attack = _make(self.name, _Plain(model).eval(), settings)
             if targeted:
                 attack.set_mode_targeted_by_label(quiet=True)
-            adversarial = attack(images, labels)
+            adversarial = attack(images.contiguous(), labels)
         return adversarial.detach().to(images.dtype).contiguous(memory_format=_format(images))
 
 
-def _make(name, model, settings):
-    import torchattacks
+class _Plain(torch.nn.Module):
+    """The model with gradients laid out as torchattacks expects them: it calls `view` on them."""
 
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images):
+        if images.requires_grad:
+            images.register_hook(lambda gradient: gradient.contiguous())
+        return self.model(images)
+
+
+def _find(name):
+    import torchattacks  # imported late: it costs 0.7 s
+
+    if not isinstance(getattr(torchattacks, name, None), type):
+        known = sorted(key for key, value in vars(torchattacks).items() if isinstance(value, type))
+        raise ValueError(f"torchattacks has no attack {name!r}; it has {', '.join(known)}")
+    return getattr(torchattacks, name)
+
+
+def _make(name, model, settings):
     try:
-        return getattr(torchattacks, name)(model, **settings)
+        return _find(name)(model, **settings)
     except TypeError as error:
         raise ValueError(f"Torchattacks({name!r}): these settings do not fit: {error}") from error
 

@@ -150,7 +150,7 @@ def main():
     print(f"\n{'images a second':<34} {'usual way':>10} {'ours':>10}    ratio  (of {options.turns} turns)")
     results = list(measure(split, session.device, options.turns))
     target = RESULTS / f"speed-{session.device.type}.json"
-    write_json(target, {"environment": environment(), "batch_size": BATCH, "results": results})
+    write_json(target, {"environment": environment(session.device), "batch_size": BATCH, "results": results})
     print(f"\nwritten to {target.relative_to(utils.ROOT)}")
 
 

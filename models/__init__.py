@@ -91,7 +91,7 @@ def build(name, num_classes, *, seed=0, mean=None, std=None, resize=None, **opti
     mean = mean or (backbones.MEAN if from_imagenet else CIFAR10_MEAN)
     std = std or (backbones.STD if from_imagenet else CIFAR10_STD)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         if from_imagenet:
             network = backbones.backbone(name.removeprefix(backbones.PREFIX), num_classes, **options)
         else:

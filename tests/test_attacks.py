@@ -209,6 +209,13 @@ def test_equals_torchattacks_with_the_same_noise(ours, name, monkeypatch):
         assert ((adversarial - expected).abs() > 1e-6).float().mean() <= 1e-3
 
 
+@pytest.mark.parametrize("name", BRIDGED)
+def test_craft_leaves_the_model_in_eval_mode(name):
+    network, (images, labels) = small_network().eval(), pictures()
+    ALL[name].craft(network, images, labels, torch.Generator().manual_seed(0))
+    assert not any(module.training for module in network.modules())
+
+
 def test_bridge_gives_what_torchattacks_gives(network):
     images, labels = pictures()
     ours = Torchattacks("MIFGSM", steps=4)(network, images, labels)
@@ -399,6 +406,38 @@ def test_attacks_print_themselves_in_255ths():
 def test_by_name_makes_each(name):
     assert isinstance(by_name(name), attacks.Attack)
     assert isinstance(by_name(name.upper()), attacks.Attack)
+
+
+def test_bridge_knows_eps_and_norm():
+    assert Torchattacks("PGDL2", eps=0.7).norm == "L2"
+    assert Torchattacks("PGDL2", eps=0.7).eps == 0.7
+    assert Torchattacks("AutoAttack", norm="L2", eps=0.5).norm == "L2"
+    assert (Torchattacks("PIFGSM").eps, Torchattacks("PIFGSM").norm) == (16 / 255, "Linf")
+    assert (Torchattacks("CW").eps, Torchattacks("CW").norm) == (1, "Linf")
+    halved = Torchattacks("PGD", steps=3).scaled(0.5)
+    assert halved.settings == {"steps": 3, "eps": 4 / 255, "alpha": 1 / 255}
+    with pytest.raises(ValueError, match="no ε to scale"):
+        Torchattacks("CW").scaled(0.5)
+
+
+@pytest.mark.parametrize("name", ["PGDL2", "PGDRSL2", "DIFGSM", "TIFGSM", "SINIFGSM", "CW", "DeepFool", "EADL1"])
+def test_bridge_reaches_attacks_on_channels_last_models(name):
+    network = small_network(classes=10).to(memory_format=torch.channels_last)
+    images, labels = pictures(4)
+    adversarial = Torchattacks(name)(network, images.contiguous(memory_format=torch.channels_last), labels)
+    assert adversarial.shape == images.shape
+
+
+def test_bridge_is_repeatable_and_works_inside_autocast():
+    network, (images, _) = small_network(classes=5), pictures()
+    labels = network.eval()(images).argmax(1)
+
+    def run():
+        with torch.autocast("cpu", torch.bfloat16):
+            attack = Torchattacks("AutoAttack", eps=1 / 255)
+            return attack(network, images[:2], labels[:2], generator=torch.Generator().manual_seed(0))
+
+    assert torch.equal(run(), run())
 
 
 def test_autoattack_knows_the_number_of_classes():

@@ -13,7 +13,7 @@ import models
 from attacks import PGD
 from defences import Adversarial, Standard
 from finetune_framework import SourceError, adapt, describe, load_source
-from runs import fingerprint, save_weights
+from runs import RunDamaged, fingerprint, save_weights
 from trainer import Recipe, train
 
 # The study's five backbones and three others.
@@ -236,7 +236,7 @@ def test_folders_that_are_no_finished_run(tmp_path, few):
         load_source(tmp_path)
     run = train(small_resnet(10), few, replace(RECIPE, defence=Standard()), tmp_path / "run", progress=False)
     (run.folder / "weights.safetensors").write_bytes(b"half")
-    with pytest.raises(SourceError, match="damaged"):
+    with pytest.raises(RunDamaged, match="damaged"):
         load_source(run.folder)
     (run.folder / "weights.safetensors").unlink()
     with pytest.raises(SourceError, match="not finished"):

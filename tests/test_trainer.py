@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import small_network
+from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
@@ -21,7 +23,7 @@ import utils
 from attacks import PGD
 from curves import SCALARS
 from defences import Adversarial, Standard
-from runs import RunRefused, fingerprint
+from runs import RunDamaged, RunFolder, RunRefused, fingerprint
 from trainer import Recipe, TrainingDiverged, train
 
 RECIPE = Recipe(
@@ -175,6 +177,93 @@ def test_another_run_is_refused_and_nothing_is_lost(blobs, tmp_path):
     assert weights(go(blobs, tmp_path / "run")) == weights(first)
 
 
+@pytest.mark.parametrize("change", ["dropout", "frozen", "rates"])
+def test_what_the_weights_do_not_show_counts_too(blobs, tmp_path, change):
+    go(blobs, tmp_path / "run")
+    network = small_network()
+    if change == "dropout":
+        network[3].p = 0.5
+    elif change == "frozen":
+        network[0].requires_grad_(False)
+    else:
+        network.rates = {"0": 0.1}
+    with pytest.raises(RunRefused, match="structure"):
+        go(blobs, tmp_path / "run", network=network)
+
+
+def test_a_folder_in_which_nothing_was_trained_is_given_to_whoever_asks(blobs, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "_train_step", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        go(blobs, tmp_path / "run", replace(RECIPE, learning_rate=0.3))
+    monkeypatch.undo()
+    assert len(go(blobs, tmp_path / "run").history) == 3
+
+
+def test_weights_without_a_recipe_are_refused(blobs, tmp_path):
+    run = go(blobs, tmp_path / "run")
+    (run.folder / "recipe.json").unlink()
+    with pytest.raises(RunRefused, match="no recipe"):
+        go(blobs, tmp_path / "run")
+
+
+def test_weights_of_another_run_are_refused(blobs, tmp_path):
+    run, other = go(blobs, tmp_path / "run"), go(blobs, tmp_path / "other", replace(RECIPE, seed=1))
+    shutil.copy(other.folder / "weights.safetensors", run.folder / "weights.safetensors")
+    tensors = load_file(run.folder / "weights.safetensors")
+    save_file(tensors, run.folder / "weights.safetensors", metadata={"weights": weights(run)})
+    with pytest.raises(RunDamaged, match="other weights than this run wrote"):
+        go(blobs, tmp_path / "run")
+
+
+@pytest.mark.parametrize("content", [b"", b"half", b"\x80\x04."])
+def test_damaged_files_of_a_run_are_named(blobs, tmp_path, content):
+    run = go(blobs, tmp_path / "run")
+    (run.folder / "weights.safetensors").write_bytes(content)
+    with pytest.raises(RunDamaged, match=r"weights\.safetensors is damaged .*Delete it"):
+        go(blobs, tmp_path / "run")
+    (run.folder / "weights.safetensors").unlink()
+    (run.folder / "last.pt").write_bytes(content)
+    with pytest.raises(RunDamaged, match=r"last\.pt is damaged .*begins anew"):
+        go(blobs, tmp_path / "run")
+
+
+def test_two_processes_do_not_train_in_one_folder(blobs, tmp_path):
+    run = RunFolder(tmp_path / "run")
+    with run.locked(), pytest.raises(RunRefused, match=f"being trained by process {os.getpid()} since 20"):
+        go(blobs, tmp_path / "run")
+    go(blobs, tmp_path / "run")
+
+
+def test_what_a_killed_process_left_is_cleared(blobs, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".last-abc.pt").write_bytes(b"half")
+    run = go(blobs, tmp_path / "run")
+    assert not (run.folder / ".last-abc.pt").exists()
+
+
+def test_tied_weights_can_be_saved(blobs, tmp_path):
+    network = nn.Sequential(nn.Flatten(), nn.Linear(192, 192), nn.ReLU(), nn.Linear(192, 192), nn.Linear(192, 4))
+    network[3].weight = network[1].weight
+    run = go(blobs, tmp_path / "run", replace(RECIPE, epochs=1, defence=Standard()), network)
+    assert weights(go(blobs, tmp_path / "run", replace(RECIPE, epochs=1, defence=Standard()), network)) == weights(
+        run
+    )
+
+
+def test_a_defence_that_cannot_be_written_down_is_refused(blobs, tmp_path):
+    class Mine:
+        loss = Standard.loss
+
+    with pytest.raises(TypeError, match="make Mine a frozen dataclass"):
+        go(blobs, tmp_path / "run", replace(RECIPE, defence=Mine()))
+
+
+def test_a_model_for_fewer_classes_is_refused_before_anything_is_written(blobs, tmp_path):
+    with pytest.raises(ValueError, match=r"logits of shape \(2, 3\) for 2 pictures of 4 classes"):
+        go(blobs, tmp_path / "run", network=small_network(classes=3))
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(blobs, tmp_path):
     class Exploding(nn.Module):
         def __init__(self):
@@ -213,7 +302,7 @@ def test_weights_broken_by_the_last_update_are_not_saved(blobs, tmp_path, monkey
 def test_the_folder_holds_what_is_promised(blobs, tmp_path):
     run = go(blobs, tmp_path / "run")
     names = {path.name.split(".")[0] for path in run.folder.iterdir()}
-    assert names == {"recipe", "environment", "history", "events", "weights"}
+    assert names == {"recipe", "environment", "history", "events", "weights", ""}  # "": the lock
     recipe = json.loads((run.folder / "recipe.json").read_text())
     assert recipe["recipe"]["defence"]["attack"] == {
         "kind": "PGD",

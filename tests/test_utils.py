@@ -41,7 +41,9 @@ def test_presets(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "arguments", [{"preset": "fast"}, {"data": "mnist"}, {"seed": -1}, {"seed": 1.5}, {"seed": True}], ids=str
+    "arguments",
+    [{"preset": "fast"}, {"data": "mnist"}, {"seed": -1}, {"seed": 1.5}, {"seed": True}, {"device": "gpu"}],
+    ids=str,
 )
 def test_bad_arguments_are_named(arguments):
     name, value = next(iter(arguments.items()))
@@ -127,6 +129,17 @@ def test_all_pictures_in_order(shapes):
     labels = torch.cat([labels for _, labels in shapes.test.batches(64)])
     assert torch.equal(labels, shapes.test.labels)
     assert len(shapes.test.first(10)) == 10
+
+
+def test_a_split_takes_bytes_only():
+    with pytest.raises(utils.DataError, match="uint8 images"):
+        Split(torch.rand(4, 3, 8, 8), torch.arange(4), list("abcd"), "floats")
+
+
+def test_relative_folders_count_from_the_repository(monkeypatch, tmp_path):
+    monkeypatch.setenv("STUDY_RUNS", "runs/long")
+    monkeypatch.chdir(tmp_path)
+    assert start("x", preset="smoke").runs == utils.ROOT / "runs" / "long" / "smoke-shapes" / "x"
 
 
 def test_derived_seeds_are_apart():
