@@ -10,8 +10,6 @@ the recipe's seed and the number of the step, so a run that was broken off goes 
 import copy
 import logging
 import math
-import signal
-import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +25,7 @@ from defences import Standard
 from evaluation import attacked, predict, test, transfer_attack
 from models import rate_of
 from runs import RunFolder, as_dict, fingerprint, structure
+from stopping import Stop
 from utils import derive_seed
 
 log = logging.getLogger("study")
@@ -157,15 +156,15 @@ def _check(model, data, recipe):
 def _train(model, data, recipe, run, device, progress):
     state = _State(model, recipe, len(data.train) // recipe.batch_size, device)
     state.resume(run)
-    with _Stop() as stop, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with Stop() as stop, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         curves = Curves(run.path, recipe, state.epoch)
         bar = tqdm(total=state.total, initial=state.step, desc=run.path.name, disable=not progress, unit="step")
         try:
             while state.step < state.total or len(state.history) < recipe.epochs:
                 _one_epoch(state, data, run, stop, bar)
                 _close_epoch(state, data, run, curves, bar)
-                if state.step < state.total:
-                    stop.check(state, run)
+                if stop.requested and state.step < state.total:
+                    _save_and_leave(state, run, stop)
         finally:
             curves.close()
             bar.close()
@@ -232,6 +231,12 @@ class _State:
         log.info("%s goes on from step %d of %d (epoch %d)", run.path.name, self.step, self.total, self.epoch + 1)
 
 
+def _save_and_leave(state, run, stop):
+    state.save(run)
+    where = f"epoch {state.epoch + 1} of {state.recipe.epochs}, step {state.step} of {state.total}"
+    stop.leave(f"{run.path.name}: stopped in {where}; saved. Run the same cell again to go on")
+
+
 def _parameter_groups(model):
     """The weights that train, by their multiple of the learning rate. Raises ValueError where none does."""
     groups = {}
@@ -268,8 +273,8 @@ def _one_epoch(state, data, run, stop, bar):
             bar.set_postfix(loss=f"{state.losses[index - 1]:.3f}", refresh=False, **_latest(state))
             bar.update(state.step - bar.n)
             checked, shown = index, time.perf_counter()
-        if index < steps:
-            stop.check(state, run)
+        if stop.requested and index < steps:
+            _save_and_leave(state, run, stop)
 
 
 def _seed_global(seed, device):
@@ -389,41 +394,3 @@ def _precision(recipe, device):
         else device.type == "cpu" and getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
     )
     return recipe.precision if recipe.precision != "auto" else "bfloat16" if native else "float32"
-
-
-class _Stop:
-    """The stop button and a preemption's SIGTERM: the step is finished, saved, and only then they take effect."""
-
-    def __init__(self):
-        self.requested = None
-        self.previous = {}
-
-    def __enter__(self):
-        if threading.current_thread() is threading.main_thread():
-            self.previous = {
-                number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)
-            }
-        return self
-
-    def __exit__(self, kind, error, trace):
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
-        if self.requested and kind is None:  # it came after the last step; the run is complete
-            self._leave("stopped; this run was just finished")
-
-    def _note(self, number, frame):
-        if self.requested:  # asked twice: at once
-            raise KeyboardInterrupt
-        self.requested = number
-
-    def check(self, state, run):
-        if self.requested:
-            state.save(run)
-            where = f"epoch {state.epoch + 1} of {state.recipe.epochs}, step {state.step} of {state.total}"
-            self._leave(f"{run.path.name}: stopped in {where}; saved. Run the same cell again to go on")
-
-    def _leave(self, message):
-        if self.requested == signal.SIGTERM:
-            log.info(message)
-            raise SystemExit(75)  # EX_TEMPFAIL: start me again
-        raise KeyboardInterrupt(message)
