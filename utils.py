@@ -187,9 +187,12 @@ class Split:
         def draw(high):
             return torch.randint(high, indices.shape, generator=generator, device=indices.device)
 
-        flip, down, right = draw(2), draw(2 * PADDING + 1), draw(2 * PADDING + 1)
-        cut = self._windows[flip, indices, down, right]
         height, width = self.images.shape[2:]
+        tall, wide = height + 2 * PADDING, width + 2 * PADDING
+        which = draw(2) * len(self) + indices  # the plain picture or its mirror
+        corner = (which * tall + draw(2 * PADDING + 1)) * wide + draw(2 * PADDING + 1)
+        lines = corner[:, None] + wide * torch.arange(height, device=corner.device)
+        cut = self._windows.index_select(0, lines.flatten())
         return cut.view(-1, height, width, 3).permute(0, 3, 1, 2).div(255), self.labels[indices]
 
     def batches(self, batch_size):
@@ -209,19 +212,16 @@ class Split:
 
 
 def _windows(images):
-    """A view (2, N, 9, 9, 32, 32 * 3): every crop of every padded picture, plain and flipped.
+    """A view (positions, 32 * 3): the line of a crop that begins at any pixel of any padded picture or mirror.
 
-    Nothing but the two padded copies is stored; a batch is then a single look-up, which is what makes
+    Nothing but the two padded copies is stored, and a batch is one look-up of whole lines, which is what makes
     the loader fast.
     """
-    count, channels, height, width = images.shape
+    channels, width = images.shape[1], images.shape[3]
     padded = torch.nn.functional.pad(images, [PADDING] * 4).permute(0, 2, 3, 1).contiguous()
-    both = torch.stack([padded, padded.flip(2)])
-    tall, wide = height + 2 * PADDING, width + 2 * PADDING
-    line = wide * channels
-    crops = 2 * PADDING + 1
-    size = (2, count, crops, crops, height, width * channels)
-    return both.as_strided(size, (count * tall * line, tall * line, line, channels, line, 1))
+    both = torch.stack([padded, padded.flip(2)]).flatten()
+    positions = (len(both) - width * channels) // channels + 1
+    return both.as_strided((positions, width * channels), (channels, 1))
 
 
 @dataclass(frozen=True)

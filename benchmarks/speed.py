@@ -45,6 +45,15 @@ class Pictures(torch.utils.data.Dataset):
         return self.transform(Image.fromarray(self.images[index])), self.labels[index]
 
 
+def usual_model(name, **options):
+    """The network as it is usually written: ReLU before pooling, not in place; ResNets are ours, laid out NCHW."""
+    if name != "shallow_cnn":
+        return models.build(name, 10, **options).to(memory_format=torch.contiguous_format)
+    network = [nn.Conv2d(3, 6, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2)]
+    network += [nn.Flatten(), nn.Linear(400, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, 10)]
+    return nn.Sequential(transforms.Normalize(models.CIFAR10_MEAN, models.CIFAR10_STD), *network)
+
+
 def usual_loader(split):
     """Batches without end."""
     loader = torch.utils.data.DataLoader(Pictures(split), BATCH, shuffle=True, drop_last=True, num_workers=2)
@@ -123,7 +132,7 @@ def measure(split, device, turns):
         if arguments is None:
             usual, ours = usual_batches.__next__, our_batches.__next__
         else:
-            plain = models.build(num_classes=10, **arguments).to(device, memory_format=torch.contiguous_format)
+            plain = usual_model(**arguments).to(device)
             fast = models.build(num_classes=10, **arguments).to(device)
             one, other = usual_step(plain, device, attack), our_step(fast, device, attack)
             usual = lambda one=one, batches=usual_batches: one(*next(batches))  # noqa: E731

@@ -3,7 +3,23 @@
 Pooling comes before the ReLU: the function and its gradient are the same, on a quarter of the values.
 """
 
+import torch
 from torch import nn
+
+
+class MaxPool(nn.MaxPool2d):
+    """2x2 pooling that goes through float32 where a CPU would pool bfloat16: the same result, twice as fast.
+
+    With as few channels as the first layer has, torch's loop over bfloat16 is scalar and converts each value.
+    """
+
+    def __init__(self):
+        super().__init__(2)
+
+    def forward(self, x):
+        if x.dtype == torch.bfloat16 and x.device.type == "cpu" and x.shape[1] < 16:
+            return super().forward(x.float()).to(x.dtype)
+        return super().forward(x)
 
 
 class ShallowCNN(nn.Sequential):
@@ -12,10 +28,10 @@ class ShallowCNN(nn.Sequential):
     def __init__(self, num_classes):
         super().__init__(
             nn.Conv2d(3, 6, 5),
-            nn.MaxPool2d(2),
+            MaxPool(),
             nn.ReLU(),
             nn.Conv2d(6, 16, 5),
-            nn.MaxPool2d(2),
+            MaxPool(),
             nn.ReLU(),
             nn.Flatten(),
             nn.Linear(16 * 5 * 5, 120),
@@ -36,7 +52,7 @@ class WideShallowCNN(nn.Sequential):
                 nn.Conv2d(inputs, middle, 3, padding=1),
                 nn.ReLU(),
                 nn.Conv2d(middle, outputs, 3, padding=1),
-                nn.MaxPool2d(2),
+                MaxPool(),
                 nn.ReLU(),
             ]
         super().__init__(
