@@ -16,6 +16,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import torch
 from jinja2 import Template
+from matplotlib.ticker import MaxNLocator
 
 from attacks import evaluating
 from audit import Finding
@@ -129,11 +130,12 @@ def plot_training(runs):
             for run, look in zip(runs.values(), _looks(runs), strict=True):
                 axis.plot(run.history["epoch"], scale * run.history[column], **look)
             axis.set(title=title, xlabel="epoch")
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
             if scale == 100:
                 axis.set_ylim(0, 100)
         axes[0].legend()
         data = read_json(next(iter(runs.values())).folder / "recipe.json")["data"]["name"]
-        figure.suptitle(f"Validation by epoch, {_demo(data)}", fontsize=9)
+        figure.suptitle(f"Training on {_demo(data)}; accuracies on the validation split", fontsize=9)
         return _done(figure)
 
 
@@ -195,7 +197,8 @@ def plot_examples(models, split, attack, count=6):
             change = (adversarial - images) / (2 * attack.eps) + 0.5
             _picture_row(axes[2 + 2 * index], change.clamp(0, 1), [""] * count, "change")
         figure.suptitle(
-            f"{attack}, {_demo(split.name)}. Captions: what the model says; change: ±ε is black to white",
+            f"{attack}, {_demo(split.name)}. Captions: the true class, then what the model says; "
+            "change: ±ε is black to white",
             fontsize=7,
         )
         return _done(figure)

@@ -81,7 +81,7 @@ def test_l2sp_is_the_distance_of_everything_but_the_head(batch):
     pull = call(L2SP(Standard(), source, 2.0), other, batch) - call(Standard(), other, batch)
     pairs = zip(source.named_parameters(), other.parameters(), strict=True)
     expected = sum((a - b).square().sum().item() for (name, a), b in pairs if ".head." not in name)
-    assert float(pull) == pytest.approx(expected, rel=1e-4)
+    assert pull.item() == pytest.approx(expected, rel=1e-4)
 
 
 def test_feature_distillation_is_the_length_of_the_change(batch):
@@ -91,7 +91,7 @@ def test_feature_distillation_is_the_length_of_the_change(batch):
         model.network.stages(model.network.stem(model.normalise(batch[0]))).mean((2, 3))
         for model in (source, other)
     ]
-    assert float(pull) == pytest.approx(float((features[0] - features[1]).norm(dim=1).mean()), rel=1e-4)
+    assert pull.item() == pytest.approx(float((features[0] - features[1]).norm(dim=1).mean()), rel=1e-4)
 
 
 def test_errors_are_clear():
