@@ -20,6 +20,7 @@ from matplotlib.ticker import MaxNLocator
 
 from attacks import evaluating
 from audit import Finding
+from evaluation import predict
 from files import replacing
 from runs import RunFolder, read_json, weights_in, write_json
 from scores import WORST, Scores
@@ -134,8 +135,11 @@ def plot_training(runs):
             if scale == 100:
                 axis.set_ylim(0, 100)
         axes[0].legend()
-        data = read_json(next(iter(runs.values())).folder / "recipe.json")["data"]["name"]
-        figure.suptitle(f"Training on {_demo(data)}; accuracies on the validation split", fontsize=9)
+        known = read_json(next(iter(runs.values())).folder / "recipe.json")
+        attack = known["recipe"]["validation_attack"]
+        against = f"{attack['kind']} with {attack['steps']} steps" if "steps" in attack else attack["kind"]
+        where = f"Training on {_demo(known['data']['name'])}; accuracies on the validation split"
+        figure.suptitle(f"{where}, robust: {against}", fontsize=9)
         return _done(figure)
 
 
@@ -150,6 +154,9 @@ def plot_scores(scores):
             rows = rows[(rows.verdict != "invalid") & rows.index.isin(labels)]
             places = [labels.index(label) + (index - (len(scores) - 1) / 2) * width for label in rows.index]
             reach = [rows.accuracy - rows.low, rows.high - rows.accuracy]
+            for place, value in zip(places, rows.accuracy, strict=True):
+                if value < 1:  # a bar too low to be seen
+                    axis.text(place, 1.5, f"{value:.1f}", ha="center", fontsize=6, rotation=90)
             axis.bar(places, rows.accuracy, width * 0.92, **look)
             axis.errorbar(
                 places, rows.accuracy, yerr=reach, fmt="none", ecolor="black", elinewidth=0.8, capsize=1.5
@@ -171,17 +178,22 @@ def plot_eps(tables, title, trained=8 / 255):
             axis.plot(255 * rows.eps, 100 * rows.accuracy, marker="o", markersize=3, **look)
             low, high = 100 * rows.low, 100 * rows.high
             axis.fill_between(255 * rows.eps, low, high, color=look["color"], alpha=0.15, linewidth=0)
-        axis.axvline(255 * trained, color="grey", linewidth=0.8, linestyle=":")
+        axis.axvline(255 * trained, color="grey", linewidth=0.8, linestyle=":", label="ε of the training")
         axis.set(xlabel="ε, in 255ths of the pixel range", ylabel="accuracy, %", ylim=(0, 100))
         first = next(iter(tables.values()))
-        axis.set_title(f"{title}, {_demo(first.attrs['split'])}, n = {first.n[0]}", fontsize=9)
+        axis.set_title(f"{title}, {_demo(first.attrs['split'])}, n = {first.n[0]}, bands: 95 %", fontsize=9)
         axis.legend()
         return _done(figure)
 
 
 def plot_examples(models, split, attack, count=6):
-    """Pictures before and after the attack and the change, with what each model says; `models` maps names."""
-    images, labels = split.batch(torch.arange(count, device=split.labels.device))
+    """Pictures before and after the attack and the change, with what each model says; `models` maps names.
+
+    Shown are the first pictures that all of these models get right, so that red means: the attack did it.
+    """
+    few = split.first(200)
+    right = torch.stack([predict(model, few).argmax(1) == few.labels for model in models.values()]).all(0)
+    images, labels = split.batch(torch.argsort(~right, stable=True)[:count])
     with mpl.rc_context(STYLE | {"axes.grid": False, "font.size": 7}):
         rows = 1 + 2 * len(models)
         figure, axes = plt.subplots(rows, count, figsize=(1.15 * count + 0.9, 1.32 * rows), layout="constrained")
@@ -197,9 +209,9 @@ def plot_examples(models, split, attack, count=6):
             change = (adversarial - images) / (2 * attack.eps) + 0.5
             _picture_row(axes[2 + 2 * index], change.clamp(0, 1), [""] * count, "change")
         figure.suptitle(
-            f"{attack}, {_demo(split.name)}. Captions: the true class, then what the model says; "
+            f"{attack}, {_demo(split.name)}. Right before the attack; captions: what the model says; "
             "change: ±ε is black to white",
-            fontsize=7,
+            fontsize=8,
         )
         return _done(figure)
 
@@ -250,7 +262,8 @@ PAGE = Template(
  table { border-collapse: collapse; margin: 1rem 0; font-size: 13px } caption { text-align: left; color: #555 }
  th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid #ddd } th { font-weight: 600 }
  th:first-child, td:first-child { text-align: left } small { color: #777 } img { max-width: 100%; margin: .6rem 0 }
- .findings td { text-align: left } .scroll { overflow-x: auto } .warn { background: #fff3d6; padding: .5rem .8rem }
+ .findings table, .findings td, .findings th { border: 0; text-align: left } .scroll { overflow-x: auto }
+ .warn { background: #fff3d6; padding: .5rem .8rem }
 </style></head><body>
 <h1>{{ title }}</h1>
 {% if demo %}
@@ -263,13 +276,16 @@ PAGE = Template(
 <p>{% if e.notebook %}<a href="{{ e.notebook }}">The notebook as it ran</a> · {% endif %}
 {{ e.runs }} runs, {{ "%.1f"|format(e.seconds / 60) }} minutes of training</p>
 <div class="scroll">{{ e.table }}</div>
-{% if e.findings %}<h3>What the audit found</h3><div class="findings scroll">{{ e.findings }}</div>{% endif %}
+<h3>What the audit found</h3>
+<div class="findings scroll">{{ e.findings or "Nothing to object to in any of these evaluations." }}</div>
 {% for f in e.figures %}
 <p><img alt="{{ f.name }}" width="{{ f.width }}" src="data:image/png;base64,{{ f.data }}"></p>
 {% endfor %}{% endfor %}
-<h2>Environment</h2>
+<h2>Environment of the first run</h2>
 <table>
-{% for key, value in environment.items() %}<tr><td>{{ key }}</td><td>{{ value }}</td></tr>{% endfor %}
+{% for key, value in environment.items() %}
+<tr><td>{{ key }}</td><td>{{ "no" if value is none else value }}</td></tr>
+{% endfor %}
 </table>
 </body></html>
 """
@@ -330,14 +346,28 @@ def _experiment(study, folder, scores):
     figures = sorted((folder / "figures").glob("*.png"))
     return {
         "name": folder.name,
-        "title": html.escape(folder.name.replace("_", " ")),
+        "title": html.escape(_title(study, folder.name)),
         "runs": len(scores),
         "seconds": sum(history["time/epoch_s"].sum() for history in histories if len(history)),
         "notebook": notebook.relative_to(study) if notebook.exists() else None,
-        "table": table(scores).to_html(),
+        "table": table(_short(scores)).to_html(),
         "findings": found.to_html(index=False) if len(found) else None,
         "figures": [_figure(path) for path in figures],
     }
+
+
+def _title(study, experiment):
+    """The question that the notebook asks, or the experiment's name."""
+    notebook = study / "notebooks" / f"{experiment}.ipynb"
+    if not notebook.exists():
+        return experiment.replace("_", " ")
+    return "".join(read_json(notebook)["cells"][0]["source"]).splitlines()[0].lstrip("# ")
+
+
+def _short(scores):
+    """Without the seed in the names, where there is one only."""
+    short = [re.sub(r"-seed\d+$", "", name) for name in scores]
+    return dict(zip(short, scores.values(), strict=True)) if len(set(short)) == len(short) else scores
 
 
 def _figure(path):

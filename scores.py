@@ -87,7 +87,7 @@ class Scores:
                 "high": 100 * high,
                 "n": self.n,
                 "seconds": self.seconds.get(label, math.nan),
-                "verdict": self.verdict(label),
+                "verdict": self.verdict(label) or "no finding",
                 "attack": self.attacks.get(label, ""),
                 "split": self.split,
                 "carried_from": self.carried or "",

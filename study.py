@@ -11,9 +11,11 @@ import argparse
 import json
 import shlex
 import sys
+import threading
 import time
 import warnings
 
+import runs
 import utils
 
 NOTEBOOKS = utils.ROOT / "notebooks"
@@ -27,10 +29,10 @@ def main(arguments=None):
     parameters = {"preset": session.preset, "data": session.family, "seed": session.seed}
     parameters |= dict(_parameter(text) for text in options.parameter)
     study.mkdir(parents=True, exist_ok=True)
-    with (study / "command.txt").open("a") as commands:
-        commands.write(
-            shlex.join(["python", "study.py", *(sys.argv[1:] if arguments is None else arguments)]) + "\n"
-        )
+    command = shlex.join(["python", "study.py", *(sys.argv[1:] if arguments is None else arguments)])
+    before = (study / "command.txt").read_text() if (study / "command.txt").exists() else ""
+    if command not in before.splitlines():
+        (study / "command.txt").write_text(before + command + "\n")
     begun = time.monotonic()
     failures = []
     for index, notebook in enumerate(notebooks):
@@ -38,6 +40,7 @@ def main(arguments=None):
             f"\n[{index + 1}/{len(notebooks)}] {notebook.stem} · {_minutes(time.monotonic() - begun)} so far",
             flush=True,
         )
+        print("watch its curves: make lab", flush=True)
         failure = _execute(notebook, study / "notebooks" / notebook.name, parameters)
         if failure:
             failures.append(notebook.stem)
@@ -89,6 +92,8 @@ def _execute(notebook, target, parameters):
     known = set(papermill.inspect_notebook(str(notebook)))
     if unknown := set(parameters) - known:
         return f"{notebook.name} has no parameter {', '.join(sorted(unknown))}; it has {', '.join(sorted(known))}"
+    ended = threading.Event()
+    threading.Thread(target=_watch, args=(target.parents[1] / notebook.stem, ended), daemon=True).start()
     try:
         papermill.execute_notebook(
             str(notebook),
@@ -106,8 +111,32 @@ def _execute(notebook, target, parameters):
             f"    {error.source.strip().splitlines()[0]}\nThe notebook up to there: {target}"
         )
     finally:
+        ended.set()
         if target.exists():
             _to_html(target)
+    return None
+
+
+def _watch(experiment, ended):
+    """Say how far the run in training is and how long it will take, as its folder grows."""
+    shown = None
+    while not ended.wait(2):
+        line = _progress(experiment)
+        if line and line != shown:
+            print(f"\n    {line}", flush=True)
+            shown = line
+
+
+def _progress(experiment):
+    """The epochs done of the run that is being trained, and about how long the rest takes; None without one."""
+    for recipe in sorted(experiment.glob("*/recipe.json")):
+        run = runs.RunFolder(recipe.parent)
+        history = run.load_history()
+        if run.finished or not len(history):
+            continue
+        epochs = runs.read_json(recipe)["recipe"]["epochs"]
+        left = (epochs - len(history)) * history["time/epoch_s"].mean()
+        return f"{run.path.name}: {len(history)} of {epochs} epochs, about {_minutes(left)} left in this run"
     return None
 
 
@@ -125,7 +154,7 @@ def _report(study, keep):
     import report
 
     try:
-        print(f"\nreport: {report.write_page(study)}")
+        print(f"\nreport: {report.write_page(study)}\nscores: {study / 'scores.csv'}")
         if keep:
             report.keep(study, keep)
     except FileNotFoundError as error:

@@ -35,7 +35,7 @@ def test_table(scores):
     table = scores.table()
     assert list(table.index) == ["clean", "FGSM", "PGD-10", "worst case"]
     assert list(table.accuracy) == pytest.approx([80, 40, 40, 20])
-    assert list(table.verdict) == ["", "invalid", "", ""]
+    assert list(table.verdict) == ["no finding", "invalid", "no finding", "no finding"]
     assert (table.n == 5).all()
     assert (100 * scores.interval("worst case")[0], 100 * scores.interval("worst case")[1]) == pytest.approx(
         (table.low["worst case"], table.high["worst case"])
