@@ -209,7 +209,7 @@ def plot_examples(models, split, attack, count=6):
             change = (adversarial - images) / (2 * attack.eps) + 0.5
             _picture_row(axes[2 + 2 * index], change.clamp(0, 1), [""] * count, "change")
         figure.suptitle(
-            f"{attack}, {_demo(split.name)}. Right before the attack; captions: what the model says; "
+            f"{attack}, {_demo(split.name)}. Right before the attack.\nCaptions: what the model says; "
             "change: ±ε is black to white",
             fontsize=8,
         )
