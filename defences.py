@@ -59,66 +59,65 @@ class Adversarial:
 
 
 @dataclass(frozen=True)
-class L2SP:
-    """Another defence, and a pull of the weights back to the source's: strength / 2 · |w - w_source|².
+class Penalty:
+    """Another defence, plus `strength` times a distance from the source that the network was adapted from."""
+
+    defence: object
+    source: torch.nn.Module
+    strength: float
+
+    def __post_init__(self):
+        name = type(self).__name__
+        if not callable(getattr(self.defence, "loss", None)):
+            raise TypeError(f"{name}: defence={self.defence!r}; a defence such as Standard() is needed")
+        if not isinstance(self.source, torch.nn.Module):
+            raise TypeError(f"{name}: source={self.source!r}; the source model is needed")
+        if not 0 <= self.strength < math.inf:
+            raise ValueError(f"{name}: strength={self.strength!r}; a number of at least 0 is needed")
+
+    def loss(self, model, images, labels, *, progress, generator, smoothing=0.0):
+        inner = {"progress": progress, "generator": generator, "smoothing": smoothing}
+        loss, logits = self.defence.loss(model, images, labels, **inner)
+        return loss + self.strength * self.distance(model, images, self.source.to(images.device)), logits
+
+    def distance(self, model, images, source):
+        """A scalar, zero where the model is the source."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class L2SP(Penalty):
+    """A pull of the weights back to the source's: strength / 2 · |w - w_source|².
 
     Li et al. 2018, arXiv:1802.01483. The head, which the source has for other classes, is left free. The
     recipe's weight decay still pulls everything to zero; set it to 0 for the paper's form.
     """
 
-    defence: object
-    source: torch.nn.Module
     strength: float = 0.01
 
-    def __post_init__(self):
-        _check_wrapped(self)
-
-    def loss(self, model, images, labels, *, progress, generator, smoothing=0.0):
-        loss, logits = self.defence.loss(
-            model, images, labels, progress=progress, generator=generator, smoothing=smoothing
-        )
-        start = dict(self.source.to(images.device).named_parameters())
+    def distance(self, model, images, source):
+        start = dict(source.named_parameters())
         head = f"network.{model.head}."
-        pull = sum(
+        squares = [
             (weight - start[name].detach()).square().sum()
             for name, weight in model.named_parameters()
             if weight.requires_grad and not name.startswith(head)
-        )
-        return loss + self.strength / 2 * pull, logits
+        ]
+        return sum(squares) / 2
 
 
 @dataclass(frozen=True)
-class FeatureDistillation:
-    """Another defence, and a pull of the features back to the source's: strength · mean |z(x) - z_source(x)|.
+class FeatureDistillation(Penalty):
+    """A pull of the features back to the source's: strength · mean |z(x) - z_source(x)|, x the clean picture.
 
     Learning without forgetting on the features that the head reads, for keeping a robust source's robustness
-    while the task changes: Shafahi et al. 2020, arXiv:1905.08232. x is the clean picture; |.| the L2 length.
+    while the task changes: Shafahi et al. 2020, arXiv:1905.08232. |.| is the L2 length.
     """
 
-    defence: object
-    source: torch.nn.Module
     strength: float = 0.1
 
-    def __post_init__(self):
-        _check_wrapped(self)
-
-    def loss(self, model, images, labels, *, progress, generator, smoothing=0.0):
-        loss, logits = self.defence.loss(
-            model, images, labels, progress=progress, generator=generator, smoothing=smoothing
-        )
-        source = self.source.to(images.device)
+    def distance(self, model, images, source):
         with evaluating(source), torch.no_grad():
             _, target = source.with_features(images)
         _, features = model.with_features(images)
-        distance = (features - target).flatten(1).float().norm(dim=1).mean()
-        return loss + self.strength * distance, logits
-
-
-def _check_wrapped(penalty):
-    name = type(penalty).__name__
-    if not callable(getattr(penalty.defence, "loss", None)):
-        raise TypeError(f"{name}: defence={penalty.defence!r}; a defence such as Standard() is needed")
-    if not isinstance(penalty.source, torch.nn.Module):
-        raise TypeError(f"{name}: source={penalty.source!r}; the source model is needed")
-    if not 0 <= penalty.strength < math.inf:
-        raise ValueError(f"{name}: strength={penalty.strength!r}; a number of at least 0 is needed")
+        return (features - target).flatten(1).float().norm(dim=1).mean()

@@ -91,7 +91,7 @@ def test_feature_distillation_is_the_length_of_the_change(batch):
         model.network.stages(model.network.stem(model.normalise(batch[0]))).mean((2, 3))
         for model in (source, other)
     ]
-    assert pull.item() == pytest.approx(float((features[0] - features[1]).norm(dim=1).mean()), rel=1e-4)
+    assert pull.item() == pytest.approx((features[0] - features[1]).norm(dim=1).mean().item(), rel=1e-4)
 
 
 def test_errors_are_clear():
