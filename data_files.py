@@ -33,13 +33,24 @@ def load(name, folder):
     Raises DataError for files that cannot be used.
     """
     path = folder / f"{name}.safetensors"
-    if not path.exists():
+    if not path.exists() or _outdated(name, path):
         _make_cache(name, path)
     return _read_cache(name, path)
 
 
+def _outdated(name, path):
+    """Whether a cache of Shapes was drawn by another version of the drawing; an unreadable one is not."""
+    if not name.startswith("shapes"):
+        return False
+    try:
+        with safe_open(path, "pt") as file:
+            return (file.metadata() or {}).get("version") != shapes.VERSION
+    except (SafetensorError, OSError):
+        return False
+
+
 def _make_cache(name, path):
-    log.info("%s is not here yet: making %s", name, path)
+    log.info("%s is not here yet, or drawn by another version: making %s", name, path)
     if name.startswith("shapes"):
         train, test = shapes.draw(10_000, DATASETS[name], seed=0), shapes.draw(2_000, DATASETS[name], seed=1)
         parts = *train, *test
@@ -49,6 +60,8 @@ def _make_cache(name, path):
     keys = ("train_images", "train_labels", "test_images", "test_labels")
     tensors = {key: torch.from_numpy(np.ascontiguousarray(part)) for key, part in zip(keys, parts, strict=True)}
     metadata = {"name": name, "classes": json.dumps(classes), "sha256": _checksum(tensors)}
+    if name.startswith("shapes"):
+        metadata["version"] = shapes.VERSION
     try:
         with replacing(path) as partial:
             save_file(tensors, partial, metadata=metadata)

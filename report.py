@@ -16,6 +16,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import torch
 from jinja2 import Template
+from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from attacks import evaluating
@@ -129,7 +130,7 @@ def plot_training(runs):
         panels = (("accuracy/clean", "clean accuracy, %", 100), ("accuracy/robust", "robust accuracy, %", 100))
         for axis, (column, title, scale) in zip(axes, (*panels, ("loss/train", "training loss", 1)), strict=True):
             for run, look in zip(runs.values(), _looks(runs), strict=True):
-                axis.plot(run.history["epoch"], scale * run.history[column], **look)
+                axis.plot(run.history["epoch"], scale * run.history[column], marker=".", markersize=3, **look)
             axis.set(title=title, xlabel="epoch")
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
             if scale == 100:
@@ -164,9 +165,11 @@ def plot_scores(scores):
         axis.set_xticks(range(len(labels)), labels)
         axis.set(ylabel="accuracy, %", ylim=(0, 100))
         axis.grid(axis="x", visible=False)
-        axis.legend(ncols=2)
+        # Drawn by hand: a model whose numbers are all left out has no bar to take the colour from.
+        axis.legend(handles=[Patch(**look) for look in _looks(scores) if look["label"]], ncols=2)
         first = next(iter(scores.values()))
-        axis.set_title(f"{_demo(first.split)}, n = {first.n}", fontsize=9)
+        left_out = ", invalid numbers left out" if any(s.verdict() == "invalid" for s in scores.values()) else ""
+        axis.set_title(f"{_demo(first.split)}, n = {first.n}" + left_out, fontsize=9)
         return _done(figure)
 
 
@@ -194,6 +197,7 @@ def plot_examples(models, split, attack, count=6):
     few = split.first(200)
     right = torch.stack([predict(model, few).argmax(1) == few.labels for model in models.values()]).all(0)
     images, labels = split.batch(torch.argsort(~right, stable=True)[:count])
+    before = "Right" if int(right.sum()) >= count else "Not all right"
     with mpl.rc_context(STYLE | {"axes.grid": False, "font.size": 7}):
         rows = 1 + 2 * len(models)
         figure, axes = plt.subplots(rows, count, figsize=(1.15 * count + 0.9, 1.32 * rows), layout="constrained")
@@ -209,7 +213,7 @@ def plot_examples(models, split, attack, count=6):
             change = (adversarial - images) / (2 * attack.eps) + 0.5
             _picture_row(axes[2 + 2 * index], change.clamp(0, 1), [""] * count, "change")
         figure.suptitle(
-            f"{attack}, {_demo(split.name)}. Right before the attack.\nCaptions: what the model says; "
+            f"{attack}, {_demo(split.name)}. {before} before the attack.\nCaptions: what the model says; "
             "change: ±ε is black to white",
             fontsize=8,
         )

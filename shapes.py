@@ -35,6 +35,7 @@ TEXTURES = (
     "grid",
 )
 
+VERSION = "2"  # to be raised whenever the pictures change: caches of another version are drawn anew
 SIZE = 32
 CHUNK = 64  # pictures drawn at once: the intermediate arrays stay in the processor's cache
 BACKGROUND_CONTRAST = 0.5  # least distance of the foreground from the background, in one channel

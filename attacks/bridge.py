@@ -19,9 +19,8 @@ class Torchattacks(Attack):
     """`Torchattacks("CW", c=1)`: the attack of that name with those settings, made anew at each call.
 
     torchattacks leaves the model in training mode, draws from global generators and may write gradients
-    into the weights; none of that gets out of here. It runs in float32 also inside
-    autocast. Attacks without an ε of their own (CW, Pixle, ...)
-    are bounded by [0, 1] alone, and their `eps` reads 1.
+    into the weights; none of that gets out of here. It runs in float32 also inside autocast.
+    Attacks without an ε of their own (CW, Pixle, ...) are bounded by [0, 1] alone, and their `eps` reads 1.
     """
 
     name: str

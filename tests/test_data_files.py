@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torchvision import datasets as published
 
 import data_files
+import shapes as drawing
 from data_files import CIFAR10_CLASSES, DataError
 
 
@@ -130,8 +131,15 @@ def cache(session, shapes, tmp_path):
     """A copy of the cache of shapes10, small: its path, its tensors, its metadata."""
     whole = load_file(session.data / "shapes10.safetensors")
     tensors = {name: value[:40].clone() for name, value in whole.items()}
-    metadata = {"name": "shapes10", "classes": json.dumps(list("abcdefghij"))}
+    metadata = {"name": "shapes10", "classes": json.dumps(list("abcdefghij")), "version": drawing.VERSION}
     return tmp_path / "shapes10.safetensors", tensors, metadata
+
+
+def test_a_cache_of_another_version_of_the_drawing_is_drawn_anew(cache):
+    path, tensors, metadata = cache
+    for version in ({}, {"version": "0"}):
+        save_file(tensors, path, metadata={k: v for k, v in metadata.items() if k != "version"} | version)
+        assert len(data_files.load("shapes10", path.parent)[0]["train_labels"]) == 10_000
 
 
 def test_shapes_are_drawn_balanced(session, shapes):
