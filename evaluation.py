@@ -41,6 +41,32 @@ def transfer_attack(source, victim, split, attack, *, source_name="another model
     return _evaluate(source, victim, split, labelled, seed, progress, source_name)
 
 
+def carried_matrix(models, split, attack, *, seed=0, progress=True):
+    """Accuracy, 0 to 1, of each victim (column) on examples crafted on each source (row): a table.
+
+    `models` maps names to models. The diagonal is the white box; off it nothing is robustness, because an
+    attacker who knows the victim does better. An example counts where it is right before and after.
+    """
+    models = {name: _on(split, model) for name, model in models.items()}
+    right = {name: predict(model, split).argmax(1) == split.labels for name, model in models.items()}
+    stood = {name: {victim: [] for victim in models} for name in models}
+    for name, source in tqdm(models.items(), desc=f"{attack.label}, carried", disable=not progress):
+        generator = torch.Generator(split.labels.device).manual_seed(_seed_for(attack, seed))
+        for images, labels in split.batches(BATCH[split.labels.device.type]):
+            with evaluating(source):
+                adversarial = attack.craft(source, images, labels, generator)
+            for victim, model in models.items():
+                with evaluating(model), torch.no_grad():
+                    stood[name][victim].append(model(adversarial).argmax(1) == labels)
+    shares = {
+        name: {victim: float((torch.cat(parts) & right[victim]).double().mean()) for victim, parts in row.items()}
+        for name, row in stood.items()
+    }
+    table = pd.DataFrame.from_dict(shares, orient="index")
+    table.attrs |= {"split": split.name, "n": len(split), "attack": repr(attack)}
+    return table
+
+
 def predict(model, split):
     """Logits (N, K) of the pictures of a split, in float32 and eval mode."""
     with evaluating(model), torch.no_grad():

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import models
-from models.backbones import replace_head
+from models.backbones import head_name, replace_head
 from runs import RunFolder, read_json
 
 PICTURE = 32  # pixels a side, to see where the resolution falls
@@ -134,21 +134,29 @@ def _fill(network, weights, path, architecture):
 def adapt(source, num_classes, train="all", *, seed=0, rates=None):
     """A copy of `source` with a fresh head for `num_classes`, of which only a part trains.
 
+    `num_classes=None` keeps the head that is there. So probe-then-all (linear probing, then fine-tuning: Kumar
+    et al. 2022, arXiv:2202.10054) is two trainings, each with the defence that it likes:
+
+        probe = train(adapt(source, 10, train="head"), data, recipe, folder)
+        model = adapt(probe.model, None, train="all")
+
     train: "head"; "last_stage", everything after the resolution last falls; "all"; or a list of names of
     layers (`describe` shows them; "head" stands for the head). The head always trains with "head",
     "last_stage" and "all". `rates` maps names of layers, or "head", to multiples of the recipe's learning
     rate; the longest name that fits counts. The new head depends on `seed` alone. Raises ValueError for
     unknown names or where nothing would train.
     """
-    if not isinstance(num_classes, int) or num_classes < 2:
-        raise ValueError(f"num_classes={num_classes!r}: a whole number of at least 2 is needed")
+    if num_classes is not None and (not isinstance(num_classes, int) or num_classes < 2):
+        raise ValueError(f"num_classes={num_classes!r}: None or a whole number of at least 2 is needed")
     model = copy.deepcopy(source)
     for module in model.modules():
         _thaw(module)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        old_classes = _logits(model).shape[1]
-        head = replace_head(model.network, old_classes, num_classes)
+    old_classes = _logits(model).shape[1]
+    head = head_name(model.network, old_classes)
+    if num_classes is not None:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            replace_head(model.network, head, num_classes)
     leaves = _leaves(model)
     chosen = _chosen(model, leaves, head, train)
     _freeze_before_and_outside(leaves, chosen)

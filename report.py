@@ -1,65 +1,59 @@
-"""Tables and figures of runs, made from their folders, and the HTML page of a study.
+"""Tables of runs, made from their folders, and the HTML page of a study.
 
-Colours keep their run from figure to figure; error bars are 95 % Wilson intervals; what the audit found
-invalid is struck out in tables and left out of figures.
+Intervals are 95 % Wilson intervals; what the audit found invalid is struck out.
 """
 
 import base64
 import html
 import json
+import logging
 import re
 import shutil
+import warnings
 from pathlib import Path
 
-import matplotlib as mpl
-import matplotlib.pyplot as plt
 import pandas as pd
-import torch
 from jinja2 import Template
-from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
 
-from attacks import evaluating
 from audit import Finding
-from evaluation import predict
+from figures import STYLE, demo
 from files import replacing
 from runs import RunFolder, read_json, weights_in, write_json
-from scores import WORST, Scores
-
-COLOURS = ("#4c4c4c", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe & Ito 2008
-STYLE = {
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.25,
-    "axes.axisbelow": True,
-    "font.size": 9,
-    "figure.dpi": 110,
-    "savefig.dpi": 200,
-    "savefig.bbox": "tight",
-    "legend.frameon": False,
-}
-
-
-def _demo(name):
-    """What every table and figure of drawn pictures says."""
-    return f"{name} (drawn pictures: a demonstration)" if name.startswith("shapes") else name
-
+from scores import SAVED_AS, WORST, Scores
 
 # ---------------------------------------------------------------------------------------------------
 # Tables
 
 
 def load_scores(folder):
-    """The saved scores of every run below an experiment's folder: {run's name: Scores}, in order of training."""
-    begun = {path: path.parent / "recipe.json" for path in Path(folder).glob("*/scores.json")}
-    files = sorted(begun, key=lambda path: (begun[path] if begun[path].exists() else path).stat().st_mtime)
-    return {path.parent.name: _checked(Scores.load(path.parent), path.parent) for path in files}
+    """The saved scores of every run below an experiment's folder: {run's name: Scores}, in order of training.
+
+    Those of a run's best epoch follow as "<run's name>, best".
+    """
+    found = {}
+    runs = [
+        path
+        for path in Path(folder).glob("*/")
+        if any((path / f"{name}.json").exists() for name in SAVED_AS.values())
+    ]
+    for run in sorted(runs, key=_begun):
+        for epoch, name in SAVED_AS.items():
+            if (run / f"{name}.json").exists():
+                found[run.name if epoch == "last" else f"{run.name}, {epoch}"] = _checked(
+                    Scores.load(run, epoch), run, epoch
+                )
+    return found
 
 
-def _checked(scores, folder):
+def _begun(run):
+    """When a run was begun: its recipe is written then, and never again."""
+    files = [run / "recipe.json", *sorted(run.glob("scores*.json"))]
+    return next(path for path in files if path.exists()).stat().st_mtime
+
+
+def _checked(scores, folder, epoch):
     """Scores of a run's folder, with a finding where they are of other weights than those that lie there."""
-    there = weights_in(folder)
+    there = weights_in(folder, {"last": "weights", "best": "best"}[epoch] + ".safetensors")
     if None not in (there, scores.weights) and there != scores.weights:
         says = "these scores were measured on other weights than the run's; run test() again"
         scores.findings.append(Finding("other weights", "invalid", 1, 0, says))
@@ -77,7 +71,7 @@ def table(scores):
         rows[name] = cells | {"n": score.n}
     columns = list(dict.fromkeys(label for row in rows.values() for label in row))
     columns.sort(key=lambda label: (label == "n", label == WORST))
-    splits = ", ".join(sorted({_demo(score.split) for score in scores.values()}))
+    splits = ", ".join(sorted({demo(score.split) for score in scores.values()}))
     caption = f"Accuracy in %, on {splits}, with 95 % Wilson intervals; struck out: invalid, ?: suspect"
     return (
         pd.DataFrame.from_dict(rows, orient="index")[columns]
@@ -120,142 +114,11 @@ def findings(scores):
 
 
 # ---------------------------------------------------------------------------------------------------
-# Figures: each returns a matplotlib Figure
-
-
-def plot_training(runs):
-    """Clean and robust validation accuracy, and training loss, by epoch; `runs` maps names to Runs."""
-    with mpl.rc_context(STYLE):
-        figure, axes = plt.subplots(1, 3, figsize=(10, 2.9), layout="constrained")
-        panels = (("accuracy/clean", "clean accuracy, %", 100), ("accuracy/robust", "robust accuracy, %", 100))
-        for axis, (column, title, scale) in zip(axes, (*panels, ("loss/train", "training loss", 1)), strict=True):
-            for run, look in zip(runs.values(), _looks(runs), strict=True):
-                axis.plot(run.history["epoch"], scale * run.history[column], marker=".", markersize=3, **look)
-            axis.set(title=title, xlabel="epoch")
-            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-            if scale == 100:
-                axis.set_ylim(0, 100)
-        axes[0].legend()
-        known = read_json(next(iter(runs.values())).folder / "recipe.json")
-        attack = known["recipe"]["validation_attack"]
-        against = f"{attack['kind']} with {attack['steps']} steps" if "steps" in attack else attack["kind"]
-        where = f"Training on {_demo(known['data']['name'])}; accuracies on the validation split"
-        figure.suptitle(f"{where}, robust: {against}", fontsize=9)
-        return _done(figure)
-
-
-def plot_scores(scores):
-    """Accuracy of each model, clean and under each attack, as bars with their intervals."""
-    labels = list(dict.fromkeys(label for score in scores.values() for label in score.outcomes))
-    width = 0.8 / len(scores)
-    with mpl.rc_context(STYLE):
-        figure, axis = plt.subplots(figsize=(7.5, 3.2), layout="constrained")
-        for index, (score, look) in enumerate(zip(scores.values(), _looks(scores), strict=True)):
-            rows = score.table()
-            rows = rows[(rows.verdict != "invalid") & rows.index.isin(labels)]
-            places = [labels.index(label) + (index - (len(scores) - 1) / 2) * width for label in rows.index]
-            reach = [rows.accuracy - rows.low, rows.high - rows.accuracy]
-            for place, value in zip(places, rows.accuracy, strict=True):
-                if value < 1:  # a bar too low to be seen
-                    axis.text(place, 1.5, f"{value:.1f}", ha="center", fontsize=6, rotation=90)
-            axis.bar(places, rows.accuracy, width * 0.92, **look)
-            axis.errorbar(
-                places, rows.accuracy, yerr=reach, fmt="none", ecolor="black", elinewidth=0.8, capsize=1.5
-            )
-        axis.set_xticks(range(len(labels)), labels)
-        axis.set(ylabel="accuracy, %", ylim=(0, 100))
-        axis.grid(axis="x", visible=False)
-        # Drawn by hand: a model whose numbers are all left out has no bar to take the colour from.
-        axis.legend(handles=[Patch(**look) for look in _looks(scores) if look["label"]], ncols=2)
-        first = next(iter(scores.values()))
-        left_out = ", invalid numbers left out" if any(s.verdict() == "invalid" for s in scores.values()) else ""
-        axis.set_title(f"{_demo(first.split)}, n = {first.n}" + left_out, fontsize=9)
-        return _done(figure)
-
-
-def plot_eps(tables, title, trained=8 / 255):
-    """Robust accuracy against ε; `tables` maps names to the tables of `accuracy_against_eps`."""
-    with mpl.rc_context(STYLE):
-        figure, axis = plt.subplots(figsize=(5, 3.2), layout="constrained")
-        for rows, look in zip(tables.values(), _looks(tables), strict=True):
-            axis.plot(255 * rows.eps, 100 * rows.accuracy, marker="o", markersize=3, **look)
-            low, high = 100 * rows.low, 100 * rows.high
-            axis.fill_between(255 * rows.eps, low, high, color=look["color"], alpha=0.15, linewidth=0)
-        axis.axvline(255 * trained, color="grey", linewidth=0.8, linestyle=":", label="ε of the training")
-        axis.set(xlabel="ε, in 255ths of the pixel range", ylabel="accuracy, %", ylim=(0, 100))
-        first = next(iter(tables.values()))
-        axis.set_title(f"{title}, {_demo(first.attrs['split'])}, n = {first.n[0]}, bands: 95 %", fontsize=9)
-        axis.legend()
-        return _done(figure)
-
-
-def plot_examples(models, split, attack, count=6):
-    """Pictures before and after the attack and the change, with what each model says; `models` maps names.
-
-    Shown are the first pictures that all of these models get right, so that red means: the attack did it.
-    """
-    few = split.first(200)
-    right = torch.stack([predict(model, few).argmax(1) == few.labels for model in models.values()]).all(0)
-    images, labels = split.batch(torch.argsort(~right, stable=True)[:count])
-    before = "Right" if int(right.sum()) >= count else "Not all right"
-    with mpl.rc_context(STYLE | {"axes.grid": False, "font.size": 7}):
-        rows = 1 + 2 * len(models)
-        figure, axes = plt.subplots(rows, count, figsize=(1.15 * count + 0.9, 1.32 * rows), layout="constrained")
-        _picture_row(axes[0], images, [split.classes[int(label)] for label in labels], "clean")
-        for index, (name, model) in enumerate(models.items()):
-            generator = torch.Generator(images.device).manual_seed(0)
-            adversarial = attack(model, images, labels, generator=generator)
-            with evaluating(model), torch.no_grad():
-                said = model(adversarial).argmax(1)
-            captions = [split.classes[int(guess)] for guess in said]
-            row = axes[1 + 2 * index]
-            _picture_row(row, adversarial, captions, f"{name}:\nattacked", right=(said == labels).tolist())
-            change = (adversarial - images) / (2 * attack.eps) + 0.5
-            _picture_row(axes[2 + 2 * index], change.clamp(0, 1), [""] * count, "change")
-        figure.suptitle(
-            f"{attack}, {_demo(split.name)}. {before} before the attack.\nCaptions: what the model says; "
-            "change: ±ε is black to white",
-            fontsize=8,
-        )
-        return _done(figure)
-
-
-def _picture_row(axes, images, captions, name, right=None):
-    for index, (axis, image) in enumerate(zip(axes, images.cpu(), strict=True)):
-        axis.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
-        wrong = right is not None and not right[index]
-        axis.set_title(captions[index], fontsize=7, pad=2, color="#c02020" if wrong else "black")
-        axis.set(xticks=[], yticks=[])
-        axis.spines[:].set_visible(False)
-    axes[0].set_ylabel(name)
-
-
-def _looks(named):
-    """Colour and legend entry of each: seeds of one model share a colour and one entry."""
-    families = [re.sub(r"(, |-)seed ?\d+$", "", name) for name in named]
-    known = list(dict.fromkeys(families))
-    for index, family in enumerate(families):
-        first = families.index(family) == index
-        yield {"color": COLOURS[known.index(family) % len(COLOURS)], "label": family if first else None}
-
-
-def _done(figure):
-    """Hand the figure over without leaving it open: pyplot would show it twice in a notebook."""
-    plt.close(figure)
-    return figure
-
-
-def save_figure(figure, session, name):
-    """Keep a figure of an experiment as PNG and PDF, for the report and for papers; returns it."""
-    for ending in ("png", "pdf"):
-        with replacing(session.runs / "figures" / f"{name}.{ending}") as partial, mpl.rc_context(STYLE):
-            figure.savefig(partial)
-    return figure
-
-
-# ---------------------------------------------------------------------------------------------------
 # The page
 
+
+QUIET = logging.getLogger("study.page")  # nbconvert asks for alt texts of figures
+QUIET.setLevel(logging.ERROR)
 
 PAGE = Template(
     """<!doctype html>
@@ -267,9 +130,16 @@ PAGE = Template(
  th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid #ddd } th { font-weight: 600 }
  th:first-child, td:first-child { text-align: left } small { color: #777 } img { max-width: 100%; margin: .6rem 0 }
  .findings table, .findings td, .findings th { border: 0; text-align: left } .scroll { overflow-x: auto }
- .warn { background: #fff3d6; padding: .5rem .8rem }
+ .warn { background: #fff3d6; padding: .5rem .8rem } h2 { margin-top: 3rem; scroll-margin-top: 3rem }
+ nav { position: sticky; top: 0; background: #fff; border-bottom: 1px solid #ddd; padding: .4rem 0 }
+ nav a { margin-right: 1.2rem; white-space: nowrap } summary { cursor: pointer; color: #0072b2 }
+ details > div { border-left: 3px solid #ddd; padding-left: 1rem } pre { overflow-x: auto; font-size: 12px }
+ .jp-InputArea pre, .input_area pre { background: #f6f6f6; padding: .4rem .6rem } a.anchor-link { display: none }
+ details h1 { font-size: 1.3rem } details h2 { font-size: 1.1rem; margin-top: 1.5rem }
 </style></head><body>
 <h1>{{ title }}</h1>
+<nav>{% for e in experiments %}<a href="#{{ e.name }}">{{ e.name.replace("_", " ") }}</a> {% endfor %}
+<a href="#environment">environment</a></nav>
 {% if demo %}
 <p class="warn">Made from drawn pictures (Shapes): a demonstration of the method, not a result about CIFAR.</p>
 {% endif %}{% if invalid %}
@@ -277,15 +147,19 @@ PAGE = Template(
 {% endif %}
 {% for e in experiments %}
 <h2 id="{{ e.name }}">{{ e.title }}</h2>
-<p>{% if e.notebook %}<a href="{{ e.notebook }}">The notebook as it ran</a> · {% endif %}
-{{ e.runs }} runs, {{ "%.1f"|format(e.seconds / 60) }} minutes of training</p>
+{% if e.table %}
+<p>{{ e.runs }} runs, {{ "%.1f"|format(e.seconds / 60) }} minutes of training\
+{% if e.shared %}; {{ e.shared }} of them shared with an earlier experiment, and not counted again{% endif %}</p>
 <div class="scroll">{{ e.table }}</div>
 <h3>What the audit found</h3>
 <div class="findings scroll">{{ e.findings or "Nothing to object to in any of these evaluations." }}</div>
 {% for f in e.figures %}
 <p><img alt="{{ f.name }}" width="{{ f.width }}" src="data:image/png;base64,{{ f.data }}"></p>
-{% endfor %}{% endfor %}
-<h2>Environment of the first run</h2>
+{% endfor %}{% endif %}{% if e.notebook %}
+<details{% if not e.table %} open{% endif %}><summary>The notebook as it ran</summary>
+<div>{{ e.notebook }}</div></details>
+{% endif %}{% endfor %}
+<h2 id="environment">Environment of the first run</h2>
 <table>
 {% for key, value in environment.items() %}
 <tr><td>{{ key }}</td><td>{{ "no" if value is none else value }}</td></tr>
@@ -303,21 +177,22 @@ def write_page(study):
     """
     study = Path(study)
     experiments, everything = [], {}
-    for folder in sorted(path for path in study.iterdir() if path.is_dir()):
-        scores = load_scores(folder)
-        if scores:
-            experiments.append(_experiment(study, folder, scores))
-            everything |= {f"{folder.name}/{name}": score for name, score in scores.items()}
+    ran = {path.stem for path in study.glob("notebooks/*.ipynb")}
+    there = {path.name for path in study.iterdir() if path.is_dir()} - {"notebooks"}
+    for name in sorted(there | ran):
+        scores = load_scores(study / name)
+        if scores or name in ran:
+            experiments.append(_experiment(study, name, scores))
+            everything |= {f"{name}/{run}": score for run, score in scores.items()}
     if not everything:
         raise FileNotFoundError(f"{study} holds no scored run yet; run a notebook first")
-    invalid = sum(score.verdict() == "invalid" for score in everything.values())
-    first = study / next(iter(everything))
+    first = sorted(study.glob("*/*/environment.json"), key=lambda path: path.stat().st_mtime)
     page = PAGE.render(
         title=f"Adversarial attacks and transfer learning: {study.name}",
         demo=any(score.split.startswith("shapes") for score in everything.values()),
-        invalid=invalid,
+        invalid=sum(score.verdict() == "invalid" for score in everything.values()),
         experiments=experiments,
-        environment=read_json(first / "environment.json"),
+        environment=read_json(first[0]) if first else {},
     )
     with replacing(study / "scores.csv") as partial:
         long_table(everything).to_csv(partial, index=False, float_format="%.3f")
@@ -342,22 +217,59 @@ def keep(study, target):
             shutil.copyfile(path, partial)
 
 
-def _experiment(study, folder, scores):
+def _experiment(study, name, scores):
     """What the page says of one experiment."""
     found = findings(scores)
-    histories = [RunFolder(folder / name).load_history() for name in scores]
-    notebook = study / "notebooks" / f"{folder.name}.html"
-    figures = sorted((folder / "figures").glob("*.png"))
+    folders = sorted({study / name / label.removesuffix(", best") for label in scores})
+    shared = [folder for folder in folders if _shared(folder)]
+    histories = [RunFolder(folder).load_history() for folder in folders if folder not in shared]
     return {
-        "name": folder.name,
-        "title": html.escape(_title(study, folder.name)),
-        "runs": len(scores),
+        "name": name,
+        "title": html.escape(_title(study, name)),
+        "runs": len(folders),
+        "shared": len(shared),
         "seconds": sum(history["time/epoch_s"].sum() for history in histories if len(history)),
-        "notebook": notebook.relative_to(study) if notebook.exists() else None,
-        "table": table(_short(scores)).to_html(),
+        "notebook": _notebook(study / "notebooks" / f"{name}.ipynb"),
+        "table": table(_short(scores)).to_html() if scores else None,
         "findings": found.to_html(index=False) if len(found) else None,
-        "figures": [_figure(path) for path in figures],
+        "figures": [_figure(path) for path in sorted((study / name / "figures").glob("*.png"))],
     }
+
+
+def _shared(folder):
+    """Was this run trained for an earlier experiment, and taken over?"""
+    path = folder / "environment.json"
+    return path.exists() and "same_run_as" in read_json(path)
+
+
+def _notebook(path):
+    """An executed notebook as a piece of the page, without its progress bars; None where there is none."""
+    if not path.exists():
+        return None
+    import nbformat  # imported late: two seconds
+    from nbconvert import HTMLExporter
+
+    book = nbformat.read(path, 4)
+    for cell in book.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if not _is_progress(output)]
+    book.metadata.pop("widgets", None)
+    exporter = HTMLExporter(
+        template_name="basic",
+        embed_images=True,
+        exclude_input_prompt=True,
+        exclude_output_prompt=True,
+        log=QUIET,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        body, _ = exporter.from_notebook_node(book)
+    return body
+
+
+def _is_progress(output):
+    widget = "application/vnd.jupyter.widget-view+json" in output.get("data", {})
+    return widget or output.get("name") == "stderr"
 
 
 def _title(study, experiment):

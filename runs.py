@@ -5,7 +5,8 @@ environment.json      versions, device, commit
 history.csv           a row an epoch
 events.out.tfevents.* the same for TensorBoard
 last.pt               where to go on from; gone when the run is finished
-weights.safetensors   the result
+best.safetensors      the weights after the best epoch so far, by robust accuracy on the validation split
+weights.safetensors   the result: the weights after the last epoch
 scores.json, .csv     what test() found, if it was saved here
 """
 
@@ -15,6 +16,7 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 import subprocess
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
@@ -28,7 +30,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from files import replacing
-from utils import ROOT
+from utils import ROOT, runs_root
+
+# What a run that is taken over brings along, besides its weights and its environment.
+SHARED = ("history", "best", "events")
 
 
 class RunRefused(RuntimeError):
@@ -80,7 +85,7 @@ class RunFolder:
         """
         identity = json.loads(json.dumps(identity))
         recipe = self.path / "recipe.json"
-        for name in ("last", "weights", "history", "recipe", "environment"):
+        for name in ("last", "best", "weights", "history", "recipe", "environment"):
             for partial in self.path.glob(f".{name}-*"):  # of a process that was killed while it wrote
                 partial.unlink()
         if not self.begun:
@@ -124,12 +129,42 @@ class RunFolder:
         path = self.path / "history.csv"
         return pd.read_csv(path) if path.exists() else pd.DataFrame()
 
+    def copy_finished_twin(self):
+        """Take over the finished run of the same study that is exactly this one; returns its name, or None.
+
+        A study is what lies in one folder below runs/: notebooks that ask for the same run, with the same recipe,
+        initial weights and data, share it. Only for a folder in which nothing was trained yet.
+        """
+        if self.begun or runs_root() not in self.path.resolve().parents:
+            return None
+        study = runs_root() / self.path.resolve().relative_to(runs_root()).parts[0]
+        asked = read_json(self.path / "recipe.json")
+        for weights in sorted(study.glob("*/*/weights.safetensors")):
+            twin = weights.parent
+            if (twin / "recipe.json").exists() and read_json(twin / "recipe.json") == asked:
+                names = [path.name for path in twin.iterdir() if path.name.startswith(SHARED)]
+                for name in (*names, weights.name):  # the weights last: they make a run a finished one
+                    with replacing(self.path / name) as partial:
+                        shutil.copyfile(twin / name, partial)
+                name = str(twin.relative_to(study))
+                environment = read_json(twin / "environment.json")
+                write_json(self.path / "environment.json", {"same_run_as": name} | environment)
+                return name
+        return None
+
     def load_result(self, model):
         """Read the weights of a finished run into the model, if they are what was written."""
-        path = self.path / "weights.safetensors"
+        self._load(model, "weights.safetensors")
+
+    def load_best(self, model):
+        """Read the weights after the best epoch into the model, if they are what was written."""
+        self._load(model, "best.safetensors")
+
+    def _load(self, model, name):
+        path = self.path / name
         try:
             load_weights(model, path)
-            written = weights_in(self.path)
+            written = weights_in(self.path, name)
         except (SafetensorError, RuntimeError, OSError) as error:
             what = _first_line(error)
             raise RunDamaged(
@@ -137,6 +172,10 @@ class RunFolder:
             ) from error
         if written != fingerprint(model):
             raise RunDamaged(f"{path} holds other weights than this run wrote. Delete it to train again")
+
+    def save_best(self, model, epoch):
+        metadata = {"weights": fingerprint(model), "epoch": epoch}
+        save_weights(model, self.path / "best.safetensors", metadata)
 
     def finish(self, model, metadata):
         """Write the result; the checkpoint is no longer needed."""
@@ -151,9 +190,9 @@ def save_weights(model, path, metadata=None):
         save_file(tensors, partial, metadata={key: str(value) for key, value in (metadata or {}).items()})
 
 
-def weights_in(folder):
+def weights_in(folder, name="weights.safetensors"):
     """The fingerprint of the weights of a finished run, as it was written; None where there are none."""
-    path = Path(folder) / "weights.safetensors"
+    path = Path(folder) / name
     if not path.exists():
         return None
     with safe_open(path, "pt") as file:

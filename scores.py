@@ -12,6 +12,7 @@ from runs import read_json, write_json
 
 CLEAN = "clean"
 WORST = "worst case"
+SAVED_AS = {"last": "scores", "best": "scores-best"}
 
 
 def wilson(correct, n, z=1.959964):
@@ -22,6 +23,62 @@ def wilson(correct, n, z=1.959964):
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     reach = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     return max(0.0, centre - reach), min(1.0, centre + reach)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A minus B, in shares, with its 95 % interval. It is told apart from zero or it is not."""
+
+    value: float
+    low: float
+    high: float
+    consistent: bool = True  # every pair of seeds says the same
+
+    @property
+    def sign(self):
+        """1 or -1 where the interval leaves out zero and all seeds agree, else 0: it cannot be told."""
+        return 0 if not self.consistent or self.low <= 0 <= self.high else 1 if self.low > 0 else -1
+
+    def __str__(self):
+        return f"{100 * self.value:+.1f} points [{100 * self.low:+.1f}, {100 * self.high:+.1f}]"
+
+
+def difference(a, b, label):
+    """How much more of "clean", of an attack or of the "worst case" A withstands than B, paired by example.
+
+    `a` and `b` are lists of Scores on the same split, one a seed; an example counts with its mean over the
+    seeds. The interval is that of Bonett & Price 2012 for paired shares (two pseudo-examples, one each way).
+    It covers the choice of the examples; that of the seeds shows in whether they agree. Raises ValueError where
+    the examples are not the same.
+    """
+    if len({(score.split, score.n) for score in (*a, *b)}) != 1:
+        raise ValueError(f"these scores are not of the same examples: {[(s.split, s.n) for s in (*a, *b)]}")
+    mean_a, mean_b = (torch.stack([s.outcome(label).double() for s in some]).mean(0) for some in (a, b))
+    n = len(mean_a) + 2
+    gaps = mean_a - mean_b
+    centre = float(gaps.sum()) / n
+    reach = 1.959964 * math.sqrt(((float(gaps.square().sum()) + 2) / n - centre**2) / n)
+    signs = {math.copysign(1, one.share(label) - two.share(label)) for one in a for two in b}
+    return Difference(float(gaps.mean()), max(-1.0, centre - reach), min(1.0, centre + reach), len(signs) == 1)
+
+
+def independent_difference(a, b):
+    """The difference of two shares of different examples, each a list of (hits, n), one a seed.
+
+    The interval is Newcombe's of 1998 (method 10), from the Wilson intervals; seeds count with their mean.
+    """
+
+    def mean(counts):
+        n = sum(count for _, count in counts) / len(counts)
+        return sum(hits / max(count, 1) for hits, count in counts) / len(counts), max(n, 1)
+
+    (one, n_one), (two, n_two) = mean(a), mean(b)
+    low_one, high_one = wilson(one * n_one, n_one)
+    low_two, high_two = wilson(two * n_two, n_two)
+    down = math.hypot(one - low_one, high_two - two)
+    up = math.hypot(high_one - one, two - low_two)
+    signs = {math.copysign(1, x / max(n, 1) - y / max(m, 1)) for x, n in a for y, m in b}
+    return Difference(one - two, one - two - down, one - two + up, len(signs) == 1)
 
 
 @dataclass
@@ -65,10 +122,17 @@ class Scores:
         """Per example: was it right, and did it withstand every attack? bool (N,)."""
         return torch.stack(list(self.outcomes.values())).all(0)
 
+    def outcome(self, label):
+        """Per example, bool (N,), for "clean", an attack's label or "worst case"."""
+        return self.worst_case if label == WORST else self.outcomes[label]
+
+    def share(self, label):
+        """The accuracy, 0 to 1, for "clean", an attack's label or "worst case"."""
+        return self._share(self.outcome(label))
+
     def interval(self, label):
         """The 95 % Wilson interval for "clean", an attack's label or "worst case"."""
-        outcome = self.worst_case if label == WORST else self.outcomes[label]
-        return wilson(int(outcome.sum()), self.n)
+        return wilson(int(self.outcome(label).sum()), self.n)
 
     def verdict(self, label=None):
         """ "invalid", "suspect" or "" for one row of the table, or for the whole evaluation."""
@@ -79,10 +143,9 @@ class Scores:
         """A row for clean, each attack and the worst case: accuracy and 95 % interval in percent, n, verdict."""
         rows = {}
         for label in [*self.outcomes, *([WORST] if len(self.attacks) > 1 else [])]:
-            outcome = self.worst_case if label == WORST else self.outcomes[label]
             low, high = self.interval(label)
             rows[label] = {
-                "accuracy": 100 * self._share(outcome),
+                "accuracy": 100 * self.share(label),
                 "low": 100 * low,
                 "high": 100 * high,
                 "n": self.n,
@@ -94,12 +157,17 @@ class Scores:
             }
         return pd.DataFrame.from_dict(rows, orient="index")
 
-    def save(self, folder):
+    def save(self, folder, epoch="last"):
         """Write scores.json (with every outcome) and scores.csv into a run's folder.
 
-        Scores of carried attacks go to carried-from-<source>.json and .csv: they are never taken for robustness.
+        Scores of the best epoch's weights, `epoch="best"`, go to scores-best.json and .csv; those of carried
+        attacks to carried-from-<source>.json and .csv: they are never taken for robustness.
         """
-        name = "scores" if self.carried is None else "carried-from-" + re.sub(r"[^\w.-]+", "-", self.carried)
+        if epoch not in SAVED_AS:
+            raise ValueError(f"epoch={epoch!r}: 'last' or 'best' is needed")
+        name = SAVED_AS[epoch]
+        if self.carried is not None:
+            name = "carried-from-" + re.sub(r"[^\w.-]+", "-", self.carried)
         outcomes = {label: "".join("01"[int(bit)] for bit in value) for label, value in self.outcomes.items()}
         values = {"split": self.split, "carried": self.carried, "weights": self.weights}
         values |= {"attacks": self.attacks, "seconds": self.seconds}
@@ -109,11 +177,11 @@ class Scores:
             self.table().to_csv(partial, index_label="evaluation", float_format="%.2f")
 
     @classmethod
-    def load(cls, folder):
+    def load(cls, folder, epoch="last"):
         """Read what `save` wrote."""
         from audit import Finding
 
-        values = read_json(f"{folder}/scores.json")
+        values = read_json(f"{folder}/{SAVED_AS[epoch]}.json")
         values["findings"] = [
             Finding(**finding | {"rows": tuple(finding["rows"])}) for finding in values["findings"]
         ]

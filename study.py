@@ -13,7 +13,6 @@ import shlex
 import sys
 import threading
 import time
-import warnings
 
 import runs
 import utils
@@ -24,10 +23,12 @@ NOTEBOOKS = utils.ROOT / "notebooks"
 def main(arguments=None):
     options = _parse(arguments)
     notebooks = _choose(options.notebooks)
+    asked = dict(_parameter(text) for text in options.parameter)
+    known = _parameters_of(notebooks, asked)
     session = utils.start("study", preset=options.preset, seed=options.seed, data=options.data)
     study = session.runs.parent
     parameters = {"preset": session.preset, "data": session.family, "seed": session.seed}
-    parameters |= dict(_parameter(text) for text in options.parameter)
+    parameters |= asked
     study.mkdir(parents=True, exist_ok=True)
     command = shlex.join(["python", "study.py", *(sys.argv[1:] if arguments is None else arguments)])
     before = (study / "command.txt").read_text() if (study / "command.txt").exists() else ""
@@ -41,7 +42,8 @@ def main(arguments=None):
             flush=True,
         )
         print("watch its curves: make lab", flush=True)
-        failure = _execute(notebook, study / "notebooks" / notebook.name, parameters)
+        its_own = {name: value for name, value in parameters.items() if name in known[notebook]}
+        failure = _execute(notebook, study / "notebooks" / notebook.name, its_own)
         if failure:
             failures.append(notebook.stem)
             print(failure, file=sys.stderr)
@@ -82,16 +84,25 @@ def _parameter(text):
         return name, value
 
 
+def _parameters_of(notebooks, asked):
+    """The names that each notebook's first cell sets; ends where a name that is asked for is in none of them."""
+    import papermill  # imported late, so that a wrong argument is answered at once
+
+    known = {notebook: set(papermill.inspect_notebook(str(notebook))) for notebook in notebooks}
+    everything = set().union(*known.values())
+    if unknown := set(asked) - everything:
+        names = ", ".join(sorted(everything))
+        sys.exit(f"-p {', '.join(sorted(unknown))}: no notebook has this parameter; they have {names}")
+    return known
+
+
 def _execute(notebook, target, parameters):
     """Run one notebook and keep it as it ran, also when it breaks off; returns what went wrong, or None."""
-    import papermill  # imported late, so that a wrong argument is answered at once
+    import papermill
     from nbclient.exceptions import DeadKernelError
     from traitlets.config import Config
 
     target.parent.mkdir(parents=True, exist_ok=True)
-    known = set(papermill.inspect_notebook(str(notebook)))
-    if unknown := set(parameters) - known:
-        return f"{notebook.name} has no parameter {', '.join(sorted(unknown))}; it has {', '.join(sorted(known))}"
     ended = threading.Event()
     threading.Thread(target=_watch, args=(target.parents[1] / notebook.stem, ended), daemon=True).start()
     try:
@@ -112,8 +123,6 @@ def _execute(notebook, target, parameters):
         )
     finally:
         ended.set()
-        if target.exists():
-            _to_html(target)
     return None
 
 
@@ -138,16 +147,6 @@ def _progress(experiment):
         left = (epochs - len(history)) * history["time/epoch_s"].mean()
         return f"{run.path.name}: {len(history)} of {epochs} epochs, about {_minutes(left)} left in this run"
     return None
-
-
-def _to_html(executed):
-    """The executed notebook as a page that a browser opens."""
-    from nbconvert import HTMLExporter
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # nbconvert asks for alt texts of figures
-        page, _ = HTMLExporter(embed_images=True).from_filename(str(executed))
-    executed.with_suffix(".html").write_text(page, encoding="utf-8")
 
 
 def _report(study, keep):

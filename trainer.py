@@ -11,7 +11,7 @@ import copy
 import logging
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -19,11 +19,11 @@ import torch
 from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
-from attacks import PGD, Attack, evaluating
+import steps
+from attacks import evaluating
 from curves import Curves
-from defences import Standard
 from evaluation import attacked, predict, test, transfer_attack
-from models import rate_of
+from recipes import Recipe
 from runs import RunFolder, as_dict, fingerprint, structure
 from stopping import Stop
 from utils import derive_seed
@@ -32,68 +32,11 @@ log = logging.getLogger("study")
 
 __all__ = ["Recipe", "Run", "TrainingDiverged", "test", "train", "transfer_attack"]
 
-SCHEDULES = ("one_cycle", "constant")
-PRECISIONS = ("auto", "bfloat16", "float32")
+LONG = 200  # steps from which a run is worth a few trial steps that tell what it will cost
 
 
 class TrainingDiverged(RuntimeError):
     """The loss is no longer finite; the message names the step, and the last good checkpoint is kept."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """Everything that decides a run besides the model's initial weights and the data.
-
-    `learning_rate` is the peak: "one_cycle" climbs to it over the first `warm_up` of the training and falls
-    linearly to zero. `ema` is the decay of the averaged weights (0: none); with it, the average is
-    validated and returned. `precision` "auto" is bfloat16 where the device computes in it. Every epoch
-    ends in a validation on the validation split; robust accuracy there is measured with
-    `validation_attack` on the first `validation_images`.
-    """
-
-    epochs: int
-    batch_size: int = 128
-    defence: object = Standard()
-    learning_rate: float = 0.1
-    schedule: str = "one_cycle"
-    warm_up: float = 0.2
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    ema: float = 0.0
-    label_smoothing: float = 0.0
-    clip_gradient: float | None = None
-    augment: bool = True
-    precision: str = "auto"
-    validation_attack: Attack = field(default_factory=PGD)
-    validation_images: int = 1000
-    seed: int = 0
-
-    def __post_init__(self):
-        def need(name, good, wanted):
-            if not good(getattr(self, name)):
-                raise ValueError(f"Recipe: {name}={getattr(self, name)!r}; {wanted} is needed")
-
-        for name in ("epochs", "batch_size", "validation_images"):
-            need(name, lambda v: isinstance(v, int) and v >= 1, "a whole number of at least 1")
-        need("seed", lambda v: isinstance(v, int) and v >= 0, "a whole number of at least 0")
-        need("learning_rate", lambda v: 0 < v < math.inf, "a number above 0")
-        need("warm_up", lambda v: 0 <= v < 1, "a share of the training, 0 to below 1,")
-        for name in ("momentum", "ema", "label_smoothing"):
-            need(name, lambda v: 0 <= v < 1, "a number from 0 to below 1")
-        need("weight_decay", lambda v: 0 <= v < math.inf, "a number of at least 0")
-        need("clip_gradient", lambda v: v is None or v > 0, "None or a length above 0")
-        need("schedule", lambda v: v in SCHEDULES, " or ".join(SCHEDULES))
-        need("precision", lambda v: v in PRECISIONS, " or ".join(PRECISIONS))
-        need("defence", lambda v: callable(getattr(v, "loss", None)), "a defence such as Standard()")
-        need("validation_attack", lambda v: isinstance(v, Attack), "an attack such as PGD()")
-
-    def learning_rate_at(self, progress):
-        """The learning rate when `progress`, 0 to 1, of the training is done."""
-        if self.schedule == "constant":
-            return self.learning_rate
-        if progress < self.warm_up:
-            return self.learning_rate * progress / self.warm_up
-        return self.learning_rate * (1 - progress) / (1 - self.warm_up)
 
 
 @dataclass
@@ -103,6 +46,17 @@ class Run:
     model: torch.nn.Module
     folder: Path
     history: pd.DataFrame
+
+    @property
+    def best_epoch(self):
+        """The epoch, from 1, with the highest robust accuracy on the validation split (then the highest clean)."""
+        return _best_epoch(self.history.to_dict("records"))
+
+    def best_model(self):
+        """A copy of the model with the weights after the best epoch. Raises RunDamaged where they are gone."""
+        model = copy.deepcopy(self.model)
+        RunFolder(self.folder).load_best(model)
+        return model.eval()
 
     def __repr__(self):
         if not len(self.history):
@@ -136,10 +90,12 @@ def train(model, data, recipe, folder, *, progress=True):
     run = RunFolder(folder)
     with run.locked():
         run.claim(identity, device)
+        elsewhere = run.copy_finished_twin()
         if not run.finished:
             return _train(model, data, recipe, run, device, progress)
     run.load_result(model)
-    log.info("%s is finished: loaded, not trained again", run.path.name)
+    source = f" (the same run as {elsewhere})" if elsewhere else ""
+    log.info("%s is finished: loaded, not trained again%s", run.path.name, source)
     return Run(model.eval(), run.path, run.load_history())
 
 
@@ -154,9 +110,12 @@ def _check(model, data, recipe):
 
 
 def _train(model, data, recipe, run, device, progress):
-    state = _State(model, recipe, len(data.train) // recipe.batch_size, device)
+    state = steps.State(model, recipe, len(data.train) // recipe.batch_size, device)
     state.resume(run)
+    steps.use_features(state, data, run)
     with Stop() as stop, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        if state.step == 0 and state.total >= LONG and state.features is None:
+            steps.forecast(state, data, run)
         curves = Curves(run.path, recipe, state.epoch)
         bar = tqdm(total=state.total, initial=state.step, desc=run.path.name, disable=not progress, unit="step")
         try:
@@ -173,145 +132,38 @@ def _train(model, data, recipe, run, device, progress):
     return Run(result, run.path, run.load_history())
 
 
-class _State:
-    """Everything that a training step changes, which is what a checkpoint holds."""
-
-    def __init__(self, model, recipe, steps, device):
-        self.model, self.recipe, self.steps, self.device = model, recipe, steps, device
-        self.total = steps * recipe.epochs
-        self.average = copy.deepcopy(model).eval() if recipe.ema else None
-        self.optimizer = torch.optim.SGD(
-            _parameter_groups(model),
-            lr=recipe.learning_rate,
-            momentum=recipe.momentum,
-            weight_decay=recipe.weight_decay,
-            nesterov=recipe.momentum > 0,
-            fused=device.type in ("cpu", "cuda"),
-        )
-        self.precision = _precision(recipe, device)
-        self.step = 0
-        self.history = []
-        self.seconds = 0.0  # spent in the current epoch before this start
-        self.losses = torch.zeros(steps, device=device)  # of the current epoch, one a step
-        self.hits = torch.zeros(steps, device=device)
-
-    @property
-    def epoch(self):
-        """Epochs that are closed, with their validation."""
-        return len(self.history)
-
-    def result(self):
-        return self.model if self.average is None else self.average
-
-    def save(self, run):
-        run.save_checkpoint(
-            {
-                "model": self.model.state_dict(),
-                "average": self.average and self.average.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "precision": self.precision,
-                "step": self.step,
-                "history": self.history,
-                "seconds": self.seconds,
-                "losses": self.losses,
-                "hits": self.hits,
-            }
-        )
-
-    def resume(self, run):
-        saved = run.load_checkpoint(self.device)
-        if saved is None:
-            return
-        self.model.load_state_dict(saved["model"])
-        if self.average is not None:
-            self.average.load_state_dict(saved["average"])
-        self.optimizer.load_state_dict(saved["optimizer"])
-        for name in ("precision", "step", "history", "seconds", "losses", "hits"):
-            setattr(self, name, saved[name])
-        log.info("%s goes on from step %d of %d (epoch %d)", run.path.name, self.step, self.total, self.epoch + 1)
-
-
 def _save_and_leave(state, run, stop):
     state.save(run)
     where = f"epoch {state.epoch + 1} of {state.recipe.epochs}, step {state.step} of {state.total}"
     stop.leave(f"{run.path.name}: stopped in {where}; saved. Run the same cell again to go on")
 
 
-def _parameter_groups(model):
-    """The weights that train, by their multiple of the learning rate. Raises ValueError where none does."""
-    groups = {}
-    for name, weight in model.named_parameters():
-        if weight.requires_grad:
-            rate = rate_of(name.removeprefix("network."), getattr(model, "rates", {}))
-            groups.setdefault(rate, []).append(weight)
-    if not groups:
-        raise ValueError("nothing trains: every weight of this model is frozen")
-    return [{"params": weights, "rate": rate} for rate, weights in groups.items()]
-
-
 def _one_epoch(state, data, run, stop, bar):
     """The steps of the epoch that are still to be done."""
-    recipe, steps = state.recipe, state.steps
+    recipe = state.recipe
     order = data.train.shuffled(recipe.batch_size, derive_seed(recipe.seed, 0, state.epoch))
     generator = torch.Generator(state.device)
     state.model.train()
     begun = shown = time.perf_counter()
     before = state.seconds
-    index = state.step - state.epoch * steps
+    index = state.step - state.epoch * state.steps
     checked = 0
-    while index < steps:
+    while index < state.steps:
         seed = derive_seed(recipe.seed, 1, state.step)
-        _seed_global(seed, state.device)
-        images, labels = data.train.batch(order[index], generator.manual_seed(seed), recipe.augment)
-        state.losses[index], state.hits[index] = _train_step(state, images, labels, generator)
+        steps.seed_global(seed, state.device)
+        images, labels = steps.batch(state, data, order[index], generator.manual_seed(seed))
+        state.losses[index], state.hits[index] = steps.train_step(state, images, labels, generator)
         state.step += 1
         index += 1
         state.seconds = before + time.perf_counter() - begun
         # Reading a loss waits for the device, so it is done now and then, not at each step.
-        if index == steps or stop.requested or time.perf_counter() - shown > 0.5:
+        if index == state.steps or stop.requested or time.perf_counter() - shown > 0.5:
             _check_losses(state, run, checked, index)
             bar.set_postfix(loss=f"{state.losses[index - 1]:.3f}", refresh=False, **_latest(state))
             bar.update(state.step - bar.n)
             checked, shown = index, time.perf_counter()
-        if stop.requested and index < steps:
+        if stop.requested and index < state.steps:
             _save_and_leave(state, run, stop)
-
-
-def _seed_global(seed, device):
-    """Seed what dropout draws from. torch.manual_seed does the same and more, at 0.7 ms a call."""
-    torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        torch.cuda.default_generators[device.index or 0].manual_seed(seed)
-
-
-def _train_step(state, images, labels, generator):
-    """One update of the weights; returns the loss and the share of hits, still on the device."""
-    recipe, optimizer = state.recipe, state.optimizer
-    progress = state.step / state.total
-    for group in optimizer.param_groups:
-        group["lr"] = recipe.learning_rate_at(progress) * group["rate"]
-    with torch.autocast(state.device.type, torch.bfloat16, enabled=state.precision == "bfloat16"):
-        loss, logits = recipe.defence.loss(
-            state.model, images, labels, progress=progress, generator=generator, smoothing=recipe.label_smoothing
-        )
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    if recipe.clip_gradient is not None:
-        torch.nn.utils.clip_grad_norm_(state.model.parameters(), recipe.clip_gradient)
-    optimizer.step()
-    if state.average is not None:
-        _follow(state.average, state.model, min(recipe.ema, (1 + state.step) / (10 + state.step)))
-    return loss.detach(), (logits.detach().argmax(1) == labels).float().mean()
-
-
-@torch.no_grad()
-def _follow(average, model, decay):
-    """Move the averaged weights and statistics towards the model's; counters are copied."""
-    for slow, fast in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
-        if slow.is_floating_point():
-            slow.lerp_(fast, 1 - decay)
-        else:
-            slow.copy_(fast)
 
 
 def _close_epoch(state, data, run, curves, bar):
@@ -332,11 +184,19 @@ def _close_epoch(state, data, run, curves, bar):
     }
     state.history.append(row)
     state.seconds = 0.0
+    if _best_epoch(state.history) == state.epoch:
+        run.save_best(state.result(), state.epoch)
     curves.epoch(epoch + 1, row)
     curves.pictures(epoch + 1, *_examples(state, data.val), recipe.validation_attack.eps)
     run.save_history(state.history)
     state.save(run)
     bar.set_postfix(loss=f"{row['loss/train']:.3f}", **_latest(state))
+
+
+def _best_epoch(history):
+    """The epoch, from 1, of the highest validation accuracy under attack, then clean; the earliest of equals."""
+    rank = [(row["accuracy/robust"], row["accuracy/clean"]) for row in history]
+    return 1 + rank.index(max(rank))
 
 
 def _validate(state, split):
@@ -384,13 +244,3 @@ def _latest(state):
         return {}
     last = state.history[-1]
     return {name: f"{100 * last[f'accuracy/{name}']:.1f}%" for name in ("clean", "robust")}
-
-
-def _precision(recipe, device):
-    """What a run computes in, from its first step on; "auto" is bfloat16 where the device has it."""
-    native = (
-        torch.cuda.get_device_capability(device) >= (8, 0)
-        if device.type == "cuda"
-        else device.type == "cpu" and getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
-    )
-    return recipe.precision if recipe.precision != "auto" else "bfloat16" if native else "float32"

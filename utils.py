@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent
 PRESETS = ("smoke", "quick", "full")
 log = logging.getLogger("study")
 
-__all__ = ["Data", "DataError", "Session", "Split", "derive_seed", "load_data", "start"]
+__all__ = ["Data", "DataError", "Session", "Split", "derive_seed", "load_data", "runs_root", "start"]
 
 # ---------------------------------------------------------------------------------------------------
 # The session
@@ -97,8 +97,7 @@ def start(experiment, preset="auto", seed=0, data="auto", device="auto"):
     if chosen.type == "cuda":
         torch.backends.cudnn.benchmark = True
         torch.backends.cudnn.allow_tf32 = False  # accuracy is judged in float32; training has bf16
-    # Relative folders count from here, not from where a notebook's kernel happens to run.
-    runs = (ROOT / os.environ.get("STUDY_RUNS", "runs")).resolve() / f"{preset}-{family}" / experiment
+    runs = runs_root() / f"{preset}-{family}" / experiment
     folder = (ROOT / os.environ.get("STUDY_DATA", "data")).resolve()
     where = (
         torch.cuda.get_device_name(chosen) if chosen.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
@@ -109,6 +108,11 @@ def start(experiment, preset="auto", seed=0, data="auto", device="auto"):
         log.setLevel(logging.INFO)
         log.propagate = False
     return Session(experiment, preset, family, seed, chosen, runs, folder)
+
+
+def runs_root():
+    """Where all runs lie. A relative STUDY_RUNS counts from here, not from where a kernel happens to run."""
+    return (ROOT / os.environ.get("STUDY_RUNS", "runs")).resolve()
 
 
 def _check_choice(name, value, allowed):

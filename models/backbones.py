@@ -32,7 +32,7 @@ def backbone(name, num_classes, pretrained=True):
     if name not in known:
         raise ValueError(f"torchvision has no classifier {name!r}; it has {', '.join(known)}")
     network = published.get_model(name, weights=None) if not pretrained else _fetch(published, name)
-    replace_head(network, 1000, num_classes)
+    replace_head(network, head_name(network, 1000), num_classes)
     return network
 
 
@@ -81,9 +81,8 @@ def head_name(network, num_classes):
     return found[-1]
 
 
-def replace_head(network, old_classes, num_classes):
-    """Exchange the head for a fresh one of the same kind, in place; returns its name."""
-    name = head_name(network, old_classes)
+def replace_head(network, name, num_classes):
+    """Exchange the head of that name for a fresh one of the same kind, in place."""
     old = network.get_submodule(name)
     if isinstance(old, nn.Linear):
         new = nn.Linear(old.in_features, num_classes, bias=old.bias is not None)
@@ -91,4 +90,3 @@ def replace_head(network, old_classes, num_classes):
         new = nn.Conv2d(old.in_channels, num_classes, old.kernel_size, old.stride, old.padding)
     parent, _, child = name.rpartition(".")
     setattr(network.get_submodule(parent), child, new)
-    return name

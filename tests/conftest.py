@@ -4,7 +4,11 @@ import pytest
 import torch
 from torch import nn
 
+import evaluation
+import models
 import utils
+from attacks import FGSM, PGD
+from trainer import Recipe, train
 from utils import Data, Split
 
 
@@ -65,3 +69,20 @@ def small_network(seed=0, classes=4, size=8):
 @pytest.fixture
 def network():
     return small_network()
+
+
+@pytest.fixture(scope="session")
+def study(tmp_path_factory):
+    """One small experiment, as a notebook would leave it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STUDY_RUNS", str(tmp_path_factory.mktemp("report")))
+        session = utils.start("01_small <experiment>", preset="smoke")
+    data = utils.load_data("shapes10", session)
+    runs, scores = {}, {}
+    for name in ("standard", "other"):
+        model = models.build("shallow_cnn", 10, seed=len(name))
+        recipe = Recipe(epochs=2, validation_images=20)
+        runs[name] = train(model, data, recipe, session.folder(name), progress=False)
+        scores[name] = evaluation.test(runs[name].model, data.test, [FGSM(), PGD(steps=2)], progress=False)
+        scores[name].save(runs[name].folder)
+    return session, data, runs, scores

@@ -10,8 +10,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 import models
+import steps
 from attacks import PGD
-from defences import Adversarial, Standard
+from defences import L2SP, Adversarial, Standard
 from finetune_framework import SourceError, adapt, describe, load_source
 from runs import RunDamaged, fingerprint, save_weights
 from trainer import Recipe, train
@@ -150,6 +151,62 @@ def test_adapting_again_thaws(few, tmp_path):
     assert all(weight.requires_grad for weight in everything.parameters())
     run = train(everything, few, replace(RECIPE, defence=Standard()), tmp_path / "run", progress=False)
     assert fingerprint(load_source(run.folder)) == fingerprint(run.model)
+
+
+def test_probe_then_all_keeps_the_head_that_was_probed(few, tmp_path):
+    probe = train(adapt(small_resnet(), 10, train="head"), few, RECIPE, tmp_path / "probe", progress=False)
+    everything = adapt(probe.model, None, train="all")
+    assert fingerprint(everything) == fingerprint(probe.model)
+    assert all(weight.requires_grad for weight in everything.parameters())
+    run = train(everything, few, RECIPE, tmp_path / "all", progress=False)
+    assert fingerprint(load_source(run.folder)) == fingerprint(run.model) != fingerprint(probe.model)
+
+
+HEAD_ALONE = replace(RECIPE, epochs=3, defence=Standard(), augment=False, weight_decay=0.01)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "imagenet/alexnet"])
+@pytest.mark.parametrize("ema", [0.0, 0.5])
+def test_a_head_on_stored_features_is_the_head_trained_the_long_way(name, ema, few, tmp_path, monkeypatch):
+    options = {"width": 4} if name == "resnet18" else {"pretrained": False, "resize": 64}
+    model = adapt(models.build(name, 100, **options), 10, train="head")
+    passes = []
+    model.network.register_forward_hook(lambda module, images, logits: passes.append(len(logits)))
+    recipe = replace(HEAD_ALONE, ema=ema)
+    fast = train(model, few, recipe, tmp_path / "fast", progress=False)
+    through = sum(passes)
+    passes.clear()
+    monkeypatch.setattr(steps, "CACHE_BYTES", 0)
+    slow = train(model, few, recipe, tmp_path / "slow", progress=False)
+    # Two epochs' pictures less, and the two of the trial; validation passes through both.
+    assert sum(passes) == through + 2 * len(few.train)
+    start = model.state_dict()
+    for (key, one), other in zip(fast.model.state_dict().items(), slow.model.state_dict().values(), strict=True):
+        assert torch.allclose(one, other, rtol=0, atol=1e-6)
+        assert torch.equal(one, start[key]) == ("head" not in key and "classifier.6" not in key)
+
+
+@pytest.mark.parametrize(
+    "change", ["augmented", "adversarial", "last stage", "BatchNorm moves", "squeezenet", "penalty"]
+)
+def test_features_are_stored_only_where_they_stand_still(change, few, tmp_path, monkeypatch):
+    source = small_resnet()
+    model = adapt(source, 10, train="last_stage" if change == "last stage" else "head")
+    if change == "BatchNorm moves":
+        model = small_resnet(10)
+        model.requires_grad_(False)
+        model.network.head.requires_grad_(True)
+    if change == "squeezenet":  # there is more behind its head
+        model = adapt(models.build("imagenet/squeezenet1_0", 1000, pretrained=False), 10, train="head")
+    defences = {"adversarial": Adversarial(PGD(steps=1)), "penalty": L2SP(Standard(), source)}
+    recipe = replace(HEAD_ALONE, epochs=1, augment=change == "augmented", defence=defences.get(change, Standard()))
+    stored = []
+    real = steps.use_features
+    monkeypatch.setattr(
+        steps, "use_features", lambda state, *rest: real(state, *rest) or stored.append(state.features)
+    )
+    train(model, few, recipe, tmp_path / "run", progress=False)
+    assert stored == [None]
 
 
 def test_the_new_head_depends_on_its_seed_alone():

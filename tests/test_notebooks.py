@@ -2,6 +2,7 @@
 
 import ast
 import re
+import shutil
 from pathlib import Path
 
 import nbformat
@@ -9,6 +10,8 @@ import papermill
 import pytest
 
 import report
+import runs
+import summary
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 
@@ -39,25 +42,84 @@ def test_form(path):
         assert not re.fullmatch(r"[0-9a-f-]{8,}|\d+", cell.id)
 
 
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """All notebooks, in order as `study.py` runs them, each twice: the folder, {name: texts and tables}."""
+    base = tmp_path_factory.mktemp("notebooks")
+    (base / "elsewhere").mkdir()
+    texts = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STUDY_RUNS", str(base / "runs"))
+        for path in NOTEBOOKS:
+            for name in ("first", "second"):
+                target = base / f"{path.stem}-{name}.ipynb"
+                papermill.execute_notebook(
+                    path,
+                    target,
+                    {"preset": "smoke"},
+                    kernel_name="python3",
+                    cwd=str(base / "elsewhere"),
+                    progress_bar=False,
+                )
+                scores = report.load_scores(base / "runs" / "smoke-shapes" / path.stem)
+                table = report.long_table(scores).drop(columns="seconds") if scores else None
+                texts.setdefault(path.stem, []).append((target.read_text(), table))
+    assert not list((base / "elsewhere").iterdir())
+    return base / "runs" / "smoke-shapes", texts
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=ids)
-def test_runs_from_another_folder_and_again(path, tmp_path, monkeypatch):
-    monkeypatch.setenv("STUDY_RUNS", str(tmp_path / "runs"))
-    (tmp_path / "elsewhere").mkdir()
-    tables = []
-    for name in ("first", "second"):
-        target = tmp_path / f"{name}.ipynb"
-        papermill.execute_notebook(
-            path,
-            target,
-            {"preset": "smoke"},
-            kernel_name="python3",
-            cwd=str(tmp_path / "elsewhere"),
-            progress_bar=False,
-        )
-        experiment = tmp_path / "runs" / "smoke-shapes" / path.stem
-        tables.append(report.long_table(report.load_scores(experiment)).drop(columns="seconds"))
-    assert tables[0].equals(tables[1])
-    text = target.read_text()
+def test_runs_from_another_folder_and_again(path, study):
+    folder, texts = study
+    (_, before), (text, after) = texts[path.stem]
+    assert list((folder / path.stem / "figures").glob("*.png"))
+    if path.stem == "99_summary":  # it trains nothing
+        assert not list((folder / path.stem).glob("*/recipe.json"))
+        return
+    assert before.equals(after)
     assert "is finished: loaded, not trained again" in text
-    assert list((experiment / "figures").glob("*.png"))
-    assert not list((tmp_path / "elsewhere").iterdir())
+
+
+def test_nothing_is_trained_twice(study):
+    folder, _ = study
+    recipes, shared = {}, {}
+    for path in sorted(folder.glob("*/*/recipe.json")):
+        name = str(path.parent.relative_to(folder))
+        environment = runs.read_json(path.parent / "environment.json")
+        if "same_run_as" in environment:
+            shared[name] = environment["same_run_as"]
+            assert path.read_text() == (folder / shared[name] / "recipe.json").read_text()
+        else:
+            assert path.read_text() not in recipes, f"{name} and {recipes[path.read_text()]} are the same run"
+            recipes[path.read_text()] = name
+    assert shared == {
+        "04_more_classes/shallow-10-pgd-seed0": "01_shallow_cnn/pgd-seed0",
+        "04_more_classes/shallow-10-seed0": "01_shallow_cnn/standard-seed0",
+        "04_more_classes/resnet-10-pgd-seed0": "03_from_scratch/pgd-seed0",
+        "04_more_classes/resnet-10-seed0": "03_from_scratch/standard-seed0",
+        "04_more_classes/resnet-100-pgd-seed0": "02_transfer_learning/source-robust-seed0",
+        "04_more_classes/resnet-100-seed0": "02_transfer_learning/source-standard-seed0",
+    }
+
+
+def test_every_question_of_the_summary_was_put_to_runs_that_exist(study):
+    answers = summary.answers(summary.load_study(study[0]))
+    assert len(answers) == len(summary.QUESTIONS)
+    assert "not run" not in set(answers.answer)
+
+
+def test_the_page_holds_all_notebooks(study, tmp_path):
+    folder = shutil.copytree(study[0], tmp_path / "study")
+    (folder / "notebooks").mkdir()
+    for path in NOTEBOOKS:
+        shutil.copyfile(study[0].parents[1] / f"{path.stem}-second.ipynb", folder / "notebooks" / path.name)
+    page = report.write_page(folder).read_text()
+    for path in NOTEBOOKS:
+        assert f'<a href="#{path.stem}">' in page
+        assert f'<h2 id="{path.stem}">' in page
+    assert page.count("The notebook as it ran") == len(NOTEBOOKS)
+    assert "shared with an earlier experiment" in page
+    assert not re.search(
+        r"(src|href)=.(?!data:|#)", page.split("<h2 id", 1)[1]
+    )  # nothing is fetched from elsewhere
+    assert "widget" not in page

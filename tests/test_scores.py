@@ -6,7 +6,7 @@ import torch
 from scipy.stats import binomtest
 
 from audit import Finding
-from scores import CLEAN, Scores, wilson
+from scores import CLEAN, Scores, difference, independent_difference, wilson
 
 
 @pytest.mark.parametrize(("correct", "n"), [(0, 10), (10, 10), (1, 7), (480, 1000), (4999, 10_000)])
@@ -62,3 +62,60 @@ def test_saved_and_loaded(scores, tmp_path):
 def test_an_attack_that_was_not_run_is_named(scores):
     with pytest.raises(KeyError, match="these were: FGSM, PGD-10"):
         scores.robust_accuracy("CW")
+
+
+def outcomes(both, only_a, only_b, neither):
+    """Two Scores of the same examples."""
+    a = torch.tensor([True] * (both + only_a) + [False] * (only_b + neither))
+    b = torch.tensor([True] * both + [False] * only_a + [True] * only_b + [False] * neither)
+    return Scores("x test", {"clean": a}), Scores("x test", {"clean": b})
+
+
+def test_paired_difference_is_that_of_the_literature():
+    # Fagerland, Lydersen & Laake 2014, airway hyperresponsiveness: 1, 1, 7, 12.
+    a, b = outcomes(1, 1, 7, 12)
+    gap = difference([a], [b], "clean")
+    assert gap.value == pytest.approx(-6 / 21)
+    assert (gap.low, gap.high) == pytest.approx((-0.508, -0.013), abs=1e-3)
+    assert gap.sign == -1
+
+
+def test_independent_difference_is_newcombes():
+    gap = independent_difference([(56, 70)], [(48, 80)])  # his example, method 10
+    assert (gap.value, gap.low, gap.high) == pytest.approx((0.2, 0.0524, 0.3339), abs=1e-4)
+    assert gap.sign == 1
+    assert independent_difference([(0, 0)], [(1, 2)]).sign == 0
+
+
+def test_the_paired_interval_covers_the_truth():
+    generator = torch.Generator().manual_seed(0)
+    held = 0
+    for _ in range(400):
+        draw = torch.rand(200, generator=generator)
+        counts = [int(((draw >= low) & (draw < high)).sum()) for low, high in ((0, 0.4), (0.4, 0.6), (0.6, 0.7))]
+        gap = difference(*[[one] for one in outcomes(*counts, 200 - sum(counts))], "clean")
+        held += gap.low <= 0.1 <= gap.high
+    assert held / 400 > 0.92
+
+
+def test_equal_networks_cannot_be_told_apart():
+    a, b = outcomes(100, 0, 0, 50)
+    gap = difference([a], [b], "clean")
+    assert gap.sign == 0
+    assert str(gap) == f"+0.0 points [{100 * gap.low:+.1f}, {100 * gap.high:+.1f}]"
+
+
+def test_other_examples_are_not_paired():
+    a, _ = outcomes(1, 1, 1, 1)
+    with pytest.raises(ValueError, match="not of the same examples"):
+        difference([a], [Scores("other test", a.outcomes)], "clean")
+
+
+def test_the_best_epoch_has_files_of_its_own(tmp_path):
+    a, b = outcomes(10, 1, 2, 3)
+    a.save(tmp_path)
+    b.save(tmp_path, epoch="best")
+    assert torch.equal(Scores.load(tmp_path).outcomes["clean"], a.outcomes["clean"])
+    assert torch.equal(Scores.load(tmp_path, "best").outcomes["clean"], b.outcomes["clean"])
+    with pytest.raises(ValueError, match="epoch='first'"):
+        a.save(tmp_path, epoch="first")

@@ -1,8 +1,10 @@
 """train(): repeatable, resumable, and never the wrong run."""
 
 import json
+import logging
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -18,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
+import steps
 import trainer
 import utils
 from attacks import PGD
@@ -86,7 +89,7 @@ def test_training_leaves_the_global_random_numbers_alone(blobs, tmp_path):
 
 def test_a_finished_run_is_loaded(blobs, tmp_path, monkeypatch):
     first = go(blobs, tmp_path / "run")
-    monkeypatch.setattr(trainer, "_train_step", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(steps, "train_step", lambda *_: pytest.fail("trained again"))
     again = go(blobs, tmp_path / "run")
     assert weights(again) == weights(first)
     pd.testing.assert_frame_equal(again.history, first.history)
@@ -95,14 +98,14 @@ def test_a_finished_run_is_loaded(blobs, tmp_path, monkeypatch):
 @pytest.mark.parametrize("step", [1, 8, 9, 15, 23])
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_run_goes_on_to_the_same_weights(blobs, tmp_path, uninterrupted, monkeypatch, step, how):
-    real = trainer._train_step
+    real = steps.train_step
 
     def stop_at(state, *rest):
         if state.step == step:
             os.kill(os.getpid(), how)
         return real(state, *rest)
 
-    monkeypatch.setattr(trainer, "_train_step", stop_at)
+    monkeypatch.setattr(steps, "train_step", stop_at)
     with pytest.raises(KeyboardInterrupt if how == signal.SIGINT else SystemExit) as caught:
         go(blobs, tmp_path / "run")
     if how == signal.SIGINT and step < 23:
@@ -110,7 +113,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(blobs, tmp_path, uninterrupte
     if how == signal.SIGTERM:
         assert caught.value.code == 75
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    monkeypatch.setattr(trainer, "_train_step", real)
+    monkeypatch.setattr(steps, "train_step", real)
     resumed = go(blobs, tmp_path / "run")
     assert weights(resumed) == weights(uninterrupted)
     same = [column for column in SCALARS if column != "time/epoch_s"]
@@ -120,12 +123,12 @@ def test_a_stopped_run_goes_on_to_the_same_weights(blobs, tmp_path, uninterrupte
 def test_with_dropout_and_averaging_too(blobs, tmp_path, monkeypatch):
     recipe = replace(RECIPE, ema=0.9, label_smoothing=0.1, clip_gradient=1.0)
     whole = go(blobs, tmp_path / "whole", recipe)
-    real = trainer._train_step
-    monkeypatch.setattr(trainer, "_train_step", lambda s, *r: os.kill(os.getpid(), signal.SIGINT) or real(s, *r))
+    real = steps.train_step
+    monkeypatch.setattr(steps, "train_step", lambda s, *r: os.kill(os.getpid(), signal.SIGINT) or real(s, *r))
     for _ in range(24):  # stopped after every single step
         with pytest.raises(KeyboardInterrupt):
             go(blobs, tmp_path / "run", recipe)
-    monkeypatch.setattr(trainer, "_train_step", real)
+    monkeypatch.setattr(steps, "train_step", real)
     assert weights(go(blobs, tmp_path / "run", recipe)) == weights(whole)
 
 
@@ -192,7 +195,7 @@ def test_what_the_weights_do_not_show_counts_too(blobs, tmp_path, change):
 
 
 def test_a_folder_in_which_nothing_was_trained_is_given_to_whoever_asks(blobs, tmp_path, monkeypatch):
-    monkeypatch.setattr(trainer, "_train_step", lambda *_: 1 / 0)
+    monkeypatch.setattr(steps, "train_step", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         go(blobs, tmp_path / "run", replace(RECIPE, learning_rate=0.3))
     monkeypatch.undo()
@@ -284,7 +287,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(blobs, tmp_path):
 
 
 def test_weights_broken_by_the_last_update_are_not_saved(blobs, tmp_path, monkeypatch):
-    real = trainer._train_step
+    real = steps.train_step
 
     def break_at_end(state, *rest):
         result = real(state, *rest)
@@ -293,7 +296,7 @@ def test_weights_broken_by_the_last_update_are_not_saved(blobs, tmp_path, monkey
                 state.model[6].bias.fill_(float("nan"))
         return result
 
-    monkeypatch.setattr(trainer, "_train_step", break_at_end)
+    monkeypatch.setattr(steps, "train_step", break_at_end)
     with pytest.raises(TrainingDiverged, match="the validation loss is nan at step 16"):
         go(blobs, tmp_path / "run")
     assert torch.load(tmp_path / "run" / "last.pt", weights_only=True)["step"] == 8
@@ -302,7 +305,7 @@ def test_weights_broken_by_the_last_update_are_not_saved(blobs, tmp_path, monkey
 def test_the_folder_holds_what_is_promised(blobs, tmp_path):
     run = go(blobs, tmp_path / "run")
     names = {path.name.split(".")[0] for path in run.folder.iterdir()}
-    assert names == {"recipe", "environment", "history", "events", "weights", ""}  # "": the lock
+    assert names == {"recipe", "environment", "history", "events", "best", "weights", ""}  # "": the lock
     recipe = json.loads((run.folder / "recipe.json").read_text())
     assert recipe["recipe"]["defence"]["attack"] == {
         "kind": "PGD",
@@ -320,17 +323,17 @@ def test_the_folder_holds_what_is_promised(blobs, tmp_path):
 
 
 def test_tensorboard_shows_one_run_with_straight_curves(blobs, tmp_path, monkeypatch):
-    real = trainer._train_step
+    real = steps.train_step
 
     def stop_at(state, *rest):
         if state.step == 12:
             os.kill(os.getpid(), signal.SIGINT)
         return real(state, *rest)
 
-    monkeypatch.setattr(trainer, "_train_step", stop_at)
+    monkeypatch.setattr(steps, "train_step", stop_at)
     with pytest.raises(KeyboardInterrupt):
         go(blobs, tmp_path / "run")
-    monkeypatch.setattr(trainer, "_train_step", real)
+    monkeypatch.setattr(steps, "train_step", real)
     run = go(blobs, tmp_path / "run")
     assert not [path for path in run.folder.rglob("*") if path.is_dir()]  # sub-folders would be phantom runs
     events = EventAccumulator(str(run.folder), size_guidance={"scalars": 0, "images": 0}).Reload()
@@ -377,39 +380,70 @@ def test_sgd_is_that_of_the_textbook(blobs, tmp_path):
         assert torch.allclose(ours, plain, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"epochs": 0},
-        {"epochs": 1.5},
-        {"batch_size": 0},
-        {"learning_rate": 0},
-        {"learning_rate": float("nan")},
-        {"schedule": "cosine"},
-        {"ema": 1},
-        {"momentum": -0.1},
-        {"weight_decay": -1},
-        {"clip_gradient": 0},
-        {"precision": "float16"},
-        {"defence": "pgd"},
-        {"validation_attack": None},
-        {"seed": -1},
-    ],
-    ids=str,
-)
-def test_a_bad_recipe_names_the_value(wrong):
-    name = next(iter(wrong))
-    with pytest.raises(ValueError, match=f"Recipe: {name}="):
-        Recipe(**({"epochs": 1} | wrong))
-
-
 def test_a_batch_larger_than_the_data_is_refused_before_anything_is_written(blobs, tmp_path):
     with pytest.raises(ValueError, match="only 256 training pictures"):
         go(blobs, tmp_path / "run", replace(RECIPE, batch_size=1000))
     assert not (tmp_path / "run").exists()
 
 
-def test_schedules():
-    recipe = Recipe(epochs=1, learning_rate=0.4, warm_up=0.2)
-    assert [recipe.learning_rate_at(p) for p in (0, 0.1, 0.2, 0.6, 1)] == pytest.approx([0, 0.2, 0.4, 0.2, 0])
-    assert replace(recipe, schedule="constant").learning_rate_at(0.9) == 0.4
+def test_the_best_epoch_is_kept_beside_the_last(blobs, tmp_path, monkeypatch):
+    ranks = iter([(0.1, 0.5), (0.3, 0.6), (0.3, 0.6), (0.3, 0.4)])
+    seen = []
+    monkeypatch.setattr(
+        trainer,
+        "_validate",
+        lambda state, split: seen.append(fingerprint(state.model)) or (1.0, *next(ranks)[::-1]),
+    )
+    run = go(blobs, tmp_path / "run", replace(RECIPE, epochs=4))
+    assert run.best_epoch == 2  # the earliest of equals
+    assert fingerprint(run.best_model()) == seen[1] != seen[3] == weights(run)
+    assert weights(run) == fingerprint(go(blobs, tmp_path / "run", replace(RECIPE, epochs=4)).model)
+    (run.folder / "best.safetensors").write_bytes(b"half")
+    with pytest.raises(RunDamaged, match=r"best\.safetensors is damaged"):
+        run.best_model()
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch):
+    """A study's folder below the folder of all runs."""
+    monkeypatch.setenv("STUDY_RUNS", str(tmp_path / "runs"))
+    return tmp_path / "runs" / "smoke-blobs"
+
+
+def test_what_one_notebook_trained_another_takes_over(blobs, study, monkeypatch):
+    first = go(blobs, study / "01" / "plain")
+    other = go(blobs, study / "01" / "other", replace(RECIPE, seed=1))
+    monkeypatch.setattr(steps, "train_step", lambda *_: pytest.fail("trained again"))
+    shared = go(blobs, study / "02" / "by-another-name")
+    assert weights(shared) == weights(first) != weights(other)
+    pd.testing.assert_frame_equal(shared.history, first.history)
+    assert fingerprint(shared.best_model()) == fingerprint(first.best_model())
+    assert json.loads((shared.folder / "environment.json").read_text())["same_run_as"] == "01/plain"
+    # It is a run of its own from then on: asked again, loaded; the first deleted, still there.
+    shutil.rmtree(first.folder)
+    assert weights(go(blobs, study / "02" / "by-another-name")) == weights(first)
+
+
+@pytest.mark.parametrize("where", ["another study", "unfinished", "damaged"])
+def test_only_finished_runs_of_the_same_study_are_shared(blobs, study, where, uninterrupted):
+    folder = {"another study": study.parent / "full-blobs" / "01" / "plain"}.get(where, study / "01" / "plain")
+    shutil.copytree(uninterrupted.folder, folder)
+    if where == "unfinished":
+        (folder / "weights.safetensors").unlink()
+    if where == "damaged":
+        (folder / "weights.safetensors").write_bytes(b"half")
+        with pytest.raises(RunDamaged, match=r"02/run/weights\.safetensors is damaged"):
+            go(blobs, study / "02" / "run")
+        return
+    assert not RunFolder(study / "02" / "run").finished
+    assert weights(go(blobs, study / "02" / "run")) == weights(uninterrupted)
+    assert "same_run_as" not in json.loads((study / "02" / "run" / "environment.json").read_text())
+
+
+def test_a_long_run_says_beforehand_what_it_will_cost(blobs, tmp_path, monkeypatch, caplog, uninterrupted):
+    monkeypatch.setattr(trainer, "LONG", 10)
+    monkeypatch.setattr(logging.getLogger("study"), "propagate", True)
+    with caplog.at_level("INFO", "study"):
+        run = go(blobs, tmp_path / "run")
+    assert re.search(r"run: 24 steps of [\d.e-]+ s \(32 pictures each\), .* peak memory \d+ MB", caplog.text)
+    assert weights(run) == weights(uninterrupted)  # the trial leaves no trace

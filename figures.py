@@ -1,0 +1,281 @@
+"""Figures of runs: each function returns a matplotlib Figure, `save` keeps it.
+
+Colours keep their run from figure to figure; error bars and bands are 95 % intervals; what the audit found
+invalid is left out.
+"""
+
+import re
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
+
+from attacks import evaluating
+from evaluation import predict
+from files import replacing
+from runs import read_json
+from scores import CLEAN, wilson
+
+COLOURS = ("#4c4c4c", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe & Ito 2008
+STYLE = {
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "axes.axisbelow": True,
+    "font.size": 9,
+    "figure.dpi": 110,
+    "savefig.dpi": 200,
+    "savefig.bbox": "tight",
+    "legend.frameon": False,
+}
+
+
+def demo(name):
+    """What every table and figure of drawn pictures says."""
+    return f"{name} (drawn pictures: a demonstration)" if name.startswith("shapes") else name
+
+
+def plot_training(runs):
+    """Clean and robust validation accuracy, and training loss, by epoch; `runs` maps names to Runs."""
+    with mpl.rc_context(STYLE):
+        figure, axes = plt.subplots(1, 3, figsize=(10, 2.9), layout="constrained")
+        panels = (("accuracy/clean", "clean accuracy, %", 100), ("accuracy/robust", "robust accuracy, %", 100))
+        for axis, (column, title, scale) in zip(axes, (*panels, ("loss/train", "training loss", 1)), strict=True):
+            for run, look in zip(runs.values(), _looks(runs), strict=True):
+                axis.plot(run.history["epoch"], scale * run.history[column], marker=".", markersize=3, **look)
+            axis.set(title=title, xlabel="epoch")
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+            if scale == 100:
+                axis.set_ylim(0, 100)
+        axes[0].legend()
+        known = read_json(next(iter(runs.values())).folder / "recipe.json")
+        attack = known["recipe"]["validation_attack"]
+        against = f"{attack['kind']} with {attack['steps']} steps" if "steps" in attack else attack["kind"]
+        where = f"Training on {demo(known['data']['name'])}; accuracies on the validation split"
+        figure.suptitle(f"{where}, robust: {against}", fontsize=9)
+        return _done(figure)
+
+
+def plot_scores(scores):
+    """Accuracy of each model, clean and under each attack, as bars with their intervals."""
+    labels = list(dict.fromkeys(label for score in scores.values() for label in score.outcomes))
+    width = 0.8 / len(scores)
+    with mpl.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(7.5, 3.2), layout="constrained")
+        for index, (score, look) in enumerate(zip(scores.values(), _looks(scores), strict=True)):
+            rows = score.table()
+            rows = rows[(rows.verdict != "invalid") & rows.index.isin(labels)]
+            places = [labels.index(label) + (index - (len(scores) - 1) / 2) * width for label in rows.index]
+            reach = [rows.accuracy - rows.low, rows.high - rows.accuracy]
+            for place, value in zip(places, rows.accuracy, strict=True):
+                if value < 1:  # a bar too low to be seen
+                    axis.text(place, 1.5, f"{value:.1f}", ha="center", fontsize=6, rotation=90)
+            axis.bar(places, rows.accuracy, width * 0.92, **look)
+            axis.errorbar(
+                places, rows.accuracy, yerr=reach, fmt="none", ecolor="black", elinewidth=0.8, capsize=1.5
+            )
+        axis.set_xticks(range(len(labels)), labels)
+        axis.set(ylabel="accuracy, %", ylim=(0, 100))
+        axis.grid(axis="x", visible=False)
+        # Drawn by hand: a model whose numbers are all left out has no bar to take the colour from.
+        axis.legend(handles=[Patch(**look) for look in _looks(scores) if look["label"]], ncols=2)
+        first = next(iter(scores.values()))
+        left_out = ", invalid numbers left out" if any(s.verdict() == "invalid" for s in scores.values()) else ""
+        axis.set_title(f"{demo(first.split)}, n = {first.n}" + left_out, fontsize=9)
+        return _done(figure)
+
+
+def plot_eps(tables, title, trained=8 / 255):
+    """Robust accuracy against ε; `tables` maps names to the tables of `accuracy_against_eps`."""
+    with mpl.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(5, 3.2), layout="constrained")
+        for rows, look in zip(tables.values(), _looks(tables), strict=True):
+            axis.plot(255 * rows.eps, 100 * rows.accuracy, marker="o", markersize=3, **look)
+            low, high = 100 * rows.low, 100 * rows.high
+            axis.fill_between(255 * rows.eps, low, high, color=look["color"], alpha=0.15, linewidth=0)
+        axis.axvline(255 * trained, color="grey", linewidth=0.8, linestyle=":", label="ε of the training")
+        axis.set(xlabel="ε, in 255ths of the pixel range", ylabel="accuracy, %", ylim=(0, 100))
+        first = next(iter(tables.values()))
+        axis.set_title(f"{title}, {demo(first.attrs['split'])}, n = {first.n[0]}, bands: 95 %", fontsize=9)
+        axis.legend()
+        return _done(figure)
+
+
+def plot_overfitting(run):
+    """Accuracy under attack by epoch, on the training and the validation pictures; dots: best epoch and last."""
+    history, best = run.history, run.best_epoch
+    with mpl.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(5, 3.2), layout="constrained")
+        panels = (("accuracy/train", "training pictures"), ("accuracy/robust", "validation pictures"))
+        for (column, label), colour in zip(panels, COLOURS[1:], strict=False):
+            axis.plot(history.epoch, 100 * history[column], color=colour, label=label)
+        ends = history.set_index("epoch").loc[[best, history.epoch.iloc[-1]], "accuracy/robust"]
+        for (epoch, value), name in zip(ends.items(), ("best", "last"), strict=True):
+            axis.plot(epoch, 100 * value, "o", color=COLOURS[2], markersize=4)
+            axis.annotate(name, (epoch, 100 * value), xytext=(0, -12), textcoords="offset points", ha="center")
+        axis.set(xlabel="epoch", ylabel="accuracy under attack, %", ylim=(0, 100))
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.legend()
+        known = read_json(run.folder / "recipe.json")
+        axis.set_title(f"{demo(known['data']['name'])}, {known['data']['train']} training pictures", fontsize=9)
+        return _done(figure)
+
+
+def plot_per_class(scores, split, label):
+    """Accuracy of each class under one attack (dots, with intervals), and clean (lines); one panel a model."""
+    counts = torch.bincount(split.labels, minlength=split.num_classes).tolist()
+    with mpl.rc_context(STYLE):
+        wide = 1 + 2.2 * len(scores)
+        figure, axes = plt.subplots(
+            1, len(scores), figsize=(wide, 0.24 * len(counts) + 1), sharey=True, layout="constrained"
+        )
+        for axis, (name, score), look in zip(
+            [axes] if len(scores) == 1 else axes, scores.items(), _looks(scores), strict=True
+        ):
+            for place, count in enumerate(counts):
+                if count == 0:
+                    continue
+                mine = (split.labels == place).cpu()
+                clean, robust = (int(score.outcome(row)[mine].sum()) for row in (CLEAN, label))
+                value = 100 * robust / count
+                reach = [[100 * abs(end - robust / count)] for end in wilson(robust, count)]
+                axis.plot([value, 100 * clean / count], [place] * 2, color="#cccccc", linewidth=3, zorder=0)
+                look_of_dot = {"fmt": "o", "markersize": 3, "color": look["color"], "elinewidth": 0.8}
+                axis.errorbar(value, place, xerr=reach, **look_of_dot)
+            axis.set(xlim=(-2, 102), xlabel="accuracy, %")
+            axis.set_title(name, fontsize=9)
+            axis.set_yticks(range(len(counts)), split.classes)
+            axis.invert_yaxis()
+        figure.suptitle(
+            f"{label} by class (dots), up to clean accuracy (grey); {demo(split.name)}, n = {len(split)}",
+            fontsize=9,
+        )
+        return _done(figure)
+
+
+def plot_carried(table):
+    """The table of `evaluation.carried_matrix` as a field of numbers; the diagonal is the white box."""
+    values = 100 * table.to_numpy()
+    with mpl.rc_context(STYLE | {"axes.grid": False}):
+        size = 1.6 + 0.62 * len(table)
+        figure, axis = plt.subplots(figsize=(size + 1.2, size), layout="constrained")
+        axis.imshow(values, cmap="Blues", vmin=0, vmax=100)
+        for row, column in np.ndindex(*values.shape):
+            colour = "white" if values[row, column] > 55 else "black"
+            weight = "bold" if row == column else "normal"
+            axis.text(
+                column, row, f"{values[row, column]:.0f}", ha="center", va="center", color=colour, weight=weight
+            )
+        axis.set_xticks(range(len(table)), table.columns, rotation=40, ha="right")
+        axis.set_yticks(range(len(table)), table.index)
+        axis.set(xlabel="scored: the victim", ylabel="crafted on: the source")
+        axis.set_title(
+            f"Accuracy, %; {demo(table.attrs['split'])}, n = {table.attrs['n']};\nbold: white box", fontsize=9
+        )
+        return _done(figure)
+
+
+def plot_plane(experiments, label):
+    """Clean against robust accuracy of every model: the upper right is where one wants to be.
+
+    `experiments` maps an experiment's name to {run's name: Scores}; invalid numbers are left out.
+    """
+    with mpl.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(7.2, 4.6), layout="constrained")
+        for (_, scores), colour in zip(experiments.items(), COLOURS[1:], strict=False):
+            for name, score in scores.items():
+                if label not in score.outcomes or "invalid" in (score.verdict(CLEAN), score.verdict(label)):
+                    continue
+                x, y = 100 * score.share(CLEAN), 100 * score.share(label)
+                reach = [
+                    [[100 * abs(end - score.share(row))] for end in score.interval(row)] for row in (CLEAN, label)
+                ]
+                axis.errorbar(
+                    x,
+                    y,
+                    xerr=reach[0],
+                    yerr=reach[1],
+                    fmt="o",
+                    markersize=4,
+                    color=colour,
+                    elinewidth=0.6,
+                )
+                if y > 3:  # at the bottom they would cover one another
+                    axis.annotate(
+                        name, (x, y), xytext=(4, 4), textcoords="offset points", fontsize=6, color=colour
+                    )
+        axis.axline((0, 0), slope=1, color="grey", linewidth=0.8, linestyle=":")
+        axis.set(xlabel="clean accuracy, %", ylabel=f"accuracy under {label}, %", xlim=(0, 101), ylim=(-2, 101))
+        looks = zip(experiments, COLOURS[1:], strict=False)
+        axis.legend(handles=[Patch(color=c, label=name.replace("_", " ")) for name, c in looks], loc="upper left")
+        first = next(iter(next(iter(experiments.values())).values()))
+        axis.set_title(f"{demo(first.split).replace(' test', '')}; 95 % intervals", fontsize=9)
+        return _done(figure)
+
+
+def plot_examples(models, split, attack, count=6):
+    """Pictures before and after the attack and the change, with what each model says; `models` maps names.
+
+    Shown are the first pictures that all of these models get right, so that red means: the attack did it.
+    """
+    few = split.first(200)
+    right = torch.stack([predict(model, few).argmax(1) == few.labels for model in models.values()]).all(0)
+    images, labels = split.batch(torch.argsort(~right, stable=True)[:count])
+    before = "Right" if int(right.sum()) >= count else "Not all right"
+    with mpl.rc_context(STYLE | {"axes.grid": False, "font.size": 7}):
+        rows = 1 + 2 * len(models)
+        figure, axes = plt.subplots(rows, count, figsize=(1.15 * count + 0.9, 1.32 * rows), layout="constrained")
+        _picture_row(axes[0], images, [split.classes[int(label)] for label in labels], "clean")
+        for index, (name, model) in enumerate(models.items()):
+            generator = torch.Generator(images.device).manual_seed(0)
+            adversarial = attack(model, images, labels, generator=generator)
+            with evaluating(model), torch.no_grad():
+                said = model(adversarial).argmax(1)
+            captions = [split.classes[int(guess)] for guess in said]
+            row = axes[1 + 2 * index]
+            _picture_row(row, adversarial, captions, f"{name}:\nattacked", right=(said == labels).tolist())
+            change = (adversarial - images) / (2 * attack.eps) + 0.5
+            _picture_row(axes[2 + 2 * index], change.clamp(0, 1), [""] * count, "change")
+        figure.suptitle(
+            f"{attack}, {demo(split.name)}. {before} before the attack.\nCaptions: what the model says; "
+            "change: ±ε is black to white",
+            fontsize=8,
+        )
+        return _done(figure)
+
+
+def _picture_row(axes, images, captions, name, right=None):
+    for index, (axis, image) in enumerate(zip(axes, images.cpu(), strict=True)):
+        axis.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
+        wrong = right is not None and not right[index]
+        axis.set_title(captions[index], fontsize=7, pad=2, color="#c02020" if wrong else "black")
+        axis.set(xticks=[], yticks=[])
+        axis.spines[:].set_visible(False)
+    axes[0].set_ylabel(name)
+
+
+def _looks(named):
+    """Colour and legend entry of each: seeds of one model share a colour and one entry."""
+    families = [re.sub(r"(, |-)seed ?\d+$", "", name) for name in named]
+    known = list(dict.fromkeys(families))
+    for index, family in enumerate(families):
+        first = families.index(family) == index
+        yield {"color": COLOURS[known.index(family) % len(COLOURS)], "label": family if first else None}
+
+
+def _done(figure):
+    """Hand the figure over without leaving it open: pyplot would show it twice in a notebook."""
+    plt.close(figure)
+    return figure
+
+
+def save(figure, session, name):
+    """Keep a figure of an experiment as PNG and PDF, for the report and for papers; returns it."""
+    for ending in ("png", "pdf"):
+        with replacing(session.runs / "figures" / f"{name}.{ending}") as partial, mpl.rc_context(STYLE):
+            figure.savefig(partial)
+    return figure

@@ -1,0 +1,193 @@
+"""One training step: what it changes, what it is given, and what it will cost.
+
+`State` is everything that a step changes, which is what a checkpoint holds.
+"""
+
+import copy
+import logging
+import math
+import resource
+import time
+
+import torch
+
+from defences import Standard
+from models import rate_of
+
+log = logging.getLogger("study")
+
+CACHE_BYTES = 2e9  # the most that the features of a frozen backbone may take
+
+
+class State:
+    """Everything that a training step changes, which is what a checkpoint holds."""
+
+    def __init__(self, model, recipe, steps, device):
+        self.model, self.recipe, self.steps, self.device = model, recipe, steps, device
+        self.total = steps * recipe.epochs
+        self.average = copy.deepcopy(model).eval() if recipe.ema else None
+        self.optimizer = torch.optim.SGD(
+            _parameter_groups(model),
+            lr=recipe.learning_rate,
+            momentum=recipe.momentum,
+            weight_decay=recipe.weight_decay,
+            nesterov=recipe.momentum > 0,
+            fused=device.type in ("cpu", "cuda"),
+        )
+        self.precision = recipe.precision_on(device)
+        self.step = 0
+        self.history = []
+        self.seconds = 0.0  # spent in the current epoch before this start
+        self.losses = torch.zeros(steps, device=device)  # of the current epoch, one a step
+        self.hits = torch.zeros(steps, device=device)
+        self.learner = model  # what a step trains: the model, or its head alone where the features are known
+        self.features = None  # of all training pictures, where the head alone trains
+
+    @property
+    def epoch(self):
+        """Epochs that are closed, with their validation."""
+        return len(self.history)
+
+    def result(self):
+        return self.model if self.average is None else self.average
+
+    def save(self, run):
+        run.save_checkpoint(
+            {
+                "model": self.model.state_dict(),
+                "average": self.average and self.average.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "precision": self.precision,
+                "step": self.step,
+                "history": self.history,
+                "seconds": self.seconds,
+                "losses": self.losses,
+                "hits": self.hits,
+            }
+        )
+
+    def resume(self, run):
+        saved = run.load_checkpoint(self.device)
+        if saved is None:
+            return
+        self.model.load_state_dict(saved["model"])
+        if self.average is not None:
+            self.average.load_state_dict(saved["average"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        for name in ("precision", "step", "history", "seconds", "losses", "hits"):
+            setattr(self, name, saved[name])
+        log.info("%s goes on from step %d of %d (epoch %d)", run.path.name, self.step, self.total, self.epoch + 1)
+
+
+def _parameter_groups(model):
+    """The weights that train, by their multiple of the learning rate. Raises ValueError where none does."""
+    groups = {}
+    for name, weight in model.named_parameters():
+        if weight.requires_grad:
+            rate = rate_of(name.removeprefix("network."), getattr(model, "rates", {}))
+            groups.setdefault(rate, []).append(weight)
+    if not groups:
+        raise ValueError("nothing trains: every weight of this model is frozen")
+    return [{"params": weights, "rate": rate} for rate, weights in groups.items()]
+
+
+def batch(state, data, indices, generator):
+    """What the learner is given, and the labels."""
+    if state.features is not None:
+        return state.features[indices], data.train.labels[indices]
+    return data.train.batch(indices, generator, state.recipe.augment)
+
+
+def use_features(state, data, run):
+    """Where a linear head alone trains, on unchanging pictures, compute what goes into it once, not at each step.
+
+    That is so for Standard() without augmentation, on a backbone that is frozen and deaf to `.train()`. The
+    steps are the same, so the result is (up to the rounding of other batch sizes).
+    """
+    model, recipe = state.model.train(), state.recipe
+    head = model.network.get_submodule(model.head) if hasattr(model, "head") else None
+    alive = [module for module in model.modules() if module.training and next(module.children(), None) is None]
+    alone = all(module is head or module is getattr(model, "normalise", None) for module in alive)
+    if not alone or type(recipe.defence) is not Standard or not isinstance(head, torch.nn.Linear):
+        return
+    if recipe.augment:
+        log.info("%s trains a head alone: with augment=False it would need the backbone only once", run.path.name)
+        return
+    with torch.no_grad(), _computing(state):
+        logits, first = model.with_features(data.train.batch(torch.arange(2, device=state.device))[0])
+        size = first[0].numel() * first.element_size() * len(data.train)
+        if not torch.equal(head(first), logits) or size > CACHE_BYTES:
+            return
+        parts = [model.with_features(images)[1] for images, _ in data.train.batches(recipe.batch_size)]
+    state.learner, state.features = head, torch.cat(parts)
+    what = f"{tuple(first.shape[1:])} features of each of the {len(data.train)} pictures, {size / 1e6:.1f} MB"
+    log.info("%s trains a head alone: the %s were computed once", run.path.name, what)
+
+
+def _computing(state):
+    """The precision of the run."""
+    return torch.autocast(state.device.type, torch.bfloat16, enabled=state.precision == "bfloat16")
+
+
+def forecast(state, data, run):
+    """Say what the run will cost, from a few steps of full strength on a copy: the first of them warm up."""
+    trial = State(copy.deepcopy(state.model).train(), state.recipe, state.steps, state.device)
+    trial.step = trial.total  # the attack at its full ε, the learning rate at zero
+    images, labels = data.train.batch(torch.arange(state.recipe.batch_size, device=state.device))
+    seconds = math.inf
+    for _ in range(4):
+        begun = time.perf_counter()
+        loss, _ = train_step(trial, images, labels, torch.Generator(state.device).manual_seed(0))
+        float(loss)  # waits for the device
+        seconds = min(seconds, time.perf_counter() - begun)
+    if state.device.type == "cuda":
+        memory = torch.cuda.max_memory_allocated(state.device) / 2**20
+    else:
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    minutes = seconds * state.total / 60
+    log.info(
+        "%s: %d steps of %.3g s (%d pictures each) will take about %s, and the validations; peak memory %.0f MB",
+        run.path.name,
+        state.total,
+        seconds,
+        state.recipe.batch_size,
+        f"{minutes / 60:.1f} hours" if minutes > 90 else f"{max(minutes, 1):.0f} min",
+        memory,
+    )
+
+
+def seed_global(seed, device):
+    """Seed what dropout draws from. torch.manual_seed does the same and more, at 0.7 ms a call."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.default_generators[device.index or 0].manual_seed(seed)
+
+
+def train_step(state, images, labels, generator):
+    """One update of the weights; returns the loss and the share of hits, still on the device."""
+    recipe, optimizer = state.recipe, state.optimizer
+    progress = state.step / state.total
+    for group in optimizer.param_groups:
+        group["lr"] = recipe.learning_rate_at(progress) * group["rate"]
+    with _computing(state):
+        loss, logits = recipe.defence.loss(
+            state.learner, images, labels, progress=progress, generator=generator, smoothing=recipe.label_smoothing
+        )
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    if recipe.clip_gradient is not None:
+        torch.nn.utils.clip_grad_norm_(state.model.parameters(), recipe.clip_gradient)
+    optimizer.step()
+    if state.average is not None:
+        _follow(state.average, state.model, min(recipe.ema, (1 + state.step) / (10 + state.step)))
+    return loss.detach(), (logits.detach().argmax(1) == labels).float().mean()
+
+
+@torch.no_grad()
+def _follow(average, model, decay):
+    """Move the averaged weights and statistics towards the model's; counters are copied."""
+    for slow, fast in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
+        if slow.is_floating_point():
+            slow.lerp_(fast, 1 - decay)
+        else:
+            slow.copy_(fast)

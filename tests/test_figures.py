@@ -1,0 +1,44 @@
+"""Figures: each is drawn, saved, and true to its numbers."""
+
+import evaluation
+import figures
+from attacks import FGSM, PGD
+
+
+def test_figures(study, tmp_path):
+    session, data, runs, scores = study
+    named = {name: run.model for name, run in runs.items()}
+    along = {
+        name: evaluation.accuracy_against_eps(m, data.test, PGD(), [0.1], progress=False)
+        for name, m in named.items()
+    }
+    drawn = {
+        "training": figures.plot_training(runs),
+        "scores": figures.plot_scores(scores),
+        "examples": figures.plot_examples(named, data.test, FGSM(), count=3),
+        "eps": figures.plot_eps(along, "PGD-10"),
+        "overfitting": figures.plot_overfitting(runs["standard"]),
+        "classes": figures.plot_per_class(scores, data.test, "PGD-2"),
+        "carried": figures.plot_carried(
+            evaluation.carried_matrix(named, data.test.first(20), FGSM(), progress=False)
+        ),
+        "plane": figures.plot_plane({"01_small": scores}, "PGD-2"),
+    }
+    for name, figure in drawn.items():
+        figures.save(figure, session, name)
+        for ending in ("png", "pdf"):
+            assert (session.runs / "figures" / f"{name}.{ending}").stat().st_size > 5000
+        text = " ".join(item.get_text() for item in figure.findobj(lambda item: hasattr(item, "get_text")))
+        assert "a demonstration" in text  # every figure from drawn pictures says so
+
+
+def test_invalid_bars_are_left_out(study):
+    scores = study[3]
+    assert all(score.verdict() == "invalid" for score in scores.values())  # two epochs on 640 pictures
+    assert all(patch.get_height() == 0 for patch in figures.plot_scores(scores).axes[0].patches)
+
+
+def test_seeds_share_a_colour_and_a_legend_entry():
+    looks = list(figures._looks(["a, seed 0", "b-seed0", "a, seed 1", "seedless"]))
+    assert [look["label"] for look in looks] == ["a", "b", None, "seedless"]
+    assert looks[0]["color"] == looks[2]["color"] != looks[1]["color"]

@@ -1,0 +1,87 @@
+"""The answers: computed from the scores, and withheld where the scores do not carry them."""
+
+import pytest
+import torch
+
+import summary
+from audit import Finding
+from scores import Scores
+from summary import SHARE, Question
+
+N = 400
+ABOVE = Question("Is a above b?", "01_x/a", "01_x/b")
+SHARES = Question("Does a keep more?", "01_x/a", "01_x/b", SHARE)
+
+
+def scores(clean, robust, n=N, shift=0, split="cifar10 test", findings=()):
+    """So many of n examples right, so many of them robust; `shift` moves which."""
+    outcomes = {"clean": torch.arange(n) < clean, "PGD-20": (torch.arange(n) - shift) % n < robust}
+    outcomes["PGD-20"] &= outcomes["clean"]
+    return Scores(split, outcomes, {"PGD-20": "PGD"}, findings=list(findings))
+
+
+def ask(question, **runs):
+    row = summary.answers({"01_x": runs}, questions=[question]).iloc[0]
+    return row.answer, row.why
+
+
+def test_yes_no_and_cannot_be_told():
+    high, low, close = scores(300, 200), scores(350, 20), scores(300, 196, shift=3)
+    answer, why = ask(ABOVE, a=high, b=low)
+    assert answer == "yes"
+    assert why.startswith("50.0 % (a) against 5.0 % (b) of n = 400, PGD-20: +45.0 points [")
+    assert ask(ABOVE, a=low, b=high)[0] == "no"
+    answer, why = ask(ABOVE, a=high, b=close)
+    assert answer == "cannot be told"
+    assert "the interval holds zero" in why
+
+
+def test_seeds_must_agree():
+    a = {"a-seed0": scores(300, 250), "a-seed1": scores(300, 90)}
+    b = {"b-seed0": scores(300, 100), "b-seed1": scores(300, 100)}
+    answer, why = ask(ABOVE, **a, **b)
+    assert answer == "cannot be told"
+    assert "2 seeds" in why
+    assert "the seeds disagree" in why
+    assert ask(ABOVE, **(a | {"a-seed1": scores(300, 240)}), **b)[0] == "yes"
+
+
+@pytest.mark.parametrize("rows", [(), ("PGD-20",), ("clean",)])
+def test_an_invalid_number_answers_nothing(rows):
+    finding = Finding("masked gradient", "invalid", 1, 0, "no gradient gets through", rows)
+    answer, why = ask(ABOVE, a=scores(300, 200, findings=[finding]), b=scores(300, 20))
+    assert answer == "cannot be told"
+    assert why == "A number is invalid: no gradient gets through."
+
+
+def test_a_finding_about_another_row_does_not_matter():
+    finding = Finding("catastrophic overfitting", "invalid", 1, 0, "", ("FGSM",))
+    assert ask(ABOVE, a=scores(300, 200, findings=[finding]), b=scores(300, 20))[0] == "yes"
+
+
+def test_what_was_not_run_is_said_to_be_so():
+    assert ask(ABOVE, a=scores(300, 200)) == ("not run", "There are no scores of b under PGD-20.")
+    without = Scores("cifar10 test", {"clean": torch.ones(N, dtype=torch.bool)})
+    assert ask(ABOVE, a=without, b=without)[0] == "not run"
+
+
+def test_shares_of_right_answers_compare_different_tasks():
+    ten, hundred = scores(360, 180), scores(160, 40, split="cifar100 test")
+    answer, why = ask(SHARES, a=ten, b=hundred)
+    assert answer == "yes"
+    assert why.startswith("50.0 % (a) against 25.0 % (b) of the right answers withstand PGD-20: +25.0 points")
+    assert ask(SHARES, a=ten, b=scores(0, 0, split="cifar100 test"))[0] == "cannot be told"
+
+
+def test_every_question_names_two_runs_of_an_experiment():
+    for question in summary.QUESTIONS:
+        assert question.text.endswith("?")
+        assert question.experiment == question.b.partition("/")[0]
+
+
+def test_the_questions_of_one_experiment():
+    experiment = "03_from_scratch"
+    mine = summary.answers({}, experiment)
+    assert set(mine.experiment) == {experiment}
+    assert set(mine.answer) == {"not run"}
+    assert 0 < len(mine) < len(summary.answers({}))
