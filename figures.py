@@ -10,6 +10,7 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
@@ -20,6 +21,7 @@ from runs import read_json
 from scores import CLEAN, wilson
 
 COLOURS = ("#4c4c4c", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe & Ito 2008
+MARKERS = "os^DvPX*<>"
 STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -179,41 +181,42 @@ def plot_carried(table):
         return _done(figure)
 
 
-def plot_plane(experiments, label):
+def plot_plane(groups, label):
     """Clean against robust accuracy of every model: the upper right is where one wants to be.
 
-    `experiments` maps an experiment's name to {run's name: Scores}; invalid numbers are left out.
+    `groups` maps a group's name, which has a colour, to {model's name: Scores}; the same name has the same
+    marker in every group, if there are not too many names to tell apart. Invalid numbers are left out.
     """
+    names = list(dict.fromkeys(_family(name) for scores in groups.values() for name in scores))
+    shapes = dict(zip(names, MARKERS, strict=False)) if len(names) <= len(MARKERS) else dict.fromkeys(names, "o")
+    colours = dict(zip(groups, COLOURS[1:] + COLOURS[:1], strict=False))
+    splits = list(dict.fromkeys(demo(score.split) for scores in groups.values() for score in scores.values()))
+    left_out = ""
     with mpl.rc_context(STYLE):
-        figure, axis = plt.subplots(figsize=(7.2, 4.6), layout="constrained")
-        for (_, scores), colour in zip(experiments.items(), COLOURS[1:], strict=False):
+        figure, axis = plt.subplots(figsize=(7.4, 4.2), layout="constrained")
+        for group, scores in groups.items():
             for name, score in scores.items():
-                if label not in score.outcomes or "invalid" in (score.verdict(CLEAN), score.verdict(label)):
+                if label not in score.outcomes:
+                    continue
+                if "invalid" in (score.verdict(CLEAN), score.verdict(label)):
+                    left_out = "; invalid numbers left out"
                     continue
                 x, y = 100 * score.share(CLEAN), 100 * score.share(label)
                 reach = [
                     [[100 * abs(end - score.share(row))] for end in score.interval(row)] for row in (CLEAN, label)
                 ]
-                axis.errorbar(
-                    x,
-                    y,
-                    xerr=reach[0],
-                    yerr=reach[1],
-                    fmt="o",
-                    markersize=4,
-                    color=colour,
-                    elinewidth=0.6,
-                )
-                if y > 3:  # at the bottom they would cover one another
-                    axis.annotate(
-                        name, (x, y), xytext=(4, 4), textcoords="offset points", fontsize=6, color=colour
-                    )
+                look = {"color": colours[group], "markersize": 5, "elinewidth": 0.6, "alpha": 0.8}
+                axis.errorbar(x, y, xerr=reach[0], yerr=reach[1], fmt=shapes[_family(name)], **look)
         axis.axline((0, 0), slope=1, color="grey", linewidth=0.8, linestyle=":")
-        axis.set(xlabel="clean accuracy, %", ylabel=f"accuracy under {label}, %", xlim=(0, 101), ylim=(-2, 101))
-        looks = zip(experiments, COLOURS[1:], strict=False)
-        axis.legend(handles=[Patch(color=c, label=name.replace("_", " ")) for name, c in looks], loc="upper left")
-        first = next(iter(next(iter(experiments.values())).values()))
-        axis.set_title(f"{demo(first.split).replace(' test', '')}; 95 % intervals", fontsize=9)
+        axis.set(xlabel="clean accuracy, %", ylabel=f"accuracy under {label}, %", xlim=(0, 102), ylim=(-2, 102))
+        entries = [Patch(color=colour, label=group) for group, colour in colours.items()]
+        if len(set(shapes.values())) > 1:
+            entries += [
+                Line2D([], [], color="#555555", marker=shape, linestyle="", label=name)
+                for name, shape in shapes.items()
+            ]
+        axis.legend(handles=entries, loc="center left", bbox_to_anchor=(1, 0.5))
+        axis.set_title(f"{', '.join(splits)}; 95 % intervals{left_out}", fontsize=9)
         return _done(figure)
 
 
@@ -258,9 +261,14 @@ def _picture_row(axes, images, captions, name, right=None):
     axes[0].set_ylabel(name)
 
 
+def _family(name):
+    """A model's name without its seed."""
+    return re.sub(r"(, |-)seed ?\d+", "", name)
+
+
 def _looks(named):
     """Colour and legend entry of each: seeds of one model share a colour and one entry."""
-    families = [re.sub(r"(, |-)seed ?\d+$", "", name) for name in named]
+    families = [_family(name) for name in named]
     known = list(dict.fromkeys(families))
     for index, family in enumerate(families):
         first = families.index(family) == index

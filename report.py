@@ -129,7 +129,8 @@ PAGE = Template(
  table { border-collapse: collapse; margin: 1rem 0; font-size: 13px } caption { text-align: left; color: #555 }
  th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid #ddd } th { font-weight: 600 }
  th:first-child, td:first-child { text-align: left } small { color: #777 } img { max-width: 100%; margin: .6rem 0 }
- .findings table, .findings td, .findings th { border: 0; text-align: left } .scroll { overflow-x: auto }
+ .findings table, .findings td, .findings th { border: 0; text-align: left !important }
+ .scroll { overflow-x: auto }
  .warn { background: #fff3d6; padding: .5rem .8rem } h2 { margin-top: 3rem; scroll-margin-top: 3rem }
  nav { position: sticky; top: 0; background: #fff; border-bottom: 1px solid #ddd; padding: .4rem 0 }
  nav a { margin-right: 1.2rem; white-space: nowrap } summary { cursor: pointer; color: #0072b2 }
@@ -219,12 +220,12 @@ def keep(study, target):
 
 def _experiment(study, name, scores):
     """What the page says of one experiment."""
-    found = findings(scores)
+    found = findings(_short(scores))
     folders = sorted({study / name / label.removesuffix(", best") for label in scores})
     shared = [folder for folder in folders if _shared(folder)]
     histories = [RunFolder(folder).load_history() for folder in folders if folder not in shared]
     return {
-        "name": name,
+        "name": html.escape(name),
         "title": html.escape(_title(study, name)),
         "runs": len(folders),
         "shared": len(shared),
@@ -277,7 +278,10 @@ def _title(study, experiment):
     notebook = study / "notebooks" / f"{experiment}.ipynb"
     if not notebook.exists():
         return experiment.replace("_", " ")
-    return "".join(read_json(notebook)["cells"][0]["source"]).splitlines()[0].lstrip("# ")
+    texts = ["".join(cell["source"]) for cell in read_json(notebook)["cells"] if cell["cell_type"] == "markdown"]
+    # The first cell, but for the banner that papermill puts above a notebook that failed.
+    titles = [text.splitlines()[0].lstrip("# ") for text in texts if text.startswith("# ")]
+    return titles[0] if titles else experiment
 
 
 def _short(scores):

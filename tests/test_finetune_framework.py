@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import signal
 from dataclasses import replace
 
 import pytest
@@ -50,7 +51,9 @@ def trained(model):
 
 
 @pytest.mark.parametrize("name", BACKBONES)
-def test_every_backbone_adapts_trains_a_step_adversarially_and_keeps_its_frozen_part(name, few, tmp_path):
+def test_every_backbone_adapts_trains_adversarially_resumes_and_keeps_its_frozen_part(
+    name, few, tmp_path, monkeypatch
+):
     source = models.build(f"imagenet/{name}", 1000, pretrained=False, resize=BACKBONES[name])
     before = state(source)
     model = adapt(source, 10, train="head")
@@ -58,14 +61,25 @@ def test_every_backbone_adapts_trains_a_step_adversarially_and_keeps_its_frozen_
     head = {f"network.{model.head}.{kind}" for kind in ("weight", "bias")}
     assert trained(model) == head
     start = state(model)
-    run = train(
-        model, few, replace(RECIPE, defence=Adversarial(PGD(steps=1, step_size=8 / 255))), tmp_path / "run"
-    )
+    recipe = replace(RECIPE, defence=Adversarial(PGD(steps=1, step_size=8 / 255)))
+    run = train(model, few, recipe, tmp_path / "run", progress=False)
     for key, value in run.model.state_dict().items():
         assert torch.equal(start[key], value) == (key not in head), key
     again = load_source(tmp_path / "run")
     assert fingerprint(again) == fingerprint(run.model)
     assert trained(again) == head
+
+    def stop(*arguments):
+        signal.raise_signal(signal.SIGINT)
+        return step(*arguments)
+
+    step = steps.train_step
+    monkeypatch.setattr(steps, "train_step", stop)
+    with pytest.raises(KeyboardInterrupt, match="step 1 of 2"):
+        train(model, few, recipe, tmp_path / "stopped", progress=False)
+    monkeypatch.undo()
+    resumed = train(model, few, recipe, tmp_path / "stopped", progress=False)
+    assert fingerprint(resumed.model) == fingerprint(run.model)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,9 @@
 """Tables and figures from run folders, and the page."""
 
+import html
 import re
 
+import nbformat
 import pandas as pd
 import pytest
 import torch
@@ -64,3 +66,17 @@ def test_a_folder_without_runs(tmp_path):
 def test_what_was_written(study):
     session, _, runs, _ = study
     assert {f"{session.experiment}/{name}" for name in runs} <= set(report.written(session).index)
+
+
+def test_a_notebook_that_failed_keeps_its_title_and_its_cells(study):
+    session, _, _, _ = study
+    banner = nbformat.v4.new_markdown_cell('<span style="color:red">An Exception was encountered</span>')
+    cells = [banner, nbformat.v4.new_markdown_cell("# Is it so?\n\nText."), nbformat.v4.new_code_cell("1 / 0")]
+    path = session.runs.parent / "notebooks" / f"{session.experiment}.ipynb"
+    path.parent.mkdir(exist_ok=True)
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
+    page = report.write_page(session.runs.parent).read_text()
+    path.unlink()
+    assert f'<h2 id="{html.escape(session.experiment)}">Is it so?</h2>' in page
+    assert "An Exception was encountered" in page
+    assert "1 / 0" in re.sub("<[^>]+>", "", page).replace("  ", " ")
