@@ -57,7 +57,8 @@ def carried_matrix(models, split, attack, *, seed=0, progress=True):
                 adversarial = attack.craft(source, images, labels, generator)
             for victim, model in models.items():
                 with evaluating(model), torch.no_grad():
-                    stood[name][victim].append(model(adversarial).argmax(1) == labels)
+                    logits = model(adversarial)
+                stood[name][victim].append((logits.argmax(1) == labels) & torch.isfinite(logits).all(1))
     shares = {
         name: {victim: float((torch.cat(parts) & right[victim]).double().mean()) for victim, parts in row.items()}
         for name, row in stood.items()

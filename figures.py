@@ -1,9 +1,10 @@
 """Figures of runs: each function returns a matplotlib Figure, `save` keeps it.
 
-Colours keep their run from figure to figure; error bars and bands are 95 % intervals; what the audit found
-invalid is left out.
+Colours keep their run from figure to figure; error bars and bands are 95 % intervals; where scores are drawn,
+what the audit found invalid is left out.
 """
 
+import itertools
 import re
 
 import matplotlib as mpl
@@ -54,12 +55,22 @@ def plot_training(runs):
             if scale == 100:
                 axis.set_ylim(0, 100)
         axes[0].legend()
-        known = read_json(next(iter(runs.values())).folder / "recipe.json")
-        attack = known["recipe"]["validation_attack"]
-        against = f"{attack['kind']} with {attack['steps']} steps" if "steps" in attack else attack["kind"]
-        where = f"Training on {demo(known['data']['name'])}; accuracies on the validation split"
+        known = [read_json(run.folder / "recipe.json") for run in runs.values()]
+        names = _distinct(demo(one["data"]["name"]) for one in known)
+        against = _distinct(_short_attack(one["recipe"]["validation_attack"]) for one in known)
+        where = f"Training on {names}; accuracies on the validation split"
         figure.suptitle(f"{where}, robust: {against}", fontsize=9)
         return _done(figure)
+
+
+def _distinct(texts):
+    """What all entries of a figure have in common; everything, where they differ."""
+    return " and ".join(dict.fromkeys(texts))
+
+
+def _short_attack(attack):
+    """An attack of a recipe.json in few words."""
+    return f"{attack['kind']} with {attack['steps']} steps" if "steps" in attack else attack["kind"]
 
 
 def plot_scores(scores):
@@ -85,9 +96,9 @@ def plot_scores(scores):
         axis.grid(axis="x", visible=False)
         # Drawn by hand: a model whose numbers are all left out has no bar to take the colour from.
         axis.legend(handles=[Patch(**look) for look in _looks(scores) if look["label"]], ncols=2)
-        first = next(iter(scores.values()))
         left_out = ", invalid numbers left out" if any(s.verdict() == "invalid" for s in scores.values()) else ""
-        axis.set_title(f"{demo(first.split)}, n = {first.n}" + left_out, fontsize=9)
+        tested = _distinct(f"{demo(score.split)}, n = {score.n}" for score in scores.values())
+        axis.set_title(tested + left_out, fontsize=9)
         return _done(figure)
 
 
@@ -108,11 +119,23 @@ def plot_eps(tables, title, trained=8 / 255):
 
 
 def plot_overfitting(run):
-    """Accuracy under attack by epoch, on the training and the validation pictures; dots: best epoch and last."""
+    """Accuracy under attack by epoch, on the training and the validation pictures; dots: best epoch and last.
+
+    The training curve is of the moving pictures that the weights are just being fitted to, under the attack that
+    makes them, whose ε may rise at first. Two attacks of unlike strength are named, so that nobody takes
+    their distance for overfitting.
+    """
     history, best = run.history, run.best_epoch
+    known = read_json(run.folder / "recipe.json")
+    recipe, data = known["recipe"], known["data"]
+    training = _short_attack(recipe["defence"].get("attack", {"kind": "no attack"}))
+    n = min(recipe["validation_images"], data["val"])
     with mpl.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(5, 3.2), layout="constrained")
-        panels = (("accuracy/train", "training pictures"), ("accuracy/robust", "validation pictures"))
+        panels = (
+            ("accuracy/train", f"training pictures: {training}"),
+            ("accuracy/robust", f"validation pictures: {_short_attack(recipe['validation_attack'])}, n = {n}"),
+        )
         for (column, label), colour in zip(panels, COLOURS[1:], strict=False):
             axis.plot(history.epoch, 100 * history[column], color=colour, label=label)
         ends = history.set_index("epoch").loc[[best, history.epoch.iloc[-1]], "accuracy/robust"]
@@ -122,13 +145,14 @@ def plot_overfitting(run):
         axis.set(xlabel="epoch", ylabel="accuracy under attack, %", ylim=(0, 100))
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.legend()
-        known = read_json(run.folder / "recipe.json")
-        axis.set_title(f"{demo(known['data']['name'])}, {known['data']['train']} training pictures", fontsize=9)
+        axis.set_title(f"{demo(data['name'])}, {data['train']} training pictures", fontsize=9)
         return _done(figure)
 
 
 def plot_per_class(scores, split, label):
     """Accuracy of each class under one attack (dots, with intervals), and clean (lines); one panel a model."""
+    left_out = "" if all(score.verdict(label) != "invalid" for score in scores.values()) else "; invalid left out"
+    scores = {name: score for name, score in scores.items() if score.verdict(label) != "invalid"} or scores
     counts = torch.bincount(split.labels, minlength=split.num_classes).tolist()
     with mpl.rc_context(STYLE):
         wide = 1 + 2.2 * len(scores)
@@ -153,7 +177,7 @@ def plot_per_class(scores, split, label):
             axis.set_yticks(range(len(counts)), split.classes)
             axis.invert_yaxis()
         figure.suptitle(
-            f"{label} by class (dots), up to clean accuracy (grey); {demo(split.name)}, n = {len(split)}",
+            f"{label} by class (dots), up to clean (grey); {demo(split.name)}, n = {len(split)}{left_out}",
             fontsize=9,
         )
         return _done(figure)
@@ -176,7 +200,9 @@ def plot_carried(table):
         axis.set_yticks(range(len(table)), table.index)
         axis.set(xlabel="scored: the victim", ylabel="crafted on: the source")
         axis.set_title(
-            f"Accuracy, %; {demo(table.attrs['split'])}, n = {table.attrs['n']};\nbold: white box", fontsize=9
+            f"Accuracy, %, {table.attrs['attack']};\n"
+            f"{demo(table.attrs['split'])}, n = {table.attrs['n']}; bold: white box",
+            fontsize=9,
         )
         return _done(figure)
 
@@ -189,7 +215,7 @@ def plot_plane(groups, label):
     """
     names = list(dict.fromkeys(_family(name) for scores in groups.values() for name in scores))
     shapes = dict(zip(names, MARKERS, strict=False)) if len(names) <= len(MARKERS) else dict.fromkeys(names, "o")
-    colours = dict(zip(groups, COLOURS[1:] + COLOURS[:1], strict=False))
+    colours = dict(zip(groups, itertools.cycle(COLOURS[1:] + COLOURS[:1]), strict=False))
     splits = list(dict.fromkeys(demo(score.split) for scores in groups.values() for score in scores.values()))
     left_out = ""
     with mpl.rc_context(STYLE):

@@ -160,6 +160,7 @@ def adapt(source, num_classes, train="all", *, seed=0, rates=None):
     leaves = _leaves(model)
     chosen = _chosen(model, leaves, head, train)
     _freeze_before_and_outside(leaves, chosen)
+    _freeze_between(model.network, leaves, chosen)
     model.head, model.rates = head, _checked_rates(model, head, rates or {})
     adapted = {"num_classes": num_classes, "train": train, "seed": seed, "rates": rates}
     if isinstance(getattr(source, "spec", None), dict):
@@ -223,10 +224,12 @@ def _last_stage(leaves, head):
     """The layers with weights after the resolution has fallen for the last time, from the feature maps' size."""
     weighted = [name for name, (module, _) in leaves.items() if next(module.parameters(), None) is not None]
     maps = [name for name in weighted if name != head and leaves[name][1] is not None]
-    if not maps:
-        return weighted
-    final = leaves[maps[-1]][1]
-    first = next(name for name in maps if leaves[name][1] == final)
+    final = leaves[maps[-1]][1] if maps else None
+    first = next((name for name in maps if leaves[name][1] == final), weighted[0])
+    if first == weighted[0]:
+        raise ValueError(
+            "train='last_stage': this network's resolution never falls; name the layers (see describe)"
+        )
     return weighted[weighted.index(first) :]
 
 
@@ -237,6 +240,29 @@ def _freeze_before_and_outside(leaves, chosen):
         if name in chosen:
             trains_before = trains_before or next(module.parameters(), None) is not None
         elif not trains_before or next(module.parameters(), None) is not None:
+            freeze(module)
+
+
+def _freeze_between(network, leaves, chosen):
+    """Weights outside the layers that are called, such as a class token, train as what is around them.
+
+    They hang on a parent, or on a layer that its parent reads without calling it. They train where every
+    layer with weights in the nearest parent trains, and are frozen elsewhere.
+    """
+    weighted = {name for name, (module, _) in leaves.items() if next(module.parameters(), None) is not None}
+    for name, module in network.named_modules():
+        if name in leaves:
+            continue
+        parent, around = name, set()
+        while (
+            not (around := {leaf for leaf in weighted if not parent or leaf.startswith(f"{parent}.")}) and parent
+        ):
+            parent = parent.rpartition(".")[0]
+        if not around <= chosen:
+            for weight in module.parameters(recurse=False):
+                weight.requires_grad_(False)
+        inside = [leaf for leaf, _ in leaves.values() if leaf in set(module.modules())]
+        if not around & chosen and all(hasattr(type(leaf), "thawed") for leaf in inside):
             freeze(module)
 
 
@@ -283,11 +309,13 @@ def describe(model):
     """A row a layer with weights: parameters, how many train, BatchNorm's mode, multiple of the learning rate."""
     rates = getattr(model, "rates", {})
     rows = []
-    for name, (module, side) in _leaves(model).items():
-        count = sum(weight.numel() for weight in module.parameters())
+    leaves = _leaves(model)
+    for name, module in model.network.named_modules():
+        count = sum(weight.numel() for weight in module.parameters(recurse=False))
         if count == 0:
             continue
-        trains = any(weight.requires_grad for weight in module.parameters())
+        side = leaves[name][1] if name in leaves else None
+        trains = any(weight.requires_grad for weight in module.parameters(recurse=False))
         norm = isinstance(module, nn.modules.batchnorm._NormBase)
         frozen = hasattr(type(module), "thawed")
         rows.append(

@@ -10,6 +10,7 @@ weights.safetensors   the result: the weights after the last epoch
 scores.json, .csv     what test() found, if it was saved here
 """
 
+import copy
 import fcntl
 import functools
 import hashlib
@@ -129,19 +130,26 @@ class RunFolder:
         path = self.path / "history.csv"
         return pd.read_csv(path) if path.exists() else pd.DataFrame()
 
-    def copy_finished_twin(self):
+    def copy_finished_twin(self, model):
         """Take over the finished run of the same study that is exactly this one; returns its name, or None.
 
         A study is what lies in one folder below runs/: notebooks that ask for the same run, with the same recipe,
-        initial weights and data, share it. Only for a folder in which nothing was trained yet.
+        initial weights and data, share it. Only for a folder in which nothing was trained yet, and only for a
+        `model` made by models.build: what another one computes cannot be known from outside. Twins that are
+        damaged are passed over.
         """
-        if self.begun or runs_root() not in self.path.resolve().parents:
+        known = isinstance(getattr(model, "spec", None), dict)
+        if self.begun or not known or runs_root() not in self.path.resolve().parents:
             return None
         study = runs_root() / self.path.resolve().relative_to(runs_root()).parts[0]
         asked = read_json(self.path / "recipe.json")
         for weights in sorted(study.glob("*/*/weights.safetensors")):
             twin = weights.parent
             if (twin / "recipe.json").exists() and read_json(twin / "recipe.json") == asked:
+                try:
+                    RunFolder(twin).load_result(copy.deepcopy(model))
+                except RunDamaged:
+                    continue
                 names = [path.name for path in twin.iterdir() if path.name.startswith(SHARED)]
                 for name in (*names, weights.name):  # the weights last: they make a run a finished one
                     with replacing(self.path / name) as partial:
@@ -154,13 +162,19 @@ class RunFolder:
 
     def load_result(self, model):
         """Read the weights of a finished run into the model, if they are what was written."""
-        self._load(model, "weights.safetensors")
+        self._load(model, "weights.safetensors", "it")
 
-    def load_best(self, model):
-        """Read the weights after the best epoch into the model, if they are what was written."""
-        self._load(model, "best.safetensors")
+    def load_best(self, model, epoch):
+        """Read the weights after the best epoch into the model, if they are those of that epoch."""
+        self._load(model, "best.safetensors", "the run's folder")
+        there = weights_in(self.path, "best.safetensors", "epoch")
+        if there != str(epoch):
+            raise RunDamaged(
+                f"{self.path / 'best.safetensors'} is of epoch {there}, but by history.csv epoch {epoch} is the "
+                "best: the training was broken off in between. Delete the run's folder to train again"
+            )
 
-    def _load(self, model, name):
+    def _load(self, model, name, remedy):
         path = self.path / name
         try:
             load_weights(model, path)
@@ -168,10 +182,10 @@ class RunFolder:
         except (SafetensorError, RuntimeError, OSError) as error:
             what = _first_line(error)
             raise RunDamaged(
-                f"{path} is damaged or of another model ({what}). Delete it to train again"
+                f"{path} is damaged, missing or of another model ({what}). Delete {remedy} to train again"
             ) from error
         if written != fingerprint(model):
-            raise RunDamaged(f"{path} holds other weights than this run wrote. Delete it to train again")
+            raise RunDamaged(f"{path} holds other weights than this run wrote. Delete {remedy} to train again")
 
     def save_best(self, model, epoch):
         metadata = {"weights": fingerprint(model), "epoch": epoch}
@@ -190,13 +204,13 @@ def save_weights(model, path, metadata=None):
         save_file(tensors, partial, metadata={key: str(value) for key, value in (metadata or {}).items()})
 
 
-def weights_in(folder, name="weights.safetensors"):
-    """The fingerprint of the weights of a finished run, as it was written; None where there are none."""
+def weights_in(folder, name="weights.safetensors", what="weights"):
+    """What was written beside the weights of a run: their fingerprint, or "epoch"; None where there are none."""
     path = Path(folder) / name
     if not path.exists():
         return None
     with safe_open(path, "pt") as file:
-        return (file.metadata() or {}).get("weights")
+        return (file.metadata() or {}).get(what)
 
 
 def load_weights(model, path):
@@ -207,8 +221,22 @@ def load_weights(model, path):
 def structure(model):
     """A checksum over what weights do not show: layers with their settings, what trains, at which rate."""
     trains = [name for name, weight in model.named_parameters() if weight.requires_grad]
-    described = repr((model, trains, sorted(getattr(model, "rates", {}).items())))
+    layers = [
+        (
+            name,
+            hasattr(type(module), "thawed"),
+            [item for item in sorted(vars(module).items()) if _is_plain(*item)],
+        )
+        for name, module in model.named_modules()
+    ]
+    described = repr((model, layers, trains, sorted(getattr(model, "rates", {}).items())))
     return hashlib.sha256(described.encode()).hexdigest()[:16]
+
+
+def _is_plain(name, value):
+    """A setting of a layer that can be written down, and is one."""
+    plain = value is None or isinstance(value, (bool, int, float, str, tuple))
+    return plain and name != "training" and not name.startswith("_")
 
 
 def _first_line(error):
@@ -230,7 +258,8 @@ def as_dict(settings):
         inner = {field.name: as_dict(getattr(settings, field.name)) for field in fields(settings)}
         return {"kind": type(settings).__name__} | inner
     if isinstance(settings, torch.nn.Module):
-        return {"kind": type(settings).__name__, "weights": fingerprint(settings)}
+        weights = {"weights": fingerprint(settings), "structure": structure(settings)}
+        return {"kind": type(settings).__name__} | weights
     if isinstance(settings, dict):
         return {key: as_dict(value) for key, value in settings.items()}
     if isinstance(settings, (list, tuple)):

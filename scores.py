@@ -53,13 +53,26 @@ def difference(a, b, label):
     """
     if len({(score.split, score.n) for score in (*a, *b)}) != 1:
         raise ValueError(f"these scores are not of the same examples: {[(s.split, s.n) for s in (*a, *b)]}")
+    check_attacks((*a, *b), label)
     mean_a, mean_b = (torch.stack([s.outcome(label).double() for s in some]).mean(0) for some in (a, b))
     n = len(mean_a) + 2
     gaps = mean_a - mean_b
     centre = float(gaps.sum()) / n
     reach = 1.959964 * math.sqrt(((float(gaps.square().sum()) + 2) / n - centre**2) / n)
-    signs = {math.copysign(1, one.share(label) - two.share(label)) for one in a for two in b}
-    return Difference(float(gaps.mean()), max(-1.0, centre - reach), min(1.0, centre + reach), len(signs) == 1)
+    pairs = [(one.share(label), two.share(label)) for one in a for two in b]
+    return Difference(float(gaps.mean()), max(-1.0, centre - reach), min(1.0, centre + reach), _agree(pairs))
+
+
+def check_attacks(scores, label):
+    """Raise ValueError where the same label stands for attacks with different settings."""
+    settings = {score.attacks[label] for score in scores if label in score.attacks}
+    if len(settings) > 1:
+        raise ValueError(f"{label} stands for different attacks: {', '.join(sorted(settings))}")
+
+
+def _agree(pairs):
+    """Do all pairs of seeds say the same: above, below, or equal?"""
+    return len({(one > two) - (one < two) for one, two in pairs}) == 1
 
 
 def independent_difference(a, b):
@@ -77,8 +90,8 @@ def independent_difference(a, b):
     low_two, high_two = wilson(two * n_two, n_two)
     down = math.hypot(one - low_one, high_two - two)
     up = math.hypot(high_one - one, two - low_two)
-    signs = {math.copysign(1, x / max(n, 1) - y / max(m, 1)) for x, n in a for y, m in b}
-    return Difference(one - two, one - two - down, one - two + up, len(signs) == 1)
+    pairs = [(x / max(n, 1), y / max(m, 1)) for x, n in a for y, m in b]
+    return Difference(one - two, one - two - down, one - two + up, _agree(pairs))
 
 
 @dataclass

@@ -12,7 +12,7 @@ import time
 import torch
 
 from defences import Standard
-from models import rate_of
+from models import Model, rate_of
 
 log = logging.getLogger("study")
 
@@ -105,10 +105,14 @@ def use_features(state, data, run):
     steps are the same, so the result is (up to the rounding of other batch sizes).
     """
     model, recipe = state.model.train(), state.recipe
-    head = model.network.get_submodule(model.head) if hasattr(model, "head") else None
+    if type(recipe.defence) is not Standard or not isinstance(model, Model):
+        return
+    head = model.network.get_submodule(model.head)
     alive = [module for module in model.modules() if module.training and next(module.children(), None) is None]
-    alone = all(module is head or module is getattr(model, "normalise", None) for module in alive)
-    if not alone or type(recipe.defence) is not Standard or not isinstance(head, torch.nn.Linear):
+    training = [name for name, weight in model.named_parameters() if weight.requires_grad]
+    alone = all(name.startswith(f"network.{model.head}.") for name in training)
+    still = all(module is head or module is model.normalise for module in alive)
+    if not alone or not still or not isinstance(head, torch.nn.Linear):
         return
     if recipe.augment:
         log.info("%s trains a head alone: with augment=False it would need the backbone only once", run.path.name)
@@ -132,7 +136,9 @@ def _computing(state):
 def forecast(state, data, run):
     """Say what the run will cost, from a few steps of full strength on a copy: the first of them warm up."""
     trial = State(copy.deepcopy(state.model).train(), state.recipe, state.steps, state.device)
-    trial.step = trial.total  # the attack at its full ε, the learning rate at zero
+    trial.step = trial.total  # the attack at its full ε
+    if state.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(state.device)
     images, labels = data.train.batch(torch.arange(state.recipe.batch_size, device=state.device))
     seconds = math.inf
     for _ in range(4):

@@ -8,6 +8,7 @@ Executed notebooks, report.html and scores.csv land in runs/<preset>-<data>/. En
 """
 
 import argparse
+import ast
 import json
 import shlex
 import sys
@@ -78,10 +79,14 @@ def _parameter(text):
     name, equals, value = text.partition("=")
     if not equals or not name.isidentifier():
         sys.exit(f"-p {text!r}: NAME=VALUE is needed, for instance -p epochs=3")
-    try:
-        return name, json.loads(value)
-    except ValueError:
-        return name, value
+    if name in ("preset", "data", "seed"):
+        sys.exit(f"-p {text!r}: --{name} sets this")
+    for read in (json.loads, ast.literal_eval):  # true as well as True
+        try:
+            return name, read(value)
+        except (ValueError, SyntaxError):
+            continue
+    return name, value
 
 
 def _parameters_of(notebooks, asked):

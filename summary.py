@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from report import load_scores
-from scores import CLEAN, difference, independent_difference
+from scores import CLEAN, check_attacks, difference, independent_difference
 
 SHARE = "share kept"  # robust accuracy as a share of clean accuracy: comparable between numbers of classes
 
@@ -31,22 +31,22 @@ class Question:
 
 QUESTIONS = (
     Question(
-        "Does adversarial training make a small CNN robust?", "01_shallow_cnn/pgd", "01_shallow_cnn/standard"
+        "Does adversarial training make a small CNN more robust?", "01_shallow_cnn/pgd", "01_shallow_cnn/standard"
     ),
     Question("Does it cost clean accuracy?", "01_shallow_cnn/standard", "01_shallow_cnn/pgd", CLEAN),
     Question("Is training with VMI-FGSM better than with PGD?", "01_shallow_cnn/vmi", "01_shallow_cnn/pgd"),
     Question(
-        "Can adversarial training of the head alone make a standard source robust?",
+        "Does adversarial training of the head alone make a standard source more robust?",
         "02_transfer_learning/from-standard-head-pgd",
         "02_transfer_learning/from-standard-head",
     ),
     Question(
-        "Does a robust source stay robust under a head trained on clean pictures?",
+        "Under a head trained on clean pictures: is a robust source more robust than a standard one?",
         "02_transfer_learning/from-robust-head",
         "02_transfer_learning/from-standard-head",
     ),
     Question(
-        "Does training all its layers on clean pictures destroy that?",
+        "Is it less robust when all its layers are trained on clean pictures?",
         "02_transfer_learning/from-robust-head",
         "02_transfer_learning/from-robust-all",
     ),
@@ -61,7 +61,7 @@ QUESTIONS = (
         "02_transfer_learning/from-standard-all-pgd",
     ),
     Question(
-        "Does adversarial training make a ResNet-18 from scratch robust?",
+        "Does adversarial training make a ResNet-18 from scratch more robust?",
         "03_from_scratch/pgd",
         "03_from_scratch/standard",
     ),
@@ -87,6 +87,8 @@ QUESTIONS = (
 
 def load_study(study):
     """The scores of all experiments below a study's folder: {experiment: {run: Scores}}."""
+    if not study.is_dir():
+        raise FileNotFoundError(f"{study} is not there: run the other notebooks with this preset and data first")
     experiments = {path.name: load_scores(path) for path in sorted(study.iterdir()) if path.is_dir()}
     return {name: scores for name, scores in experiments.items() if scores}
 
@@ -127,18 +129,27 @@ def _judge(question, a, b):
     ]
     if broken:
         return "cannot be told", f"A number is invalid: {broken[0].message}."
-    if question.measure == SHARE:
-        counts = [[(int(s.outcome(label).sum()), int(s.outcome(CLEAN).sum())) for s in some] for some in (a, b)]
-        gap = independent_difference(*counts)
-        values = [sum(hits / max(n, 1) for hits, n in some) / len(some) for some in counts]
-    else:
-        gap = difference(a, b, label)
-        values = [sum(score.share(label) for score in some) / len(some) for some in (a, b)]
+    try:
+        gap, values = _compare(question, a, b, label)
+    except ValueError as error:
+        return "cannot be told", f"They cannot be compared: {error}."
     what = "of the right answers withstand PGD-20" if question.measure == SHARE else f"of n = {a[0].n}, {label}"
     shown = " against ".join(f"{100 * value:.1f} % ({name})" for value, name in zip(values, names, strict=True))
     seeds = f", {len(a)} seeds" if len(a) > 1 else ""
-    sentence = f"{shown} {what}{seeds}: {gap}"
+    doubts = sorted({f.message for s in (*a, *b) for f in s.findings if f.concerns(label) or f.concerns(CLEAN)})
+    suspect = f"; suspect: {doubts[0]}" if doubts else ""
+    sentence = f"{shown} {what}{seeds}: {gap}{suspect}"
     if gap.sign == 0:
         why = "the interval holds zero" if gap.low <= 0 <= gap.high else "the seeds disagree"
         return "cannot be told", f"{sentence}; {why}."
     return "yes" if gap.sign > 0 else "no", f"{sentence}."
+
+
+def _compare(question, a, b, label):
+    """The difference in the question's measure, and both values; raises ValueError where there is none."""
+    if question.measure == SHARE:
+        check_attacks((*a, *b), label)
+        counts = [[(int(s.outcome(label).sum()), int(s.outcome(CLEAN).sum())) for s in some] for some in (a, b)]
+        gap = independent_difference(*counts)
+        return gap, [sum(hits / max(n, 1) for hits, n in some) / len(some) for some in counts]
+    return difference(a, b, label), [sum(score.share(label) for score in some) / len(some) for some in (a, b)]

@@ -55,7 +55,7 @@ class Run:
     def best_model(self):
         """A copy of the model with the weights after the best epoch. Raises RunDamaged where they are gone."""
         model = copy.deepcopy(self.model)
-        RunFolder(self.folder).load_best(model)
+        RunFolder(self.folder).load_best(model, self.best_epoch)
         return model.eval()
 
     def __repr__(self):
@@ -90,7 +90,7 @@ def train(model, data, recipe, folder, *, progress=True):
     run = RunFolder(folder)
     with run.locked():
         run.claim(identity, device)
-        elsewhere = run.copy_finished_twin()
+        elsewhere = run.copy_finished_twin(model)
         if not run.finished:
             return _train(model, data, recipe, run, device, progress)
     run.load_result(model)

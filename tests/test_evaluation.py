@@ -135,3 +135,23 @@ def test_bad_lists_of_attacks(model, blobs):
         score(model, blobs.test, [PGD(), PGD()])
     scores = score(model, blobs.test, [PGD(), PGD(eps=4 / 255)])
     assert set(scores.attacks) == {repr(PGD()), repr(PGD(eps=4 / 255))}
+
+
+def test_carried_matrix_has_the_white_box_on_its_diagonal(blobs, tmp_path):
+    networks = {"one": small_network(0), "two": small_network(1)}
+    table = evaluation.carried_matrix(networks, blobs.test, PGD(steps=3, random_start=False), progress=False)
+    for name, network in networks.items():
+        alone = evaluation.test(network, blobs.test, [PGD(steps=3, random_start=False)], progress=False)
+        assert table.loc[name, name] == pytest.approx(alone.robust_accuracy())
+    carried = evaluation.transfer_attack(
+        networks["one"], networks["two"], blobs.test, PGD(steps=3, random_start=False), progress=False
+    )
+    assert table.loc["one", "two"] == pytest.approx(carried.robust_accuracy())
+
+
+def test_logits_that_are_no_numbers_withstand_nothing(blobs):
+    broken = small_network()
+    with torch.no_grad():
+        broken[-1].bias.fill_(float("nan"))
+    table = evaluation.carried_matrix({"broken": broken}, blobs.test, FGSM(), progress=False)
+    assert table.loc["broken", "broken"] == 0

@@ -1,8 +1,12 @@
 """Figures: each is drawn, saved, and true to its numbers."""
 
+import torch
+
 import evaluation
 import figures
 from attacks import FGSM, PGD
+from audit import Finding
+from scores import Scores
 
 
 def test_figures(study, tmp_path):
@@ -42,3 +46,24 @@ def test_seeds_share_a_colour_and_a_legend_entry():
     looks = list(figures._looks(["a, seed 0", "b-seed0", "a, seed 1", "seedless"]))
     assert [look["label"] for look in looks] == ["a", "b", None, "seedless"]
     assert looks[0]["color"] == looks[2]["color"] != looks[1]["color"]
+
+
+def test_figures_of_two_tasks_name_both():
+    outcome = torch.arange(10) < 5
+    scores = {
+        name: Scores(f"{name} test", {"clean": outcome[:n]}) for name, n in (("cifar10", 10), ("cifar100", 8))
+    }
+    title = figures.plot_scores(scores).axes[0].get_title()
+    assert title == "cifar10 test, n = 10 and cifar100 test, n = 8"
+
+
+def test_the_plane_draws_every_group_and_no_invalid_number():
+    def score(findings=()):
+        outcome = torch.arange(100) < 50
+        return Scores("x test", {"clean": outcome, "PGD-20": outcome}, {"PGD-20": "PGD"}, findings=list(findings))
+
+    groups = {f"group {number}": {"one": score()} for number in range(9)}
+    groups["group 0"]["broken"] = score([Finding("", "invalid", 1, 0, "")])
+    axis = figures.plot_plane(groups, "PGD-20").axes[0]
+    assert len(axis.containers) == 9
+    assert "invalid numbers left out" in axis.get_title()

@@ -100,6 +100,28 @@ def test_the_last_stage_begins_where_the_resolution_last_falls(name, first):
     assert trains == set(order[order.index(first) :])
 
 
+@pytest.mark.parametrize("name", ["convnext_tiny", "swin_t", "vit_b_32"])
+def test_weights_outside_the_layers_are_frozen_with_what_is_around_them(name):
+    size = {"vit_b_32": 224}.get(name, 32)
+    source = models.build(f"imagenet/{name}", 1000, pretrained=False, resize=size)
+    model = adapt(source, 10, train="head")
+    head = model.network.get_submodule(model.head)
+    assert trained(model) == {f"network.{model.head}.{key}" for key, _ in head.named_parameters()}
+    assert describe(model).query("trains").parameters.sum() == sum(weight.numel() for weight in head.parameters())
+    everything = adapt(source, 10, train="all")
+    assert trained(everything) == {key for key, _ in everything.named_parameters()}
+    if name == "vit_b_32":  # one resolution throughout
+        with pytest.raises(ValueError, match="resolution never falls"):
+            adapt(source, 10, train="last_stage")
+        part = adapt(source, 10, train=["encoder.layers.encoder_layer_11", "head"])
+    else:
+        part = adapt(source, 10, train="last_stage")
+    assert trained(model) < trained(part) < trained(everything)
+    model.train()
+    images = torch.rand(2, 3, 32, 32)
+    assert torch.equal(model(images), model(images))  # dropout and stochastic depth stand still
+
+
 def test_last_stage_of_ours():
     model = adapt(small_resnet(), 10, train="last_stage")
     assert {name.split(".")[1] + name.split(".")[2] for name in trained(model)} == {
@@ -201,11 +223,15 @@ def test_a_head_on_stored_features_is_the_head_trained_the_long_way(name, ema, f
 
 
 @pytest.mark.parametrize(
-    "change", ["augmented", "adversarial", "last stage", "BatchNorm moves", "squeezenet", "penalty"]
+    "change",
+    ["an own network", "augmented", "adversarial", "last stage", "BatchNorm moves", "squeezenet", "penalty"],
 )
 def test_features_are_stored_only_where_they_stand_still(change, few, tmp_path, monkeypatch):
     source = small_resnet()
     model = adapt(source, 10, train="last_stage" if change == "last stage" else "head")
+    if change == "an own network":
+        model = nn.Sequential(nn.Flatten(), nn.Linear(3072, 10))
+        model.head = "1"  # the name that ours has too
     if change == "BatchNorm moves":
         model = small_resnet(10)
         model.requires_grad_(False)

@@ -119,3 +119,22 @@ def test_the_best_epoch_has_files_of_its_own(tmp_path):
     assert torch.equal(Scores.load(tmp_path, "best").outcomes["clean"], b.outcomes["clean"])
     with pytest.raises(ValueError, match="epoch='first'"):
         a.save(tmp_path, epoch="first")
+
+
+def test_seeds_that_tie_are_no_agreement():
+    highs, lows = (
+        [outcomes(300, 0, 0, 100)[0], outcomes(200, 0, 0, 200)[0]],
+        [outcomes(200, 0, 0, 200)[0], outcomes(100, 0, 0, 300)[0]],
+    )
+    assert difference(highs, lows, "clean").sign == difference(lows, highs, "clean").sign == 0
+    assert difference(highs[:1], lows, "clean").sign == -difference(lows, highs[:1], "clean").sign == 1
+    assert independent_difference([(300, 400), (200, 400)], [(200, 400), (100, 400)]).sign == 0
+
+
+def test_one_label_for_two_attacks_is_not_compared():
+    a, b = outcomes(10, 5, 1, 5)
+    for score, eps in ((a, 2), (b, 8)):
+        score.outcomes["PGD-20"] = score.outcomes["clean"]
+        score.attacks["PGD-20"] = f"PGD(ε={eps}/255)"
+    with pytest.raises(ValueError, match="stands for different attacks"):
+        difference([a], [b], "PGD-20")

@@ -50,7 +50,11 @@ def test_one_by_the_beginning_of_its_name(notebooks, capsys):
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["07"], "no notebook begins with '07'; there are 01_works, 02_fails"), (["-p", "epochs"], "NAME=VALUE")],
+    [
+        (["07"], "no notebook begins with '07'; there are 01_works, 02_fails"),
+        (["-p", "epochs"], "NAME=VALUE"),
+        (["-p", "seed=3"], "--seed sets this"),
+    ],
 )
 def test_wrong_arguments(notebooks, arguments, message):
     with pytest.raises(SystemExit, match=message):
@@ -68,3 +72,11 @@ def test_a_parameter_reaches_the_notebooks_that_know_it(notebooks):
     book.cells[0].source, book.cells[1].source = 'preset = ""\ndata = ""\nseed = 0', "assert preset == 'smoke'"
     nbformat.write(book, study.NOTEBOOKS / "03_knows_less.ipynb")
     assert study.main(["01", "03", "--preset", "smoke", "-p", 'word="there"']) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("a=true", True), ("a=False", False), ("a=None", None), ("a=1e-3", 0.001), ("a=word", "word")],
+)
+def test_values_are_read_as_json_or_python(text, value):
+    assert study._parameter(text) == ("a", value)

@@ -54,6 +54,28 @@ def test_an_invalid_number_answers_nothing(rows):
     assert why == "A number is invalid: no gradient gets through."
 
 
+def test_a_suspect_number_is_said_to_be_one():
+    finding = Finding("step size", "suspect", 1, 0, "its steps are short", ("PGD-20",))
+    answer, why = ask(ABOVE, a=scores(300, 200, findings=[finding]), b=scores(300, 20))
+    assert answer == "yes"
+    assert why.endswith("; suspect: its steps are short.")
+
+
+def test_scores_that_cannot_be_compared_do_not_take_the_summary_down():
+    answer, why = ask(ABOVE, a=scores(300, 200), b=scores(300, 20, n=500))
+    assert answer == "cannot be told"
+    assert "not of the same examples" in why
+    other = scores(300, 20)
+    other.attacks["PGD-20"] = "PGD(ε=2/255)"
+    for question in (ABOVE, SHARES):
+        assert "different attacks" in ask(question, a=scores(300, 200), b=other)[1]
+
+
+def test_a_study_that_is_not_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match="run the other notebooks"):
+        summary.load_study(tmp_path / "none")
+
+
 def test_a_finding_about_another_row_does_not_matter():
     finding = Finding("catastrophic overfitting", "invalid", 1, 0, "", ("FGSM",))
     assert ask(ABOVE, a=scores(300, 200, findings=[finding]), b=scores(300, 20))[0] == "yes"

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
+import models
 import steps
 import trainer
 import utils
@@ -98,7 +99,7 @@ def test_a_finished_run_is_loaded(blobs, tmp_path, monkeypatch):
 @pytest.mark.parametrize("step", [1, 8, 9, 15, 23])
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_run_goes_on_to_the_same_weights(blobs, tmp_path, uninterrupted, monkeypatch, step, how):
-    real = steps.train_step
+    real, handler = steps.train_step, signal.getsignal(signal.SIGINT)
 
     def stop_at(state, *rest):
         if state.step == step:
@@ -112,7 +113,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(blobs, tmp_path, uninterrupte
         assert "saved. Run the same cell again to go on" in str(caught.value)
     if how == signal.SIGTERM:
         assert caught.value.code == 75
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is handler
     monkeypatch.setattr(steps, "train_step", real)
     resumed = go(blobs, tmp_path / "run")
     assert weights(resumed) == weights(uninterrupted)
@@ -222,7 +223,7 @@ def test_weights_of_another_run_are_refused(blobs, tmp_path):
 def test_damaged_files_of_a_run_are_named(blobs, tmp_path, content):
     run = go(blobs, tmp_path / "run")
     (run.folder / "weights.safetensors").write_bytes(content)
-    with pytest.raises(RunDamaged, match=r"weights\.safetensors is damaged .*Delete it"):
+    with pytest.raises(RunDamaged, match=r"weights\.safetensors is damaged.*Delete it"):
         go(blobs, tmp_path / "run")
     (run.folder / "weights.safetensors").unlink()
     (run.folder / "last.pt").write_bytes(content)
@@ -398,8 +399,11 @@ def test_the_best_epoch_is_kept_beside_the_last(blobs, tmp_path, monkeypatch):
     assert run.best_epoch == 2  # the earliest of equals
     assert fingerprint(run.best_model()) == seen[1] != seen[3] == weights(run)
     assert weights(run) == fingerprint(go(blobs, tmp_path / "run", replace(RECIPE, epochs=4)).model)
+    run.history.loc[3, "accuracy/robust"] = 0.9  # as if the epoch had been done again, with another outcome
+    with pytest.raises(RunDamaged, match=r"is of epoch 2, but by history\.csv epoch 4 is the best"):
+        run.best_model()
     (run.folder / "best.safetensors").write_bytes(b"half")
-    with pytest.raises(RunDamaged, match=r"best\.safetensors is damaged"):
+    with pytest.raises(RunDamaged, match=r"best\.safetensors is damaged.* Delete the run's folder"):
         run.best_model()
 
 
@@ -410,34 +414,51 @@ def study(tmp_path, monkeypatch):
     return tmp_path / "runs" / "smoke-blobs"
 
 
-def test_what_one_notebook_trained_another_takes_over(blobs, study, monkeypatch):
-    first = go(blobs, study / "01" / "plain")
-    other = go(blobs, study / "01" / "other", replace(RECIPE, seed=1))
+LENET = replace(RECIPE, epochs=1, defence=Standard())
+
+
+@pytest.fixture
+def few(shapes):
+    return replace(shapes, train=shapes.train.first(64), val=shapes.val.first(16))
+
+
+def lenet(few, folder, recipe=LENET):
+    return train(models.build("shallow_cnn", 10), few, recipe, folder, progress=False)
+
+
+def test_what_one_notebook_trained_another_takes_over(few, study, monkeypatch):
+    first = lenet(few, study / "01" / "plain")
+    other = lenet(few, study / "01" / "other", replace(LENET, seed=1))
     monkeypatch.setattr(steps, "train_step", lambda *_: pytest.fail("trained again"))
-    shared = go(blobs, study / "02" / "by-another-name")
+    shared = lenet(few, study / "02" / "by-another-name")
     assert weights(shared) == weights(first) != weights(other)
     pd.testing.assert_frame_equal(shared.history, first.history)
     assert fingerprint(shared.best_model()) == fingerprint(first.best_model())
     assert json.loads((shared.folder / "environment.json").read_text())["same_run_as"] == "01/plain"
     # It is a run of its own from then on: asked again, loaded; the first deleted, still there.
     shutil.rmtree(first.folder)
-    assert weights(go(blobs, study / "02" / "by-another-name")) == weights(first)
+    assert weights(lenet(few, study / "02" / "by-another-name")) == weights(first)
 
 
-@pytest.mark.parametrize("where", ["another study", "unfinished", "damaged"])
-def test_only_finished_runs_of_the_same_study_are_shared(blobs, study, where, uninterrupted):
-    folder = {"another study": study.parent / "full-blobs" / "01" / "plain"}.get(where, study / "01" / "plain")
-    shutil.copytree(uninterrupted.folder, folder)
-    if where == "unfinished":
-        (folder / "weights.safetensors").unlink()
-    if where == "damaged":
-        (folder / "weights.safetensors").write_bytes(b"half")
-        with pytest.raises(RunDamaged, match=r"02/run/weights\.safetensors is damaged"):
-            go(blobs, study / "02" / "run")
-        return
-    assert not RunFolder(study / "02" / "run").finished
-    assert weights(go(blobs, study / "02" / "run")) == weights(uninterrupted)
+@pytest.mark.parametrize("what", ["another study", "unfinished", "damaged", "other weights"])
+def test_only_sound_finished_runs_of_the_same_study_are_shared(few, study, what):
+    there = study.parent / "full-blobs" if what == "another study" else study
+    first = lenet(few, there / "01" / "plain")
+    file = first.folder / "weights.safetensors"
+    if what == "unfinished":
+        file.unlink()
+    elif what == "damaged":
+        file.write_bytes(b"half")
+    elif what == "other weights":
+        save_file({name: value + 1 for name, value in load_file(file).items()}, file, {"weights": weights(first)})
+    assert weights(lenet(few, study / "02" / "run")) == weights(first)
     assert "same_run_as" not in json.loads((study / "02" / "run" / "environment.json").read_text())
+
+
+def test_networks_built_by_hand_are_not_shared(blobs, study):
+    go(blobs, study / "01" / "plain")
+    again = go(blobs, study / "02" / "plain")
+    assert "same_run_as" not in json.loads((again.folder / "environment.json").read_text())
 
 
 def test_a_long_run_says_beforehand_what_it_will_cost(blobs, tmp_path, monkeypatch, caplog, uninterrupted):
@@ -445,5 +466,7 @@ def test_a_long_run_says_beforehand_what_it_will_cost(blobs, tmp_path, monkeypat
     monkeypatch.setattr(logging.getLogger("study"), "propagate", True)
     with caplog.at_level("INFO", "study"):
         run = go(blobs, tmp_path / "run")
-    assert re.search(r"run: 24 steps of [\d.e-]+ s \(32 pictures each\), .* peak memory \d+ MB", caplog.text)
+    assert re.search(
+        r"run: 24 steps of [\d.e-]+ s \(32 pictures each\) .* 1 min, .* peak memory \d+ MB", caplog.text
+    )
     assert weights(run) == weights(uninterrupted)  # the trial leaves no trace
