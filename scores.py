@@ -22,7 +22,8 @@ def wilson(correct, n, z=1.959964):
     share = correct / n
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     reach = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return max(0.0, centre - reach), min(1.0, centre + reach)
+    # With all or none correct one end is the share itself, which rounding must not put outside.
+    return max(0.0, min(share, centre - reach)), min(1.0, max(share, centre + reach))
 
 
 @dataclass(frozen=True)

@@ -67,3 +67,10 @@ def test_the_plane_draws_every_group_and_no_invalid_number():
     axis = figures.plot_plane(groups, "PGD-20").axes[0]
     assert len(axis.containers) == 9
     assert "invalid numbers left out" in axis.get_title()
+
+
+def test_all_and_none_correct_can_be_drawn():
+    for n in (7, 200, 500, 1000):
+        score = Scores("x test", {"clean": torch.ones(n) > 0, "PGD-20": torch.ones(n) < 0}, {"PGD-20": "PGD"})
+        figures.plot_scores({"a": score})
+        figures.plot_plane({"a": {"b": score}}, "PGD-20")

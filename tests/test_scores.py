@@ -15,6 +15,13 @@ def test_wilson_equals_scipys(correct, n):
     assert wilson(correct, n) == pytest.approx((expected.low, expected.high), abs=1e-6)
 
 
+def test_the_interval_holds_its_share():
+    for n in (1, 3, 7, 200, 1000):
+        for correct in {0, 1, n // 2, n - 1, n}:
+            low, high = wilson(correct, n)
+            assert 0 <= low <= correct / n <= high <= 1
+
+
 @pytest.mark.parametrize(("correct", "n"), [(3, 2), (-1, 2), (0, 0)])
 def test_wilson_refuses_nonsense(correct, n):
     with pytest.raises(ValueError, match=f"{correct} correct of {n}"):
