@@ -56,7 +56,7 @@ def plot_training(runs):
                 axis.set_ylim(0, 100)
         axes[0].legend()
         known = [read_json(run.folder / "recipe.json") for run in runs.values()]
-        names = _distinct(demo(one["data"]["name"]) for one in known)
+        names = demo(_distinct(one["data"]["name"] for one in known))
         against = _distinct(_short_attack(one["recipe"]["validation_attack"]) for one in known)
         where = f"Training on {names}; accuracies on the validation split"
         figure.suptitle(f"{where}, robust: {against}", fontsize=9)
@@ -95,10 +95,11 @@ def plot_scores(scores):
         axis.set(ylabel="accuracy, %", ylim=(0, 100))
         axis.grid(axis="x", visible=False)
         # Drawn by hand: a model whose numbers are all left out has no bar to take the colour from.
-        axis.legend(handles=[Patch(**look) for look in _looks(scores) if look["label"]], ncols=2)
+        entries = [Patch(**look) for look in _looks(scores) if look["label"]]
+        axis.legend(handles=entries, loc="center left", bbox_to_anchor=(1, 0.5))
         left_out = ", invalid numbers left out" if any(s.verdict() == "invalid" for s in scores.values()) else ""
-        tested = _distinct(f"{demo(score.split)}, n = {score.n}" for score in scores.values())
-        axis.set_title(tested + left_out, fontsize=9)
+        tested = _distinct(f"{score.split}, n = {score.n}" for score in scores.values())
+        axis.set_title(demo(tested) + left_out, fontsize=9)
         return _done(figure)
 
 
@@ -216,7 +217,9 @@ def plot_plane(groups, label):
     names = list(dict.fromkeys(_family(name) for scores in groups.values() for name in scores))
     shapes = dict(zip(names, MARKERS, strict=False)) if len(names) <= len(MARKERS) else dict.fromkeys(names, "o")
     colours = dict(zip(groups, itertools.cycle(COLOURS[1:] + COLOURS[:1]), strict=False))
-    splits = list(dict.fromkeys(demo(score.split) for scores in groups.values() for score in scores.values()))
+    everything = [score for scores in groups.values() for score in scores.values()]
+    tested = demo(_distinct(score.split for score in everything))
+    sizes = _distinct(str(score.n) for score in everything)
     left_out = ""
     with mpl.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(7.4, 4.2), layout="constrained")
@@ -242,7 +245,7 @@ def plot_plane(groups, label):
                 for name, shape in shapes.items()
             ]
         axis.legend(handles=entries, loc="center left", bbox_to_anchor=(1, 0.5))
-        axis.set_title(f"{', '.join(splits)}; 95 % intervals{left_out}", fontsize=9)
+        axis.set_title(f"{tested}, n = {sizes}; 95 % intervals{left_out}", fontsize=9)
         return _done(figure)
 
 

@@ -131,7 +131,8 @@ PAGE = Template(
  th:first-child, td:first-child { text-align: left } small { color: #777 } img { max-width: 100%; margin: .6rem 0 }
  .findings table, .findings td, .findings th { border: 0; text-align: left !important }
  .scroll { overflow-x: auto }
- .warn { background: #fff3d6; padding: .5rem .8rem } h2 { margin-top: 3rem; scroll-margin-top: 3rem }
+ .warn { background: #fff3d6; padding: .5rem .8rem } .bad { background: #fbdada; padding: .5rem .8rem }
+ h2 { margin-top: 3rem; scroll-margin-top: 3rem }
  nav { position: sticky; top: 0; background: #fff; border-bottom: 1px solid #ddd; padding: .4rem 0 }
  nav a { margin-right: 1.2rem; white-space: nowrap } summary { cursor: pointer; color: #0072b2 }
  details > div { border-left: 3px solid #ddd; padding-left: 1rem } pre { overflow-x: auto; font-size: 12px }
@@ -139,12 +140,20 @@ PAGE = Template(
  details h1 { font-size: 1.3rem } details h2 { font-size: 1.1rem; margin-top: 1.5rem }
 </style></head><body>
 <h1>{{ title }}</h1>
-<nav>{% for e in experiments %}<a href="#{{ e.name }}">{{ e.name.replace("_", " ") }}</a> {% endfor %}
+<nav>{% if answers %}<a href="#answers">answers</a> {% endif %}
+{% for e in experiments %}<a href="#{{ e.name }}">{{ e.name.replace("_", " ") }}</a> {% endfor %}
 <a href="#environment">environment</a></nav>
 {% if demo %}
 <p class="warn">Made from drawn pictures (Shapes): a demonstration of the method, not a result about CIFAR.</p>
 {% endif %}{% if invalid %}
 <p class="warn">{{ invalid }} evaluation(s) hold numbers that the audit found invalid; they are struck out.</p>
+{% endif %}
+{% for e in experiments if e.failed %}
+<p class="bad"><a href="#{{ e.name }}">{{ e.name.replace("_", " ") }}</a> broke off with an error: what it shows
+is incomplete.</p>
+{% endfor %}{% if answers %}
+<h2 id="answers">The answers</h2>
+<div class="findings scroll">{{ answers }}</div>
 {% endif %}
 {% for e in experiments %}
 <h2 id="{{ e.name }}">{{ e.title }}</h2>
@@ -171,9 +180,10 @@ PAGE = Template(
 )
 
 
-def write_page(study):
+def write_page(study, answers=None):
     """Write report.html and scores.csv into a study's folder, from its run folders; returns the page's path.
 
+    `answers` is a table to show at the top, that of summary.answers.
     Raises FileNotFoundError where there is no scored run.
     """
     study = Path(study)
@@ -193,6 +203,7 @@ def write_page(study):
         demo=any(score.split.startswith("shapes") for score in everything.values()),
         invalid=sum(score.verdict() == "invalid" for score in everything.values()),
         experiments=experiments,
+        answers=None if answers is None else answers.to_html(index=False),
         environment=read_json(first[0]) if first else {},
     )
     with replacing(study / "scores.csv") as partial:
@@ -205,7 +216,8 @@ def write_page(study):
 def keep(study, target):
     """Copy what a reader wants of a study to `target`: scores, figures (PNG) and provenance, but no weights."""
     study, target = Path(study), Path(target)
-    write_page(study)
+    if not (study / "scores.csv").exists():
+        write_page(study)
     environments = {}
     for path in sorted(study.glob("*/*/environment.json")):
         values = read_json(path)
@@ -222,13 +234,14 @@ def _experiment(study, name, scores):
     """What the page says of one experiment."""
     found = findings(_short(scores))
     folders = sorted({study / name / label.removesuffix(", best") for label in scores})
-    shared = [folder for folder in folders if _shared(folder)]
-    histories = [RunFolder(folder).load_history() for folder in folders if folder not in shared]
+    taken = [folder for folder in folders if shared(folder)]
+    histories = [RunFolder(folder).load_history() for folder in folders if folder not in taken]
     return {
         "name": html.escape(name),
         "title": html.escape(_title(study, name)),
         "runs": len(folders),
-        "shared": len(shared),
+        "shared": len(taken),
+        "failed": _failed(study / "notebooks" / f"{name}.ipynb"),
         "seconds": sum(history["time/epoch_s"].sum() for history in histories if len(history)),
         "notebook": _notebook(study / "notebooks" / f"{name}.ipynb"),
         "table": table(_short(scores)).to_html() if scores else None,
@@ -237,10 +250,16 @@ def _experiment(study, name, scores):
     }
 
 
-def _shared(folder):
+def shared(folder):
     """Was this run trained for an earlier experiment, and taken over?"""
-    path = folder / "environment.json"
+    path = Path(folder) / "environment.json"
     return path.exists() and "same_run_as" in read_json(path)
+
+
+def _failed(path):
+    """Did the notebook break off with an error?"""
+    cells = read_json(path)["cells"] if path.exists() else []
+    return any(output["output_type"] == "error" for cell in cells for output in cell.get("outputs", []))
 
 
 def _notebook(path):

@@ -37,8 +37,9 @@ class Difference:
 
     @property
     def sign(self):
-        """1 or -1 where the interval leaves out zero and all seeds agree, else 0: it cannot be told."""
-        return 0 if not self.consistent or self.low <= 0 <= self.high else 1 if self.low > 0 else -1
+        """1 or -1 where the interval, as it is printed, leaves out zero and all seeds agree, else 0."""
+        low, high = round(100 * self.low, 1), round(100 * self.high, 1)
+        return 0 if not self.consistent or low <= 0 <= high else 1 if low > 0 else -1
 
     def __str__(self):
         return f"{100 * self.value:+.1f} points [{100 * self.low:+.1f}, {100 * self.high:+.1f}]"

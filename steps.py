@@ -157,7 +157,11 @@ def forecast(state, data, run):
         state.total,
         seconds,
         state.recipe.batch_size,
-        f"{minutes / 60:.1f} hours" if minutes > 90 else f"{max(minutes, 1):.0f} min",
+        f"{minutes / 60:.1f} hours"
+        if minutes > 90
+        else f"{minutes:.0f} min"
+        if minutes > 2
+        else f"{60 * minutes:.0f} s",
         memory,
     )
 

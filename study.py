@@ -156,9 +156,12 @@ def _progress(experiment):
 
 def _report(study, keep):
     import report
+    import summary
 
     try:
-        print(f"\nreport: {report.write_page(study)}\nscores: {study / 'scores.csv'}")
+        experiments = summary.load_study(study)
+        page = report.write_page(study, summary.answers(experiments) if experiments else None)
+        print(f"\nreport: {page}\nscores: {study / 'scores.csv'}")
         if keep:
             report.keep(study, keep)
     except FileNotFoundError as error:

@@ -12,6 +12,7 @@ import pandas as pd
 from report import load_scores
 from scores import CLEAN, check_attacks, difference, independent_difference
 
+FEWEST = 30  # right answers that a share of them may be computed from
 SHARE = "share kept"  # robust accuracy as a share of clean accuracy: comparable between numbers of classes
 
 
@@ -56,7 +57,12 @@ QUESTIONS = (
         "02_transfer_learning/from-standard-all-pgd",
     ),
     Question(
-        "Adversarially trained: is a fine-tuned network more fragile than one trained from scratch?",
+        "And better than none: is it more robust than a network from scratch, which gets more epochs?",
+        "02_transfer_learning/from-robust-all-pgd",
+        "02_transfer_learning/scratch-pgd",
+    ),
+    Question(
+        "Adversarially fine-tuned from a standard source: more fragile than from scratch, with more epochs?",
         "02_transfer_learning/scratch-pgd",
         "02_transfer_learning/from-standard-all-pgd",
     ),
@@ -133,23 +139,34 @@ def _judge(question, a, b):
         gap, values = _compare(question, a, b, label)
     except ValueError as error:
         return "cannot be told", f"They cannot be compared: {error}."
-    what = "of the right answers withstand PGD-20" if question.measure == SHARE else f"of n = {a[0].n}, {label}"
+    what = f"of n = {a[0].n}, {label}"
+    if question.measure == SHARE:
+        counts = [f"{hits} of {n}" for some in (a, b) for hits, n in _kept(some, label)]
+        what = f"of the right answers withstand {label} ({', '.join(counts)})"
     shown = " against ".join(f"{100 * value:.1f} % ({name})" for value, name in zip(values, names, strict=True))
-    seeds = f", {len(a)} seeds" if len(a) > 1 else ""
+    seeds = f", {len(a)} seed{'s' if len(a) > 1 else ''}"
     doubts = sorted({f.message for s in (*a, *b) for f in s.findings if f.concerns(label) or f.concerns(CLEAN)})
     suspect = f"; suspect: {doubts[0]}" if doubts else ""
     sentence = f"{shown} {what}{seeds}: {gap}{suspect}"
     if gap.sign == 0:
-        why = "the interval holds zero" if gap.low <= 0 <= gap.high else "the seeds disagree"
+        why = "the interval holds zero" if gap.consistent else "the seeds disagree"
         return "cannot be told", f"{sentence}; {why}."
     return "yes" if gap.sign > 0 else "no", f"{sentence}."
+
+
+def _kept(scores, label):
+    """How many of the right answers withstand, and how many there are; a pair a seed."""
+    return [(int(score.outcome(label).sum()), int(score.outcome(CLEAN).sum())) for score in scores]
 
 
 def _compare(question, a, b, label):
     """The difference in the question's measure, and both values; raises ValueError where there is none."""
     if question.measure == SHARE:
         check_attacks((*a, *b), label)
-        counts = [[(int(s.outcome(label).sum()), int(s.outcome(CLEAN).sum())) for s in some] for some in (a, b)]
+        counts = [_kept(some, label) for some in (a, b)]
+        fewest = min(n for some in counts for _, n in some)
+        if fewest < FEWEST:
+            raise ValueError(f"one gives {fewest} right answers, and a share needs {FEWEST}")
         gap = independent_difference(*counts)
         return gap, [sum(hits / max(n, 1) for hits, n in some) / len(some) for some in counts]
     return difference(a, b, label), [sum(score.share(label) for score in some) / len(some) for some in (a, b)]

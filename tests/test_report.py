@@ -71,7 +71,9 @@ def test_what_was_written(study):
 def test_a_notebook_that_failed_keeps_its_title_and_its_cells(study):
     session, _, _, _ = study
     banner = nbformat.v4.new_markdown_cell('<span style="color:red">An Exception was encountered</span>')
-    cells = [banner, nbformat.v4.new_markdown_cell("# Is it so?\n\nText."), nbformat.v4.new_code_cell("1 / 0")]
+    error = nbformat.v4.new_output("error", ename="ZeroDivisionError", evalue="division by zero", traceback=[])
+    broken = nbformat.v4.new_code_cell("1 / 0", outputs=[error])
+    cells = [banner, nbformat.v4.new_markdown_cell("# Is it so?\n\nText."), broken]
     path = session.runs.parent / "notebooks" / f"{session.experiment}.ipynb"
     path.parent.mkdir(exist_ok=True)
     nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
@@ -79,4 +81,13 @@ def test_a_notebook_that_failed_keeps_its_title_and_its_cells(study):
     path.unlink()
     assert f'<h2 id="{html.escape(session.experiment)}">Is it so?</h2>' in page
     assert "An Exception was encountered" in page
+    assert "broke off with an error" in page.split("<h2")[0]
     assert "1 / 0" in re.sub("<[^>]+>", "", page).replace("  ", " ")
+
+
+def test_the_answers_stand_at_the_top(study):
+    answers = pd.DataFrame([{"question": "Is it?", "answer": "yes", "why": "50 % against 5 %"}])
+    page = report.write_page(study[0].runs.parent, answers).read_text()
+    assert page.index("50 % against 5 %") < page.index("Accuracy in %")
+    assert "broke off with an error" not in page
+    assert 'id="answers"' not in report.write_page(study[0].runs.parent).read_text()

@@ -6,7 +6,7 @@ import torch
 from scipy.stats import binomtest
 
 from audit import Finding
-from scores import CLEAN, Scores, difference, independent_difference, wilson
+from scores import CLEAN, Difference, Scores, difference, independent_difference, wilson
 
 
 @pytest.mark.parametrize(("correct", "n"), [(0, 10), (10, 10), (1, 7), (480, 1000), (4999, 10_000)])
@@ -145,3 +145,9 @@ def test_one_label_for_two_attacks_is_not_compared():
         score.attacks["PGD-20"] = f"PGD(ε={eps}/255)"
     with pytest.raises(ValueError, match="stands for different attacks"):
         difference([a], [b], "PGD-20")
+
+
+def test_an_end_that_is_printed_as_zero_is_zero():
+    assert Difference(0.019, 0.0001, 0.038).sign == 0  # +0.0 to +3.8 points
+    assert Difference(0.019, 0.001, 0.038).sign == 1
+    assert Difference(-0.019, -0.038, -0.001).sign == -1

@@ -29,7 +29,7 @@ def test_yes_no_and_cannot_be_told():
     high, low, close = scores(300, 200), scores(350, 20), scores(300, 196, shift=3)
     answer, why = ask(ABOVE, a=high, b=low)
     assert answer == "yes"
-    assert why.startswith("50.0 % (a) against 5.0 % (b) of n = 400, PGD-20: +45.0 points [")
+    assert why.startswith("50.0 % (a) against 5.0 % (b) of n = 400, PGD-20, 1 seed: +45.0 points [")
     assert ask(ABOVE, a=low, b=high)[0] == "no"
     answer, why = ask(ABOVE, a=high, b=close)
     assert answer == "cannot be told"
@@ -91,8 +91,10 @@ def test_shares_of_right_answers_compare_different_tasks():
     ten, hundred = scores(360, 180), scores(160, 40, split="cifar100 test")
     answer, why = ask(SHARES, a=ten, b=hundred)
     assert answer == "yes"
-    assert why.startswith("50.0 % (a) against 25.0 % (b) of the right answers withstand PGD-20: +25.0 points")
-    assert ask(SHARES, a=ten, b=scores(0, 0, split="cifar100 test"))[0] == "cannot be told"
+    assert why.startswith("50.0 % (a) against 25.0 % (b) of the right answers withstand PGD-20 (180 of 360, 40 of")
+    answer, why = ask(SHARES, a=ten, b=scores(12, 2, split="cifar100 test"))
+    assert answer == "cannot be told"
+    assert "one gives 12 right answers, and a share needs 30" in why
 
 
 def test_every_question_names_two_runs_of_an_experiment():
