@@ -139,10 +139,11 @@ def plot_overfitting(run):
         )
         for (column, label), colour in zip(panels, COLOURS[1:], strict=False):
             axis.plot(history.epoch, 100 * history[column], color=colour, label=label)
-        ends = history.set_index("epoch").loc[[best, history.epoch.iloc[-1]], "accuracy/robust"]
-        for (epoch, value), name in zip(ends.items(), ("best", "last"), strict=True):
-            axis.plot(epoch, 100 * value, "o", color=COLOURS[2], markersize=4)
-            axis.annotate(name, (epoch, 100 * value), xytext=(0, -12), textcoords="offset points", ha="center")
+        last = int(history.epoch.iloc[-1])
+        for epoch, name in {last: "last", best: "best" if best != last else "best and last"}.items():
+            value = 100 * float(history.set_index("epoch").loc[epoch, "accuracy/robust"])
+            axis.plot(epoch, value, "o", color=COLOURS[2], markersize=4)
+            axis.annotate(name, (epoch, value), xytext=(0, -12), textcoords="offset points", ha="center")
         axis.set(xlabel="epoch", ylabel="accuracy under attack, %", ylim=(0, 100))
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.legend()

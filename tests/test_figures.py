@@ -48,6 +48,12 @@ def test_seeds_share_a_colour_and_a_legend_entry():
     assert looks[0]["color"] == looks[2]["color"] != looks[1]["color"]
 
 
+def test_best_and_last_are_written_once_where_they_are_the_same_epoch(study):
+    run = study[2]["standard"]
+    names = [text.get_text() for text in figures.plot_overfitting(run).axes[0].texts]
+    assert names == (["best and last"] if run.best_epoch == len(run.history) else ["last", "best"])
+
+
 def test_figures_of_two_tasks_name_both():
     outcome = torch.arange(10) < 5
     scores = {
