@@ -3,9 +3,7 @@
 import math
 from dataclasses import dataclass, field
 
-import torch
-
-from attacks import PGD, Attack
+from attacks import PGD, Attack, fast_bfloat16
 from defences import Standard
 
 SCHEDULES = ("one_cycle", "piecewise", "constant")
@@ -72,9 +70,5 @@ class Recipe:
 
     def precision_on(self, device):
         """What a run computes in, from its first step on; "auto" is bfloat16 where the device has it."""
-        native = (
-            torch.cuda.get_device_capability(device) >= (8, 0)
-            if device.type == "cuda"
-            else device.type == "cpu" and getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
-        )
+        native = fast_bfloat16(device)
         return self.precision if self.precision != "auto" else "bfloat16" if native else "float32"

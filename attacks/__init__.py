@@ -1,11 +1,18 @@
 """Attacks: settings that print themselves, called with the model that they attack."""
 
+from attacks.apgd import APGD
+from attacks.autoattack import AutoAttack
 from attacks.base import Attack, dead_gradients, evaluating, in_255ths, input_gradient
+from attacks.blackbox import Noise, Square
 from attacks.bridge import Torchattacks
+from attacks.fab import FAB
 from attacks.momentum import MIFGSM, NIFGSM, VMIFGSM, VNIFGSM
 from attacks.pgd import FGSM, PGD
+from attacks.search import fast_bfloat16, margin
 
 __all__ = [
+    "APGD",
+    "FAB",
     "FGSM",
     "MIFGSM",
     "NIFGSM",
@@ -13,12 +20,17 @@ __all__ = [
     "VMIFGSM",
     "VNIFGSM",
     "Attack",
+    "AutoAttack",
+    "Noise",
+    "Square",
     "Torchattacks",
     "by_name",
     "dead_gradients",
     "evaluating",
+    "fast_bfloat16",
     "in_255ths",
     "input_gradient",
+    "margin",
 ]
 
 NAMES = {
@@ -29,7 +41,12 @@ NAMES = {
     "vmifgsm": VMIFGSM,
     "vnifgsm": VNIFGSM,
     "pixle": lambda **settings: Torchattacks("Pixle", **settings),
-    "autoattack": lambda **settings: Torchattacks("AutoAttack", **settings),
+    "apgd": APGD,
+    "apgdt": lambda **settings: APGD(**{"loss": "targeted"} | settings),
+    "fab": FAB,
+    "noise": Noise,
+    "square": Square,
+    "autoattack": AutoAttack,
 }
 
 

@@ -61,6 +61,11 @@ class Attack:
         """
         raise NotImplementedError
 
+    @property
+    def stages(self):
+        """The attacks that it consists of, each on what the ones before have left."""
+        return (self,)
+
     def scaled(self, factor):
         """The same attack with ε and the step size times `factor`, above 0. Raises ValueError where ε is 0."""
         if self.eps == 0:
@@ -247,3 +252,10 @@ def check_setting(attack, name, low, high, *, whole=False, open_low=False, hint=
     raise ValueError(
         f"{type(attack).__name__}: {name}={value!r}; {kind} {bounds}{limit} is needed. {hint}".rstrip()
     )
+
+
+def check_choice(attack, name, choices):
+    """Raise ValueError unless a setting is one of the choices."""
+    value = getattr(attack, name)
+    if value not in choices:
+        raise ValueError(f"{type(attack).__name__}: {name}={value!r}; one of {', '.join(choices)} is needed")

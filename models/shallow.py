@@ -8,16 +8,24 @@ from torch import nn
 
 
 class MaxPool(nn.MaxPool2d):
-    """2x2 pooling that goes through float32 where a CPU would pool bfloat16: the same result, twice as fast.
+    """2x2 pooling that gives torch's result, faster on a CPU, whose own loop is scalar for few channels.
 
-    With as few channels as the first layer has, torch's loop over bfloat16 is scalar and converts each value.
+    Without a gradient it is two maxima over slices, six times as fast; with one, bfloat16 goes through float32.
     """
 
     def __init__(self):
         super().__init__(2)
 
     def forward(self, x):
-        if x.dtype == torch.bfloat16 and x.device.type == "cpu" and x.shape[1] < 16:
+        if x.device.type != "cpu":
+            return super().forward(x)
+        if not torch.is_grad_enabled() and x.shape[2] % 2 == x.shape[3] % 2 == 0:
+            count, channels, height, width = x.shape
+            # Two rows, and in each two neighbouring columns with their channels side by side.
+            pairs = x.permute(0, 2, 3, 1).reshape(count, height // 2, 2, width // 2, 2 * channels)
+            rows = torch.maximum(pairs[:, :, 0], pairs[:, :, 1])
+            return torch.maximum(rows[..., :channels], rows[..., channels:]).permute(0, 3, 1, 2)
+        if x.dtype == torch.bfloat16 and x.shape[1] < 16:
             return super().forward(x.float()).to(x.dtype)
         return super().forward(x)
 

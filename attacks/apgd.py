@@ -1,0 +1,158 @@
+"""APGD (Croce & Hein 2020, arXiv:2003.01690): PGD with momentum that chooses its own step sizes. L∞ only."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from attacks.base import Attack, check_choice, check_setting
+from attacks.pgd import bounds
+from attacks.search import PRECISIONS, Search
+
+LOSSES = ("ce", "dlr", "targeted")
+MOMENTUM = 0.75  # share of the new step, the rest is the last movement
+RISES = 0.75  # of the steps between two checkpoints, as many must climb, or the step is halved
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class APGD(Attack):
+    """Steps from 2ε on, halved where the loss climbs too seldom, each time from the best point so far.
+
+    `loss` "ce" is cross-entropy, "dlr" the difference of logits ratio, which no scaling of the logits changes,
+    "targeted" the same towards one wrong class after the other, the `targets` likeliest. `samples` gradients are
+    averaged at each step, for models that answer at random. `precision` "auto" searches in bfloat16 where the
+    device has it; every success is verified in full precision.
+    """
+
+    steps: int = 100
+    loss: str = "ce"
+    targets: int = 9
+    restarts: int = 1
+    samples: int = 1
+    precision: str = "auto"
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("steps", "targets", "restarts", "samples"):
+            check_setting(self, name, 1, math.inf, whole=True)
+        check_choice(self, "loss", LOSSES)
+        check_choice(self, "precision", PRECISIONS)
+
+    @property
+    def label(self):
+        return {"ce": "APGD-CE", "dlr": "APGD-DLR", "targeted": "APGD-T"}[self.loss]
+
+    def craft(self, model, images, labels, generator, targeted=False):
+        if targeted and self.loss != "ce":
+            raise ValueError(f"{self} chooses its classes itself; APGD(loss='ce') takes targets")
+        search = Search(model, images, labels, targeted, self.precision)
+        ranks = range(min(self.targets, search.rivals.shape[1])) if self.loss == "targeted" else [None]
+        with search.at_work():
+            for rank in [*ranks] * self.restarts:
+                if len(search):
+                    self._climb(search, rank, generator)
+        return search.found
+
+    def _climb(self, search, rank, generator):
+        """One run of APGD on what stands; `rank` says which rival it moves towards, None: away from the label."""
+        noise = torch.empty_like(search.images).uniform_(-1, 1, generator=generator)
+        noise /= noise.abs().amax((1, 2, 3), keepdim=True)
+        lower, upper = bounds(search.images, self.eps)
+        here = torch.addcmul(search.images, noise, torch.full_like(noise[:1], self.eps)).clamp_(lower, upper)
+        loss, gradient, logits = self._ascend(search, here, rank)
+        state = {"here": here, "before": here, "best": here, "gradient": gradient, "uphill": gradient}
+        state |= {"loss": loss, "top": loss, "checked": loss, "rises": torch.zeros_like(loss)}
+        state |= {"size": torch.full_like(loss, 2 * self.eps), "halved": torch.ones_like(loss, dtype=torch.bool)}
+        state |= {"lower": lower, "upper": upper}
+        state = search.strike(here, search.won(logits), state)
+        window, since = max(round(0.22 * self.steps), 1), 0
+        for step in range(self.steps):
+            if not len(search):
+                return
+            state = _move(state, MOMENTUM if step else 1.0)
+            loss, gradient, logits = self._ascend(search, state["here"], rank, last=step == self.steps - 1)
+            state = search.strike(state["here"], search.won(logits), _note(state, loss, gradient))
+            since += 1
+            if since == window:
+                state = _checkpoint(state, window)
+                window, since = max(window - max(round(0.03 * self.steps), 1), round(0.06 * self.steps), 1), 0
+        search.settle(state["best"])
+
+    def _ascend(self, search, points, rank, last=False):
+        objective = self._objective(search, rank)
+        if last:  # nobody will follow this gradient
+            logits = search.logits(points)
+            return objective(logits), torch.zeros_like(points), logits
+        loss, gradient, logits = search.ascend(points, objective)
+        for _ in range(self.samples - 1):
+            another = search.ascend(points, objective)
+            loss, gradient, logits = loss + another[0], gradient + another[1], another[2]
+        return loss / self.samples, gradient, logits
+
+    def _objective(self, search, rank):
+        index = search.labels[:, None]
+        if self.loss == "ce":
+            sign = -1 if search.targeted else 1
+
+            # Cross-entropy is softplus of this, so they climb together; this one never saturates.
+            def cross_entropy(logits):
+                others = logits.scatter(1, index, -math.inf).logsumexp(1)
+                return sign * (others - logits.gather(1, index)[:, 0])
+
+            return cross_entropy
+        rival = None if rank is None else search.rivals[:, rank : rank + 1]
+
+        def ratio(logits):
+            ordered = logits.sort(1, descending=True).values
+            goal = logits.scatter(1, index, -math.inf).amax(1, True) if rival is None else logits.gather(1, rival)
+            lead = (goal - logits.gather(1, index))[:, 0]
+            return lead / _spread(ordered, rank is not None)
+
+        return ratio
+
+
+def _spread(ordered, targeted):
+    """What the ratio divides by, where there are classes enough: the paper has three or four in mind."""
+    classes = ordered.shape[1]
+    if classes == 2:
+        return 1
+    low = ordered[:, 2:4].mean(1) if targeted else ordered[:, 2]
+    return (ordered[:, 0] - low).clamp_min(1e-12)
+
+
+def _move(state, share):
+    here = state["here"]
+    ahead = here + state["size"][:, None, None, None] * state["gradient"].sign()
+    ahead = ahead.clamp_(state["lower"], state["upper"]).sub_(here).mul_(share)
+    if share < 1:
+        ahead.add_(here - state["before"], alpha=1 - share)
+    return state | {"here": ahead.add_(here).clamp_(state["lower"], state["upper"]), "before": here}
+
+
+def _note(state, loss, gradient):
+    """The state with what was seen at the new point."""
+    better = loss > state["top"]
+    wide = better[:, None, None, None]
+    return state | {
+        "best": torch.where(wide, state["here"], state["best"]),
+        "uphill": torch.where(wide, gradient, state["uphill"]),
+        "top": torch.where(better, loss, state["top"]),
+        "rises": state["rises"] + (loss > state["loss"]),
+        "loss": loss,
+        "gradient": gradient,
+    }
+
+
+def _checkpoint(state, window):
+    """Halve the step and go back to the best point where the loss climbed too seldom, or reached nothing new."""
+    idle = ~state["halved"] & (state["checked"] >= state["top"])
+    halve = (state["rises"] <= RISES * window) | idle
+    wide = halve[:, None, None, None]
+    return state | {
+        "size": torch.where(halve, state["size"] / 2, state["size"]),
+        "here": torch.where(wide, state["best"], state["here"]),
+        "gradient": torch.where(wide, state["uphill"], state["gradient"]),
+        "halved": halve,
+        "checked": state["top"],
+        "rises": torch.zeros_like(state["rises"]),
+    }

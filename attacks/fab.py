@@ -1,0 +1,95 @@
+"""FAB (Croce & Hein 2019, arXiv:1907.02044), towards one class after the other: the nearest boundary. L∞ only."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from attacks.base import Attack, check_setting
+from attacks.search import Search
+
+BIAS = 0.1  # the largest share of the way back towards the picture
+OVERSHOOT = 1.05
+BACKWARD = 0.9  # of the change is kept after a success beyond ε
+NEWTON = 8  # iterations of the projection: all but pixels at the border of the range are settled by the first
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class FAB(Attack):
+    """Linearises the boundary to one rival class, steps just across it, and comes back towards the picture.
+
+    It has no step size, and ε only says which of its findings count. `targets` classes are tried, the likeliest
+    first. It computes in full precision: where it ends, bfloat16 cannot tell the boundary's sides apart.
+    """
+
+    steps: int = 100
+    targets: int = 9
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_setting(self, "steps", 1, math.inf, whole=True)
+        check_setting(self, "targets", 1, math.inf, whole=True)
+
+    @property
+    def label(self):
+        return "FAB-T"
+
+    def craft(self, model, images, labels, generator, targeted=False):
+        if targeted:
+            raise ValueError(f"{self} chooses its classes itself; APGD(loss='ce') takes targets")
+        search = Search(model, images, labels, targeted, "float32")
+        with search.at_work():
+            for rank in range(min(self.targets, search.rivals.shape[1])):
+                if len(search):
+                    self._cross(search, rank)
+        return search.found
+
+    def _cross(self, search, rank):
+        state = {"here": search.images}
+        for _ in range(self.steps):
+            index, rival = search.labels[:, None], search.rivals[:, rank : rank + 1]
+
+            def lead(logits, index=index, rival=rival):
+                return (logits.gather(1, rival) - logits.gather(1, index))[:, 0]
+
+            here, images = state["here"], search.images
+            value, gradient, _ = search.ascend(here, lead)
+            # The boundary, as seen from here: gradient · (x - here) + value = 0.
+            from_here = _project(here, gradient, value)
+            shift = (gradient * (images - here)).sum((1, 2, 3))
+            from_picture = _project(images, gradient, value + shift)
+            near, far = _size(from_here), _size(from_picture)
+            share = (near / (near + far).clamp_min(1e-12)).clamp(0, BIAS)[:, None, None, None]
+            here = (here + OVERSHOOT * from_here) * (1 - share) + (images + OVERSHOOT * from_picture) * share
+            here = here.clamp_(0, 1)
+            won = search.won(search.exact(here))
+            back = torch.where(won[:, None, None, None], images + BACKWARD * (here - images), here)
+            state = search.strike(here, won & (_size(here - images) <= self.eps), {"here": back})
+            if not len(search):
+                return
+
+
+def _size(change):
+    return change.flatten(1).abs().amax(1)
+
+
+def _project(points, normal, value):
+    """The smallest L∞ change within [0, 1] that brings `value` (n,), linear with this normal, to zero.
+
+    Each pixel moves by the same length λ in the helpful direction, as far as its room allows; what λ gives is
+    concave and piecewise linear, so Newton's method from zero climbs to the solution without passing it.
+    Where even the whole room is not enough, all of it is used.
+    """
+    direction = normal.sign() * -value.sign()[:, None, None, None]
+    slope = normal.flatten(1).abs()
+    room = torch.where(direction > 0, 1 - points, points).flatten(1) * (slope > 0)
+    wanted, everything = value.abs(), torch.linalg.vecdot(slope, room)
+    reach = torch.zeros_like(wanted)
+    for _ in range(NEWTON):
+        free = slope * (room > reach[:, None])
+        climb = free.sum(1)
+        missing = wanted - everything + torch.linalg.vecdot(free, room)
+        before, reach = reach, torch.where(climb > 0, missing / climb.clamp_min(1e-30), 1.0).clamp(0, 1)
+        if torch.equal(before, reach):
+            break
+    return direction * torch.minimum(room, reach[:, None]).view_as(points)

@@ -1,0 +1,112 @@
+"""What the attacks of AutoAttack share: only what still stands is attacked, and no success counts unverified."""
+
+import math
+from contextlib import contextmanager
+
+import torch
+
+PRECISIONS = ("auto", "bfloat16", "float32")
+
+
+def fast_bfloat16(device):
+    """Does the device compute in bfloat16 (CUDA from Ampere on, CPUs with AVX-512 BF16 or AMX)?"""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return device.type == "cpu" and getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
+
+
+class Search:
+    """The examples that have not fallen yet, and what was found for the others.
+
+    An example leaves as soon as a point is found that the model gets wrong in full precision; what the attack
+    keeps for each example is cut down with it. `rivals` (n, K - 1) are the wrong classes, the likeliest first.
+    """
+
+    def __init__(self, model, images, labels, targeted, precision):
+        self.model, self.targeted = model, targeted
+        self.found = images.clone()
+        self.images, self.labels = images, labels
+        self.places = torch.arange(len(images), device=images.device)
+        # Inside somebody's autocast the search is still full precision, unless it asks for less.
+        low = precision == "bfloat16" or (precision == "auto" and fast_bfloat16(images.device))
+        self.low = low and images.dtype == torch.float32
+        logits = self.exact(images)
+        others = logits.scatter(1, labels[:, None], -math.inf)
+        self.rivals = others.argsort(1, descending=True)[:, :-1]
+        self.strike(images, self.won(logits), {})
+
+    def __len__(self):
+        return len(self.places)
+
+    @contextmanager
+    def at_work(self):
+        """To be entered once around the search: its precision (so that weights are converted only once), and no
+        trying out of convolutions for each of the many sizes that a shrinking batch takes."""
+        tries, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, False
+        try:
+            with torch.autocast(self.images.device.type, torch.bfloat16, enabled=self.low):
+                yield
+        finally:
+            torch.backends.cudnn.benchmark = tries
+
+    def exact(self, points):
+        with torch.no_grad(), torch.autocast(points.device.type, enabled=False):
+            return self.model(points)
+
+    def logits(self, points):
+        """Logits in the precision of the search, as float32 or wider."""
+        with torch.no_grad():
+            return wide(self.model(points))
+
+    def ascend(self, points, objective):
+        """The value (n,) of `objective`, a function of logits (n, K), its gradient at the points, the logits."""
+        points = points.detach().requires_grad_()
+        with torch.enable_grad():
+            out = self.model(points)
+        logits = wide(out.detach()).requires_grad_()
+        with torch.enable_grad():
+            value = objective(logits)
+        (ascent,) = torch.autograd.grad(value.sum(), logits)
+        if not out.requires_grad:
+            return value.detach(), torch.zeros_like(points), logits.detach()
+        gradient = torch.autograd.grad(
+            out, points, ascent.to(out.dtype), allow_unused=True, materialize_grads=True
+        )[0]
+        return value.detach(), gradient, logits.detach()
+
+    def won(self, logits):
+        """Where the attacker has what they want: a wrong class, or the class that they aim at."""
+        said = logits.argmax(1)
+        return said == self.labels if self.targeted else said != self.labels
+
+    def strike(self, points, won, state):
+        """Take out the examples that fall at these points (n, C, H, W), and return `state` without them.
+
+        `won` (n,) says which points are worth verifying; `state` maps names to tensors with a row an example.
+        """
+        places = won.nonzero()[:, 0]
+        if not len(places):
+            return state
+        said = self.exact(points[places]).argmax(1)
+        labels = self.labels[places]
+        places = places[said == labels if self.targeted else said != labels]
+        self.found[self.places[places]] = points[places]
+        left = torch.ones_like(won).index_fill_(0, places, False).nonzero()[:, 0]
+        self.images, self.labels, self.places = self.images[left], self.labels[left], self.places[left]
+        self.rivals = self.rivals[left]
+        return {name: value[left] for name, value in state.items()}
+
+    def settle(self, points):
+        """At the end of a search: keep the best point of each, verified like any other."""
+        self.found[self.places] = points
+        self.strike(points, torch.ones_like(self.labels, dtype=torch.bool), {})
+
+
+def wide(logits):
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def margin(logits, labels):
+    """The label's logit minus the largest other: negative where the model is wrong. (n,)"""
+    index = labels[:, None]
+    return logits.gather(1, index)[:, 0] - logits.scatter(1, index, -math.inf).amax(1)
