@@ -1,191 +1,281 @@
-"""Is this robustness number to be believed? The checks that every `test()` ends in.
+"""Is this robustness number to be believed? The checks themselves, with thresholds and sources, are in checks.py.
 
-Each check is a small function: what it looks at, its threshold, and where the threshold comes from. It
-returns a Finding or None. `invalid` means that the number must not be used, `suspect` that somebody should look.
-
-Sources: [AA] flags of AutoAttack (Croce & Hein 2020, arXiv:2003.01690). [C] Carlini et al. 2019,
-arXiv:1902.06705. [P] Pintor et al. 2022, Indicators of Attack Failure, arXiv:2106.09947. [L] 126 training
-runs in the logs of FastAT_Benchmark.
+`examine` ends every test(), `audit` looks for more, `judge` looks at a published table.
 """
 
-from dataclasses import dataclass
+import time
+from dataclasses import replace
 
 import torch
+from torch.nn.functional import cross_entropy
+from tqdm.auto import tqdm
 
-from attacks import PGD, dead_gradients, evaluating, in_255ths, input_gradient
+import checks
+from attacks import FGSM, PGD, AutoAttack, Noise, Square, Torchattacks, evaluating
+from outcomes import attacked, on_device_of, predict
+from runs import fingerprint
+from scores import CLEAN, WORST, Scores
 
-TOLERANCE = 1e-6
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One doubt about a number. `rows` are the rows of the table that it concerns; empty: all of them."""
-
-    check: str
-    severity: str  # "invalid" or "suspect"
-    measured: float
-    threshold: float
-    message: str
-    rows: tuple = ()
-
-    def concerns(self, label):
-        return not self.rows or label in self.rows
-
-    def __str__(self):
-        where = f" [{', '.join(self.rows)}]" if self.rows else ""
-        return f"{self.severity.upper()}: {self.check}{where}: {self.message}"
-
-
-# ---------------------------------------------------------------------------------------------------
-# Checks of a model.
-
-
-def finite_logits(logits):
-    """Invalid: a logit that is NaN or infinite [P]."""
-    broken = int((~torch.isfinite(logits)).any(1).sum())
-    if broken:
-        return Finding(
-            "finite logits", "invalid", broken, 0, f"{broken} examples have logits that are NaN or infinite"
-        )
-
-
-def constant_predictor(predictions, labels, num_classes):
-    """Invalid: accuracy within 2 points of chance, or one class for over half of balanced data.
-
-    A model that ignores its input cannot be attacked: its "robustness" is chance.
-    """
-    accuracy = float((predictions == labels).double().mean())
-    chance = float(torch.bincount(labels, minlength=num_classes).max() / len(labels))
-    if accuracy <= chance + 0.02:
-        says = f"{100 * accuracy:.1f} % is within 2 points of the {100 * chance:.1f} % of always saying one class"
-        return Finding("better than chance", "invalid", accuracy, chance + 0.02, f"{says}; nothing was learned")
-    share = float(torch.bincount(predictions, minlength=num_classes).max() / len(predictions))
-    balanced = chance < 1.5 / num_classes
-    if num_classes > 2 and balanced and share > 0.5:
-        says = f"one class is predicted for {100 * share:.1f} % of balanced pictures, over 50 %"
-        return Finding(
-            "constant predictor", "invalid", share, 0.5, f"{says}; training has collapsed or hardly begun"
-        )
-
-
-def masked_gradient(model, images, labels, rows):
-    """Invalid: an example whose input gradient at a random start is exactly zero, or not finite [AA, P].
-
-    It concerns the attacks, not clean accuracy.
-    """
-    generator = torch.Generator(images.device).manual_seed(0)
-    noise = torch.empty_like(images).uniform_(-8 / 255, 8 / 255, generator=generator)
-    gradient = input_gradient(model, (images + noise).clamp_(0, 1), labels)
-    dead = float(dead_gradients(gradient).double().mean())
-    if dead > 0:
-        says = f"{100 * dead:.1f} % of the examples have an input gradient of exactly zero, or not finite"
-        return Finding(
-            "masked gradient", "invalid", dead, 0, f"{says}; attacks that follow it cannot succeed", rows
-        )
-
-
-def batch_independence(model, images):
-    """Invalid: logits of a picture alone differ from those in a batch by over 1e-3 of their size (float32)."""
-    few = images[: min(4, len(images))]
-    with torch.no_grad():
-        together = model(images)[: len(few)]
-        alone = torch.cat([model(image[None]) for image in few])
-    gap = float(((together - alone).abs().max() / together.abs().max().clamp_min(1)).nan_to_num(0))
-    if gap > 1e-3:
-        says = "a picture's logits depend on the rest of its batch"
-        return Finding("batch independence", "invalid", gap, 1e-3, f"{says}; BatchNorm is not in eval mode?")
-
-
-def randomness(model, images):
-    """Suspect: five passes over the same pictures differ by over 1e-4 [AA]."""
-    with torch.no_grad():
-        passes = torch.stack([model(images) for _ in range(5)])
-    spread = float((passes - passes[0]).abs().max().nan_to_num(0))
-    if spread > 1e-4:
-        says = "the model answers at random; single-gradient attacks underestimate what an attacker can do"
-        return Finding("randomness", "suspect", spread, 1e-4, f"{says}. Average gradients (EOT)")
-
-
-def probabilities(logits):
-    """Suspect: the outputs are probabilities, not logits, so the loss saturates [AA]."""
-    rows = logits.sum(1)
-    if logits.shape[1] > 1 and float(logits.min()) >= 0 and float((rows - 1).abs().max()) < 1e-4:
-        says = "the outputs are probabilities; attacks expect logits and lose their gradient. Remove the softmax"
-        return Finding("logits", "suspect", 1, 0, says)
-
-
-# ---------------------------------------------------------------------------------------------------
-# Checks of attacks and their outcomes.
-
-
-def inside_ball(label, attack, largest, low, high, broken):
-    """Invalid: an adversarial picture outside ε (by over 1e-6) or [0, 1], or whose logits are not finite."""
-    if broken:
-        says = f"{int(broken)} examples made by {attack} get logits that are NaN or infinite"
-        return Finding("finite logits", "invalid", broken, 0, says, (label, "worst case"))
-    reach = max(largest - attack.eps, -low, high - 1)
-    if not reach <= TOLERANCE * (1 if getattr(attack, "norm", "Linf") == "Linf" else 100):
-        says = f"{attack} reached |δ| = {in_255ths(largest)}, pixels from {low:.4g} to {high:.4g}"
-        return Finding("inside the ball", "invalid", reach, TOLERANCE, says, (label, "worst case"))
-
-
-def step_sizes(label, attack):
-    """Suspect: steps too short to reach ε, or a step size that is no multiple of 1/255 (a typo like 2/225)."""
-    step = getattr(attack, "step_size", None)
-    if step is None or getattr(attack, "norm", "Linf") != "Linf":
-        return None
-    if step * attack.steps < attack.eps - TOLERANCE:
-        says = f"{attack.steps} steps of {in_255ths(step)} cannot cross ε = {in_255ths(attack.eps)}"
-        return Finding("step size", "suspect", step * attack.steps, attack.eps, says, (label,))
-    quarters = step * 255 * 4
-    if abs(quarters - round(quarters)) > 1e-3:
-        says = f"α = {in_255ths(step)} is no quarter of 1/255; 2/225 in place of 2/255?"
-        return Finding("step size", "suspect", step * 255, 0.25, says, (label,))
-
-
-def attack_order(outcomes, attacks):
-    """Order of FGSM and PGD at equal ε, in points of accuracy.
-
-    Invalid: FGSM - PGD above 30 points at ε up to 8/255, catastrophic overfitting (healthy runs have at most
-    18.7, collapsed ones 62.5 or more [L]; at larger ε healthy ones differ as much). It concerns FGSM's row
-    alone: PGD tells the truth. Suspect: PGD above FGSM by over 1 point, so the iteration does not work [C].
-    """
-    single = {label: attack for label, attack in attacks.items() if type(attack).__name__ == "FGSM"}
-    iterated = {label: attack for label, attack in attacks.items() if type(attack) is PGD}
-    for one, fgsm in single.items():
-        for many, pgd in iterated.items():
-            if fgsm.eps != pgd.eps or fgsm.norm != pgd.norm:
-                continue
-            gap = 100 * float(outcomes[one].double().mean() - outcomes[many].double().mean())
-            if gap > 30 and fgsm.eps <= 8 / 255 + TOLERANCE:
-                says = (
-                    f"FGSM leaves {gap:.1f} points more than {many}: the model has learned to fool a single step"
-                )
-                yield Finding("catastrophic overfitting", "invalid", gap, 30, says, (one,))
-            elif gap < -1:
-                says = f"{many} is weaker than FGSM by {-gap:.1f} points: its steps do not climb"
-                yield Finding("attack order", "suspect", -gap, 1, says, (one, many))
+MOST = 64  # pictures that the cheap checks look at
 
 
 def examine(model, split, logits, scores, attacks, extents):
-    """All checks of one evaluation, invalid findings first.
+    """All cheap checks of one evaluation, invalid findings first.
 
     `logits` are those of the whole split, `attacks` maps labels to attacks, `extents` maps labels to the
     largest change, the lowest and the highest pixel of what each attack made, and the number of examples with
     broken logits. A masked gradient spoils white-box attacks, not carried ones: they are its remedy.
     """
-    images, labels = split.batch(torch.arange(min(64, len(split)), device=split.labels.device))
+    # Some ten passes over so few pictures that they cost less than a tenth of the evaluation itself.
+    passes = len(split) * (1 + sum(3 * getattr(attack, "steps", 1) for attack in attacks.values()))
+    few = torch.arange(min(max(4, passes // 130), MOST, len(split)), device=split.labels.device)
+    images, labels = split.batch(few)
     found = [
-        finite_logits(logits),
-        constant_predictor(logits.argmax(1), split.labels, logits.shape[1]),
-        probabilities(logits),
+        checks.finite_logits(logits),
+        checks.constant_predictor(logits.argmax(1), split.labels, logits.shape[1]),
+        checks.probabilities(logits),
     ]
     with evaluating(model):
-        # A model that answers at random also answers differently alone and in a batch, for another reason.
-        found.append(randomness(model, images) or batch_independence(model, images))
+        # A model that answers at random, or is changed by being asked, also answers differently alone.
+        changed = checks.unchanging(model, images[:4])
+        found.append(changed or checks.randomness(model, images) or checks.batch_independence(model, images))
+    with evaluating(model):
+        found.append(checks.gradients_in_forward(model, images[:1]))
         if attacks and scores.carried is None:
-            found.append(masked_gradient(model, images, labels, (*attacks, "worst case")))
+            found.append(checks.masked_gradient(model, images, labels))
+            bridged = tuple(label for label, attack in attacks.items() if isinstance(attack, Torchattacks))
+            if bridged:
+                found.append(checks.saturated_loss(model, images, labels, bridged))
     for label, attack in attacks.items():
-        found += [inside_ball(label, attack, *extents[label]), step_sizes(label, attack)]
-    found += attack_order(scores.outcomes, attacks)
-    return sorted((finding for finding in found if finding), key=lambda finding: finding.severity)
+        found += [checks.inside_ball(label, attack, *extents[label]), checks.step_sizes(label, attack)]
+    found += _compared(attacks, {label: scores.share(label) for label in scores.outcomes}, scores.n)
+    return in_order(found)
+
+
+def _compared(attacks, shares, n):
+    """Checks of attacks beside one another."""
+    for one, many in checks.by_kind(attacks):
+        yield checks.attack_order(shares[one], shares[many], one, many, attacks[one].eps)
+    white = {label: attack for label, attack in attacks.items() if not isinstance(attack, (Noise, Square))}
+    kinds = {(type(attack), getattr(attack, "name", "")): label for label, attack in white.items()}
+    same_eps = len({attack.eps for attack in white.values()}) == 1
+    fell = shares[CLEAN] - min((shares[label] for label in white), default=1) > 0.05
+    if same_eps and fell and any(isinstance(attack, FGSM) for attack in white.values()):
+        yield checks.alike({label: shares[label] for label in kinds.values()})
+    for strong, attack in attacks.items():
+        for label, pgd in attacks.items():
+            if isinstance(attack, AutoAttack) and type(pgd) is PGD and pgd.eps == attack.eps:
+                why = "PGD's number is far from the worst case"
+                yield checks.stronger(
+                    "AutoAttack gap", label, shares[label], strong, shares[strong], n, 8, why, (label,)
+                )
+    plain = [(label, a) for label, a in attacks.items() if type(a) is PGD and a.restarts == 1]
+    for few, one in plain:
+        for many, other in plain:
+            if (one.eps, one.norm) == (other.eps, other.norm) and one.steps < other.steps:
+                why = f"{few} has not converged"
+                yield checks.stronger("more steps", few, shares[few], many, shares[many], n, 2.5, why, (few,))
+
+
+def in_order(found):
+    """What was found, invalid first, each once."""
+    there = dict.fromkeys(finding for finding in found if finding)
+    return sorted(there, key=lambda finding: finding.severity)
+
+
+def judge(clean, robust, *, chance=None):
+    """Findings about a published table alone: clean accuracy and {"FGSM": ..., "PGD": ...}, shares from 0 to 1.
+
+    It takes no model and no picture, so it finds only what cannot be true.
+    """
+    found = [chance is not None and checks.better_than_chance(clean, chance)]
+    found += [checks.robust_above_clean(clean, label, share) for label, share in robust.items()]
+    if "FGSM" in robust and "PGD" in robust:
+        found.append(checks.attack_order(robust["FGSM"], robust["PGD"]))
+    if "FGSM" in robust:
+        found.append(checks.alike(robust))
+    return in_order(found)
+
+
+def judge_table(table):
+    """`judge` for each row of a published table in percent: columns clean, classes, and one an attack."""
+    robust = table.drop(columns=["clean", "classes"]) / 100
+    rows = zip(table.index, table.clean / 100, 1 / table.classes, strict=True)
+    found = {name: judge(clean, dict(robust.loc[name]), chance=chance) for name, clean, chance in rows}
+    return table.assign(verdict=["; ".join(map(str, found[name])) or "no finding" for name in table.index])
+
+
+# ---------------------------------------------------------------------------------------------------
+# The audit
+
+
+class Audit(Scores):
+    """What an audit measured and found: a row a measurement.
+
+    `save` writes audit.json and .csv into a run's folder, whose scores have the findings from then on.
+    """
+
+    def save(self, folder):
+        super().save(folder, "audit")
+
+    def verdict(self, label=None):
+        """As for any scores; but what the attack in doubt is held against has no verdict of its own."""
+        return super().verdict(label) if label in (None, CLEAN, *self.attacks) else ""
+
+    def _heading(self):
+        (attack,) = self.attacks.values()
+        found = f"{len(self.findings)} findings" if self.findings else "nothing to object to"
+        return f"audit of {attack}, {self.split}, n = {self.n}: {found}"
+
+
+def audit(model, split, attack=None, *, surrogates=None, seed=0, progress=True):
+    """Look for reasons to doubt what `attack` (PGD with 10 steps) says of this model. Returns an Audit.
+
+    It runs the attack with five times the steps, with five restarts, along ε up to where nothing may stand, and
+    beside FGSM, noise, Square (1,000 queries) and PGD carried over from `surrogates`, {name: model}; and it looks
+    at gradients, batches, repetition and convergence. A few hundred pictures do. Saved into the run's folder, its
+    findings join the scores there, so that every table strikes out what is invalid. Raises ValueError where the
+    attack has no ε to vary.
+    """
+    return _Auditor(model, split, attack or PGD(), seed, progress).run(surrogates or {})
+
+
+class _Auditor:
+    """One audit: the model, the pictures that it gets right, and what was measured so far."""
+
+    def __init__(self, model, split, attack, seed, progress):
+        if attack.eps == 0:
+            raise ValueError(f"{attack} has no ε to vary")
+        attack.scaled(1.0)  # raises at once where it cannot be
+        self.model, self.split, self.attack, self.seed = on_device_of(split, model), split, attack, seed
+        self.logits = predict(self.model, split)
+        right = (self.logits.argmax(1) == split.labels) & torch.isfinite(self.logits).all(1)
+        self.right = right.nonzero()[:, 0]
+        self.outcomes, self.seconds, self.found = {CLEAN: right.cpu()}, {CLEAN: 0.0}, []
+        self.attacks, self.extents = {}, {}
+        self.rows = (attack.label, WORST)
+        self.bar = tqdm(desc="audit", disable=not progress, unit="image")
+
+    def measure(self, name, attack, source=None):
+        """Put the outcomes of an attack on record, and return the share that withstands."""
+        begun = time.perf_counter()
+        self.bar.set_description(f"audit: {name}")
+        source = self.model if source is None else on_device_of(self.split, source)
+        found = attacked(source, self.model, self.split, attack, self.right, self.seed, self.bar)
+        stood, self.extents[name] = found
+        outcome = torch.zeros(len(self.split), dtype=torch.bool, device=stood.device)
+        outcome[self.right] = stood
+        self.outcomes[name], self.seconds[name] = outcome.cpu(), time.perf_counter() - begun
+        if source is self.model:
+            self.attacks[name] = attack
+        return self.share(name)
+
+    def share(self, name):
+        return float(self.outcomes[name].double().mean())
+
+    def run(self, surrogates):
+        label, attack = self.attack.label, self.attack
+        self.measure(label, attack)
+        if type(attack) is not FGSM:
+            self.measure("FGSM", FGSM(eps=attack.eps))
+        self._more_effort(label, attack)
+        self._less_knowledge(label, attack, surrogates)
+        self._along_eps(attack)
+        with evaluating(self.model):
+            self._pictures(attack)
+        self.found += self._cheap()
+        self.bar.close()
+        measured = {"outcomes": self.outcomes, "attacks": {label: repr(attack)}, "seconds": self.seconds}
+        return Audit(self.split.name, **measured, findings=in_order(self.found), weights=fingerprint(self.model))
+
+    def _more_effort(self, label, attack):
+        n = len(self.split)
+        if type(attack) is FGSM:
+            share, name = self.measure("PGD-10", PGD(eps=attack.eps)), "PGD-10"
+            self.found.append(checks.attack_order(self.share(label), share, label, name, attack.eps))
+            why = "a single step is not an attack to report alone"
+            self.found.append(
+                checks.stronger("more steps", label, self.share(label), name, share, n, 2.5, why, self.rows)
+            )
+        if not hasattr(attack, "step_size"):
+            return
+        name = f"{5 * attack.steps} steps"
+        share = self.measure(name, replace(attack, steps=5 * attack.steps))
+        why = "it has not converged"
+        self.found.append(
+            checks.stronger("more steps", label, self.share(label), name, share, n, 2.5, why, self.rows)
+        )
+        if type(attack) is PGD and attack.random_start:
+            name = f"{5 * attack.restarts} restarts"
+            share = self.measure(name, replace(attack, restarts=5 * attack.restarts))
+            why = "where it starts decides; use restarts or AutoAttack"
+            self.found.append(
+                checks.stronger("restarts", label, self.share(label), name, share, n, 1, why, self.rows)
+            )
+
+    def _less_knowledge(self, label, attack, surrogates):
+        eps = attack.eps
+        self.measure("noise", Noise(eps=eps))
+        self.measure("Square-1000", Square(eps=eps, queries=1000))
+        weaker = ["noise", "Square-1000"]
+        for name, source in surrogates.items():
+            weaker.append(f"carried from {name}")
+            self.measure(weaker[-1], PGD(eps=eps, step_size=eps / 4), source)
+        for name in weaker:
+            outcomes = self.outcomes[label], self.outcomes[name]
+            self.found.append(checks.weaker_wins(label, outcomes[0], name, outcomes[1], self.rows))
+
+    def _along_eps(self, attack):
+        n = len(self.split)
+        grid = {attack.eps: (self.share(attack.label), n)}
+        for eps in (attack.eps / 2, 2 * attack.eps, 64 / 255, 1.0):
+            if eps <= 1 and all(abs(eps - there) > 1e-9 for there in grid):
+                share = self.measure(f"ε = {checks.in_255ths(eps)}", attack.scaled(eps / attack.eps))
+                grid[eps] = (share, n)
+        counts = torch.bincount(self.split.labels, minlength=self.split.num_classes)
+        chance = float(counts.max() / len(self.split))
+        self.found.append(checks.monotone(grid, self.rows))
+        if type(attack) is not FGSM:  # a single step has no reason to succeed far out
+            shares = {eps: share for eps, (share, _) in grid.items()}
+            self.found.append(checks.collapse(shares, chance))
+
+    def _pictures(self, attack):
+        """Checks that need the adversarial pictures themselves."""
+        few = self.right[:250]
+        if not len(few):
+            return
+        images, labels = self.split.batch(few)
+        if not isinstance(attack, Torchattacks):  # some of those divide by ε
+            still = replace(attack, eps=0.0).craft(self.model, images[:4], labels[:4], self._generator())
+            self.found.append(checks.zero_eps(attack, float((still - images[:4]).abs().max())))
+        self.found.append(checks.masked_gradient(self.model, images, labels, attack.eps))
+        points = attack.craft(self.model, images, labels, self._generator())
+        with torch.no_grad():
+            once, mixed = self.model(points), torch.randperm(len(points), generator=self._generator())
+            again = torch.cat([self.model(part) for part in points[mixed].split(100)])
+        disagree = float((once.argmax(1)[mixed] != again.argmax(1)).double().mean())
+        self.found.append(checks.repeatable(disagree))
+        if getattr(attack, "steps", 0) >= 20 and hasattr(attack, "step_size"):
+            shorter = replace(attack, steps=attack.steps - 10)
+            earlier = shorter.craft(self.model, images, labels, self._generator())
+            self.found.append(checks.convergence(attack, self._gain(earlier, once, labels), self.rows))
+
+    def _gain(self, earlier, logits, labels):
+        """How much the loss of what stands has grown, on average."""
+        stands = logits.argmax(1) == labels
+        if int(stands.sum()) < 0.05 * len(self.split):
+            return 0.0  # a handful of examples that hardly count
+        with torch.no_grad():
+            before = self.model(earlier)
+        gain = cross_entropy(logits, labels, reduction="none") - cross_entropy(before, labels, reduction="none")
+        return float(gain[stands].mean())
+
+    def _generator(self):
+        return torch.Generator(self.split.labels.device).manual_seed(self.seed)
+
+    def _cheap(self):
+        """The checks of test() on what was measured here, as far as they concern the attack in doubt."""
+        label = self.attack.label
+        scores = Scores(self.split.name, self.outcomes)
+        named = {name: a for name, a in self.attacks.items() if name in (label, "FGSM")}
+        return examine(self.model, self.split, self.logits, scores, named, self.extents)

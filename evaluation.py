@@ -4,7 +4,6 @@ Examples are crafted on the model that is scored; no function here takes ready-m
 examples from one model to another is `transfer_attack`, and its result says so.
 """
 
-import copy
 import time
 import zlib
 
@@ -14,21 +13,21 @@ from tqdm.auto import tqdm
 
 import audit
 from attacks import Attack, evaluating
+from outcomes import BATCH, Kept, attacked, key_of, on_device_of, predict
 from runs import fingerprint
-from scores import CLEAN, Scores, wilson
+from scores import CLEAN, Scores
 from utils import derive_seed
 
-BATCH = {"cpu": 250, "cuda": 1000}  # pictures at once
 
-
-def test(model, split, attacks=(), *, seed=0, progress=True):
+def test(model, split, attacks=(), *, seed=0, progress=True, folder=None):
     """Score a model on a split: clean, and under each attack, crafted on this very model. Returns Scores.
 
     `attacks` is a list of attacks. Only examples that are classified correctly are attacked; the others count
-    as lost. The scores end in findings (audit.py). Leaves the model as it was.
+    as lost. The scores end in findings (audit.py). Leaves the model as it was. With a `folder` (a run's) the
+    batches that are done are kept there until the test is, so that one that was stopped goes on.
     """
     attacks = _named(attacks)
-    return _evaluate(model, model, split, attacks, seed, progress, None)
+    return _evaluate(model, model, split, attacks, seed, progress, None, folder)
 
 
 def transfer_attack(source, victim, split, attack, *, source_name="another model", seed=0, progress=True):
@@ -47,11 +46,11 @@ def carried_matrix(models, split, attack, *, seed=0, progress=True):
     `models` maps names to models. The diagonal is the white box; off it nothing is robustness, because an
     attacker who knows the victim does better. An example counts where it is right before and after.
     """
-    models = {name: _on(split, model) for name, model in models.items()}
+    models = {name: on_device_of(split, model) for name, model in models.items()}
     right = {name: predict(model, split).argmax(1) == split.labels for name, model in models.items()}
     stood = {name: {victim: [] for victim in models} for name in models}
     for name, source in tqdm(models.items(), desc=f"{attack.label}, carried", disable=not progress):
-        generator = torch.Generator(split.labels.device).manual_seed(_seed_for(attack, seed))
+        generator = torch.Generator(split.labels.device).manual_seed(seed_for(attack, seed))
         for images, labels in split.batches(BATCH[split.labels.device.type]):
             with evaluating(source):
                 adversarial = attack.craft(source, images, labels, generator)
@@ -68,22 +67,8 @@ def carried_matrix(models, split, attack, *, seed=0, progress=True):
     return table
 
 
-def predict(model, split):
-    """Logits (N, K) of the pictures of a split, in float32 and eval mode."""
-    with evaluating(model), torch.no_grad():
-        return torch.cat([model(images) for images, _ in split.batches(BATCH[split.labels.device.type])])
-
-
-def _on(split, model):
-    """The model on the split's device: itself, or a copy."""
-    weight = next(model.parameters(), None)
-    if weight is None or weight.device == split.labels.device:
-        return model
-    return copy.deepcopy(model).to(split.labels.device)
-
-
-def _seed_for(attack, seed):
-    """The same for the same attack, wherever it stands in a list."""
+def seed_for(attack, seed):
+    """A seed for this attack: the same for the same attack, wherever it stands in a list."""
     return derive_seed(seed, zlib.crc32(repr(attack).encode()))
 
 
@@ -100,9 +85,9 @@ def _named(attacks):
     return named
 
 
-def _evaluate(source, victim, split, attacks, seed, progress, carried):
+def _evaluate(source, victim, split, attacks, seed, progress, carried, folder=None):
     begun = time.perf_counter()
-    source, victim = _on(split, source), _on(split, victim)
+    source, victim = on_device_of(split, source), on_device_of(split, victim)
     logits = predict(victim, split)
     if logits.ndim != 2 or logits.shape[1] < split.num_classes:
         raise ValueError(
@@ -111,67 +96,19 @@ def _evaluate(source, victim, split, attacks, seed, progress, carried):
         )
     right = (logits.argmax(1) == split.labels) & torch.isfinite(logits).all(1)
     outcomes, seconds, extents = {CLEAN: right.cpu()}, {CLEAN: time.perf_counter() - begun}, {}
+    kept = Kept(folder, folder and key_of(source, victim, split))
     bar = tqdm(total=len(attacks) * int(right.sum()), desc="test", disable=not progress, unit="image")
     for label, attack in attacks.items():
         bar.set_description(f"test {label}")
         begun = time.perf_counter()
         indices = right.nonzero()[:, 0]
-        stood, extents[label] = attacked(source, victim, split, attack, indices, _seed_for(attack, seed), bar)
+        stood, extents[label] = attacked(source, victim, split, attack, indices, seed_for(attack, seed), bar, kept)
         outcome = torch.zeros_like(right)
         outcome[indices] = stood
         outcomes[label], seconds[label] = outcome.cpu(), time.perf_counter() - begun
     bar.close()
+    kept.remove()
     described = {label: repr(attack) for label, attack in attacks.items()}
     scores = Scores(split.name, outcomes, described, seconds, carried=carried, weights=fingerprint(victim))
     scores.findings = audit.examine(victim, split, logits, scores, attacks, extents)
     return scores
-
-
-def attacked(source, victim, split, attack, indices, seed, bar=None):
-    """Which of the examples withstand the attack, bool (len(indices),), and how far it went.
-
-    The extent is the largest change of a pixel (L2: the largest length), the lowest and the highest pixel, and
-    the number of examples whose logits are not finite.
-    """
-    device = split.labels.device
-    generator = torch.Generator(device).manual_seed(seed)
-    stood, extents = [], [torch.zeros(4, device=device)]
-    with evaluating(source):
-        for some in indices.split(BATCH[device.type]) if len(indices) else ():
-            images, labels = split.batch(some)
-            adversarial = attack.craft(source, images, labels, generator)
-            with evaluating(victim), torch.no_grad():  # whatever mode the attack has left it in
-                logits = victim(adversarial)
-            broken = ~torch.isfinite(logits).all(1)
-            stood.append((logits.argmax(1) == labels) & ~broken)
-            change = (adversarial - images).flatten(1)
-            size = change.norm(dim=1) if getattr(attack, "norm", "Linf") == "L2" else change.abs().amax(1)
-            extents.append(torch.stack([size.max(), adversarial.min(), adversarial.max(), broken.sum()]))
-            if bar is not None:
-                bar.update(len(some))
-    table = torch.stack(extents)
-    size, low, high, broken = table[:, 0].max(), table[:, 1].min(), table[:, 2].max(), table[:, 3].sum()
-    extent = (float(size), float(low), float(high), int(broken))
-    return torch.cat(stood) if stood else indices.bool(), extent
-
-
-def accuracy_against_eps(model, split, attack, grid, *, seed=0, progress=True):
-    """Robust accuracy along a grid of ε: a table with the columns eps, accuracy, low, high, n.
-
-    Step sizes scale with ε. The first row is ε = 0, clean accuracy. The grid is taken in rising order: a
-    picture that falls at one ε falls at every larger one, because the same adversarial picture lies in the
-    larger ball, so only those still standing are attacked again.
-    """
-    model = _on(split, model)
-    standing = (predict(model, split).argmax(1) == split.labels).nonzero()[:, 0]
-    counts = {0.0: len(standing)}
-    wanted = sorted(set(grid) - {0})
-    for eps in tqdm(wanted, desc=f"{attack.label} along ε", disable=not progress):
-        scaled = attack.scaled(eps / attack.eps)
-        stood, _ = attacked(model, model, split, scaled, standing, _seed_for(scaled, seed))
-        standing = standing[stood]
-        counts[eps] = len(standing)
-    rows = [[eps, count / len(split), *wilson(count, len(split)), len(split)] for eps, count in counts.items()]
-    table = pd.DataFrame(rows, columns=["eps", "accuracy", "low", "high", "n"])
-    table.attrs["split"] = split.name
-    return table

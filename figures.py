@@ -16,8 +16,8 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from attacks import evaluating
-from evaluation import predict
 from files import replacing
+from outcomes import predict
 from runs import read_json
 from scores import CLEAN, wilson
 
@@ -73,15 +73,18 @@ def _short_attack(attack):
     return f"{attack['kind']} with {attack['steps']} steps" if "steps" in attack else attack["kind"]
 
 
-def plot_scores(scores):
-    """Accuracy of each model, clean and under each attack, as bars with their intervals."""
+def plot_scores(scores, show_invalid=False):
+    """Accuracy of each model, clean and under each attack, as bars with their intervals.
+
+    With `show_invalid` numbers that the audit found invalid are drawn too, and the title says so.
+    """
     labels = list(dict.fromkeys(label for score in scores.values() for label in score.outcomes))
     width = 0.8 / len(scores)
     with mpl.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(7.5, 3.2), layout="constrained")
         for index, (score, look) in enumerate(zip(scores.values(), _looks(scores), strict=True)):
             rows = score.table()
-            rows = rows[(rows.verdict != "invalid") & rows.index.isin(labels)]
+            rows = rows[((rows.verdict != "invalid") | show_invalid) & rows.index.isin(labels)]
             places = [labels.index(label) + (index - (len(scores) - 1) / 2) * width for label in rows.index]
             reach = [rows.accuracy - rows.low, rows.high - rows.accuracy]
             for place, value in zip(places, rows.accuracy, strict=True):
@@ -97,25 +100,102 @@ def plot_scores(scores):
         # Drawn by hand: a model whose numbers are all left out has no bar to take the colour from.
         entries = [Patch(**look) for look in _looks(scores) if look["label"]]
         axis.legend(handles=entries, loc="center left", bbox_to_anchor=(1, 0.5))
-        left_out = ", invalid numbers left out" if any(s.verdict() == "invalid" for s in scores.values()) else ""
+        invalid = any(score.verdict() == "invalid" for score in scores.values())
+        left_out = f", invalid numbers {'shown' if show_invalid else 'left out'}" if invalid else ""
         tested = _distinct(f"{score.split}, n = {score.n}" for score in scores.values())
         axis.set_title(demo(tested) + left_out, fontsize=9)
         return _done(figure)
 
 
-def plot_eps(tables, title, trained=8 / 255):
-    """Robust accuracy against ε; `tables` maps names to the tables of `accuracy_against_eps`."""
+AXES = {"eps": "ε, in 255ths of the pixel range", "steps": "steps of the attack", "restarts": "restarts"}
+
+
+def plot_against(tables, title, trained=None):
+    """Robust accuracy against ε, steps or restarts: `tables` maps names to tables of diagnostics.py.
+
+    `trained` is the ε that the models were trained with, to be marked.
+    """
+    first = next(iter(tables.values()))
+    along = first.columns[0]
+    scale = 255 if along == "eps" else 1
     with mpl.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(5, 3.2), layout="constrained")
         for rows, look in zip(tables.values(), _looks(tables), strict=True):
-            axis.plot(255 * rows.eps, 100 * rows.accuracy, marker="o", markersize=3, **look)
+            axis.plot(scale * rows[along], 100 * rows.accuracy, marker="o", markersize=3, **look)
             low, high = 100 * rows.low, 100 * rows.high
-            axis.fill_between(255 * rows.eps, low, high, color=look["color"], alpha=0.15, linewidth=0)
-        axis.axvline(255 * trained, color="grey", linewidth=0.8, linestyle=":", label="ε of the training")
-        axis.set(xlabel="ε, in 255ths of the pixel range", ylabel="accuracy, %", ylim=(0, 100))
-        first = next(iter(tables.values()))
+            axis.fill_between(scale * rows[along], low, high, color=look["color"], alpha=0.15, linewidth=0)
+        if trained is not None:
+            axis.axvline(scale * trained, color="grey", linewidth=0.8, linestyle=":", label="ε of the training")
+        if along == "steps":
+            axis.set_xscale("log")
+            axis.set_xticks(first.steps, first.steps)
+            axis.minorticks_off()
+        if along == "restarts":
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.set(xlabel=AXES[along], ylabel="accuracy, %", ylim=(0, 100))
         axis.set_title(f"{title}, {demo(first.attrs['split'])}, n = {first.n[0]}, bands: 95 %", fontsize=9)
         axis.legend()
+        return _done(figure)
+
+
+def plot_margins(groups, title):
+    """Histograms of margins, one panel a model: `groups` maps names to {"clean": (N,), "PGD-20": (N,), ...}.
+
+    Left of zero the model is wrong. What stands near zero falls at the next small improvement of the attack.
+    """
+    with mpl.rc_context(STYLE):
+        figure, axes = plt.subplots(1, len(groups), figsize=(3.4 * len(groups), 2.7), layout="constrained")
+        for axis, (name, parts) in zip(np.atleast_1d(axes), groups.items(), strict=True):
+            values = {label: part.numpy() for label, part in parts.items()}
+            everything = np.concatenate(list(values.values()))
+            edges = np.linspace(*np.quantile(everything, (0.005, 0.995)), 41)
+            for (label, part), colour in zip(values.items(), COLOURS[1:], strict=False):
+                inside = np.clip(part, edges[0], edges[-1])
+                axis.hist(inside, edges, histtype="stepfilled", alpha=0.45, color=colour, label=label)
+            axis.axvline(0, color="black", linewidth=0.8)
+            axis.set(xlabel="margin: the label's logit minus the next", title=name)
+            axis.title.set_fontsize(9)
+        np.atleast_1d(axes)[0].set_ylabel("pictures")
+        np.atleast_1d(axes)[0].legend()
+        figure.suptitle(title, fontsize=9)
+        return _done(figure)
+
+
+def plot_surfaces(surfaces, title, eps=8 / 255):
+    """The loss around pictures, one panel a model: `surfaces` maps names to what `loss_surface` returns."""
+    with mpl.rc_context(STYLE):
+        figure = plt.figure(figsize=(3.3 * len(surfaces), 3.1), layout="constrained")
+        for place, (name, surface) in enumerate(surfaces.items(), 1):
+            axis = figure.add_subplot(1, len(surfaces), place, projection="3d")
+            line = 255 * np.linspace(-eps, eps, len(surface))
+            across, along = np.meshgrid(line, line)
+            axis.plot_surface(across, along, surface.numpy(), cmap="viridis", linewidth=0, antialiased=True)
+            axis.set_title(name, fontsize=9)
+            axis.set_xlabel("random direction, /255", fontsize=7, labelpad=-6)
+            axis.set_ylabel("gradient's sign, /255", fontsize=7, labelpad=-6)
+            axis.set_zlabel("loss", fontsize=7, labelpad=-8)
+            axis.tick_params(labelsize=6, pad=-2)
+            axis.view_init(28, -60)
+        figure.suptitle(f"{title}; mind the scales of the loss", fontsize=9)
+        return _done(figure)
+
+
+def plot_claims(table, title):
+    """Wrong protocols beside the right one: `table` has a row a protocol, columns claimed, true, low and high."""
+    with mpl.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(6.4, 0.42 * len(table) + 1.1), layout="constrained")
+        for place, row in enumerate(table.itertuples()):
+            axis.plot([100 * row.true, 100 * row.claimed], [place] * 2, color="#cccccc", linewidth=3, zorder=0)
+            reach = [[100 * (row.true - row.low)], [100 * (row.high - row.true)]]
+            axis.errorbar(100 * row.true, place, xerr=reach, fmt="o", color=COLOURS[1], markersize=4)
+            axis.plot(100 * row.claimed, place, "X", color=COLOURS[2], markersize=6)
+        axis.set_yticks(range(len(table)), table.index)
+        axis.invert_yaxis()
+        axis.set(xlabel="accuracy under attack, %", xlim=(-2, 102))
+        entries = [("X", COLOURS[2], "as the wrong protocol has it"), ("o", COLOURS[1], "as it is, 95 % interval")]
+        handles = [Line2D([], [], marker=m, color=c, linestyle="", label=text) for m, c, text in entries]
+        figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=8)
+        figure.suptitle(title, fontsize=9)
         return _done(figure)
 
 

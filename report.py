@@ -15,11 +15,12 @@ from pathlib import Path
 import pandas as pd
 from jinja2 import Template
 
-from audit import Finding
+from audit import in_order
+from checks import robust_overfitting
 from figures import STYLE, demo
 from files import replacing
 from runs import RunFolder, read_json, weights_in, write_json
-from scores import SAVED_AS, WORST, Scores
+from scores import SAVED_AS, WORST, Finding, Scores, over_seeds
 
 # ---------------------------------------------------------------------------------------------------
 # Tables
@@ -31,13 +32,10 @@ def load_scores(folder):
     Those of a run's best epoch follow as "<run's name>, best".
     """
     found = {}
-    runs = [
-        path
-        for path in Path(folder).glob("*/")
-        if any((path / f"{name}.json").exists() for name in SAVED_AS.values())
-    ]
+    files = {"last": SAVED_AS["last"], "best": SAVED_AS["best"]}
+    runs = [path for path in Path(folder).glob("*/") if any((path / f"{n}.json").exists() for n in files.values())]
     for run in sorted(runs, key=_begun):
-        for epoch, name in SAVED_AS.items():
+        for epoch, name in files.items():
             if (run / f"{name}.json").exists():
                 found[run.name if epoch == "last" else f"{run.name}, {epoch}"] = _checked(
                     Scores.load(run, epoch), run, epoch
@@ -57,7 +55,21 @@ def _checked(scores, folder, epoch):
     if None not in (there, scores.weights) and there != scores.weights:
         says = "these scores were measured on other weights than the run's; run test() again"
         scores.findings.append(Finding("other weights", "invalid", 1, 0, says))
+    if epoch == "last":
+        scores.findings = in_order([*scores.findings, *_found_beside(folder, scores.weights)])
     return scores
+
+
+def _found_beside(folder, weights):
+    """What an audit of the same weights found, and what the run's history tells."""
+    if (folder / "audit.json").exists():
+        audited = Scores.load(folder, "audit")
+        yield from audited.findings if audited.weights == weights else ()
+    run = RunFolder(folder)
+    if run.finished and (folder / "recipe.json").exists():
+        recipe = read_json(folder / "recipe.json")
+        pictures = min(recipe["recipe"]["validation_images"], recipe["data"]["val"])
+        yield robust_overfitting(run.load_history(), pictures)
 
 
 def table(scores):
@@ -78,6 +90,30 @@ def table(scores):
         .style.set_caption(caption)
         .format(escape=None, na_rep="")
     )
+
+
+def without_seed(name):
+    """A run's name without its seed: what runs that differ in nothing else share."""
+    return re.sub(r"-seed\d+", "", name)
+
+
+def seeds_table(scores):
+    """Runs with several seeds, one row each: mean and standard deviation between seeds, in percent; or None."""
+    groups = {}
+    for name, score in scores.items():
+        groups.setdefault(without_seed(name), []).append(score)
+    rows = {}
+    for name, some in groups.items():
+        if len(some) > 1:
+            combined = over_seeds(some)
+            cells = {label: f"{row['mean']:.1f} ± {row.spread:.1f}" for label, row in combined.iterrows()}
+            struck = {label: f"<s>{cell}</s>" for label, cell in cells.items()}
+            rows[name] = {k: struck[k] if combined.verdict[k] == "invalid" else cells[k] for k in cells}
+            rows[name]["seeds"] = len(some)
+    if not rows:
+        return None
+    caption = "Mean over the seeds ± standard deviation between them, in %"
+    return pd.DataFrame.from_dict(rows, orient="index").style.set_caption(caption).format(escape=None, na_rep="")
 
 
 def _column(label, row, scores):
@@ -161,6 +197,7 @@ is incomplete.</p>
 <p>{{ e.runs }} runs, {{ "%.1f"|format(e.seconds / 60) }} minutes of training\
 {% if e.shared %}; {{ e.shared }} of them shared with an earlier experiment, and not counted again{% endif %}</p>
 <div class="scroll">{{ e.table }}</div>
+{% if e.seeds %}<div class="scroll">{{ e.seeds }}</div>{% endif %}
 <h3>What the audit found</h3>
 <div class="findings scroll">{{ e.findings or "Nothing to object to in any of these evaluations." }}</div>
 {% for f in e.figures %}
@@ -245,6 +282,7 @@ def _experiment(study, name, scores):
         "seconds": sum(history["time/epoch_s"].sum() for history in histories if len(history)),
         "notebook": _notebook(study / "notebooks" / f"{name}.ipynb"),
         "table": table(_short(scores)).to_html() if scores else None,
+        "seeds": combined.to_html() if (combined := seeds_table(scores)) else None,
         "findings": found.to_html(index=False) if len(found) else None,
         "figures": [_figure(path) for path in sorted((study / name / "figures").glob("*.png"))],
     }

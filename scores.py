@@ -12,7 +12,8 @@ from runs import read_json, write_json
 
 CLEAN = "clean"
 WORST = "worst case"
-SAVED_AS = {"last": "scores", "best": "scores-best"}
+ATTACKED = ("every attack",)  # the rows of a finding that concerns all but clean accuracy
+SAVED_AS = {"last": "scores", "best": "scores-best", "audit": "audit"}
 
 
 def wilson(correct, n, z=1.959964):
@@ -27,6 +28,25 @@ def wilson(correct, n, z=1.959964):
 
 
 @dataclass(frozen=True)
+class Finding:
+    """One doubt about a number. `rows` are the rows of the table that it concerns; empty: all of them."""
+
+    check: str
+    severity: str  # "invalid" or "suspect"
+    measured: float
+    threshold: float
+    message: str
+    rows: tuple = ()
+
+    def concerns(self, label):
+        return not self.rows or label in self.rows or (self.rows == ATTACKED and label != CLEAN)
+
+    def __str__(self):
+        where = f" [{', '.join(self.rows)}]" if self.rows else ""
+        return f"{self.severity.upper()}: {self.check}{where}: {self.message}"
+
+
+@dataclass(frozen=True)
 class Difference:
     """A minus B, in shares, with its 95 % interval. It is told apart from zero or it is not."""
 
@@ -34,15 +54,19 @@ class Difference:
     low: float
     high: float
     consistent: bool = True  # every pair of seeds says the same
+    p: float | None = None  # of McNemar's exact test, where one run is compared with one
 
     @property
     def sign(self):
-        """1 or -1 where the interval, as it is printed, leaves out zero and all seeds agree, else 0."""
+        """1 or -1 where the interval, as it is printed, leaves out zero, p < 0.05 and all seeds agree, else 0."""
         low, high = round(100 * self.low, 1), round(100 * self.high, 1)
-        return 0 if not self.consistent or low <= 0 <= high else 1 if low > 0 else -1
+        noise = low <= 0 <= high or (self.p is not None and self.p >= 0.05)
+        return 0 if noise or not self.consistent else 1 if low > 0 else -1
 
     def __str__(self):
-        return f"{100 * self.value:+.1f} points [{100 * self.low:+.1f}, {100 * self.high:+.1f}]"
+        p = "" if self.p is None else ", p < 0.001" if self.p < 0.001 else f", p = {self.p:.3f}"
+        noise = "" if self.sign else ", inside the noise"
+        return f"{100 * self.value:+.1f} points [{100 * self.low:+.1f}, {100 * self.high:+.1f}]{p}{noise}"
 
 
 def difference(a, b, label):
@@ -62,7 +86,41 @@ def difference(a, b, label):
     centre = float(gaps.sum()) / n
     reach = 1.959964 * math.sqrt(((float(gaps.square().sum()) + 2) / n - centre**2) / n)
     pairs = [(one.share(label), two.share(label)) for one in a for two in b]
-    return Difference(float(gaps.mean()), max(-1.0, centre - reach), min(1.0, centre + reach), _agree(pairs))
+    p = mcnemar(a[0].outcome(label), b[0].outcome(label)) if len(a) == len(b) == 1 else None
+    return Difference(float(gaps.mean()), max(-1.0, centre - reach), min(1.0, centre + reach), _agree(pairs), p)
+
+
+def mcnemar(a, b):
+    """Two-sided p of McNemar's exact test (1947): do A and B, bool (N,), differ on the same examples?
+
+    Only examples that one of them gets right count; if the two were equally good, each would have half of these.
+    """
+    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
+    n, fewer = only_a + only_b, min(only_a, only_b)
+    ways = term = 1
+    for k in range(1, fewer + 1):
+        term = term * (n - k + 1) // k
+        ways += term
+    return min(1.0, 2 * ways / 2**n)
+
+
+def over_seeds(scores):
+    """What runs that differ in their seed have in common: a row an evaluation, in percent.
+
+    `scores` is a list of Scores, one a seed. The spread is the standard deviation between seeds (n - 1): how far
+    another seed may lie. The intervals of single runs say how far other pictures may.
+    """
+    labels = [label for label in scores[0].table().index if all(label in one.table().index for one in scores)]
+    rows = {}
+    for label in labels:
+        check_attacks(scores, label)
+        shares = 100 * torch.tensor([score.share(label) for score in scores], dtype=torch.float64)
+        spread = float(shares.std()) if len(shares) > 1 else math.nan
+        verdicts = {score.verdict(label) for score in scores}
+        rows[label] = {"mean": float(shares.mean()), "spread": spread, "lowest": float(shares.min())}
+        rows[label] |= {"highest": float(shares.max()), "seeds": len(scores)}
+        rows[label]["verdict"] = next((v for v in ("invalid", "suspect") if v in verdicts), "no finding")
+    return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def check_attacks(scores, label):
@@ -194,8 +252,6 @@ class Scores:
     @classmethod
     def load(cls, folder, epoch="last"):
         """Read what `save` wrote."""
-        from audit import Finding
-
         values = read_json(f"{folder}/{SAVED_AS[epoch]}.json")
         values["findings"] = [
             Finding(**finding | {"rows": tuple(finding["rows"])}) for finding in values["findings"]

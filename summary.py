@@ -4,12 +4,11 @@ Nothing here trains or attacks. An answer needs both of its numbers to be valid,
 that leaves out zero, and all seeds on one side; otherwise it says that it cannot be told, and why.
 """
 
-import re
 from dataclasses import dataclass
 
 import pandas as pd
 
-from report import load_scores
+from report import load_scores, without_seed
 from scores import CLEAN, check_attacks, difference, independent_difference
 
 FEWEST = 30  # right answers that a share of them may be computed from
@@ -118,7 +117,7 @@ def _seeds(name, experiments):
     """The Scores of one run, a list with one a seed."""
     experiment, _, run = name.partition("/")
     scores = experiments.get(experiment, {})
-    return [score for label, score in scores.items() if re.sub(r"-seed\d+", "", label) == run]
+    return [score for label, score in scores.items() if without_seed(label) == run]
 
 
 def _judge(question, a, b):

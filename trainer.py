@@ -22,7 +22,8 @@ from tqdm.auto import tqdm
 import steps
 from attacks import evaluating
 from curves import Curves
-from evaluation import attacked, predict, test, transfer_attack
+from evaluation import test, transfer_attack
+from outcomes import attacked, predict
 from recipes import Recipe
 from runs import RunFolder, as_dict, fingerprint, structure
 from stopping import Stop

@@ -177,6 +177,10 @@ class Split:
         """A split of the first `count` pictures (all, if there are fewer)."""
         return Split(self.images[:count], self.labels[:count], self.classes, self.name)
 
+    def last(self, count):
+        """A split of the last `count` pictures (all, if there are fewer)."""
+        return Split(self.images[-count:], self.labels[-count:], self.classes, self.name)
+
     def batch(self, indices, generator=None, augment=False):
         """Images (n, 3, 32, 32) float32 in [0, 1], channels-last, and labels (n,), for int64 `indices` (n,).
 

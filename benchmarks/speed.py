@@ -23,7 +23,8 @@ import utils
 from attacks import PGD
 from defences import Adversarial, Standard
 from runs import environment, write_json
-from trainer import Recipe, _State, _train_step
+from steps import State, train_step
+from trainer import Recipe
 
 BATCH = 128
 RESULTS = utils.ROOT / "benchmarks" / "results"
@@ -88,12 +89,12 @@ def usual_step(model, device, attack):
 
 def our_step(model, device, attack):
     recipe = Recipe(epochs=1, learning_rate=0.01, defence=Adversarial(PGD()) if attack else Standard())
-    state = _State(model, recipe, steps=10**6, device=device)
+    state = State(model, recipe, steps=10**6, device=device)
     generator = torch.Generator(device).manual_seed(0)
     model.train()
 
     def step(images, labels):
-        _train_step(state, images, labels, generator)
+        train_step(state, images, labels, generator)
         state.step += 1
 
     return step

@@ -5,9 +5,11 @@ import torch
 from torch import nn
 
 import evaluation
+import flaws
 import models
 import utils
 from attacks import FGSM, PGD
+from defences import Adversarial, Standard
 from trainer import Recipe, train
 from utils import Data, Split
 
@@ -86,3 +88,36 @@ def study(tmp_path_factory):
         scores[name] = evaluation.test(runs[name].model, data.test, [FGSM(), PGD(steps=2)], progress=False)
         scores[name].save(runs[name].folder)
     return session, data, runs, scores
+
+
+@pytest.fixture(scope="session")
+def sound(blobs, tmp_path_factory):
+    """A standard and an adversarially trained network, on blobs."""
+    defences = {"standard": Standard(), "pgd": Adversarial(PGD(steps=2, step_size=5 / 255), ramp=0.5)}
+    folder, trained = tmp_path_factory.mktemp("sound"), {}
+    common = {"epochs": 10, "batch_size": 32, "learning_rate": 0.2, "augment": False, "validation_images": 8}
+    for name, defence in defences.items():
+        recipe = Recipe(**common, defence=defence)
+        trained[name] = train(small_network(), blobs, recipe, folder / name, progress=False).model
+    return trained
+
+
+@pytest.fixture(scope="session")
+def lab(tmp_path_factory):
+    """The small CNN on drawn pictures, standard and adversarially trained, well enough to be told from chance."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STUDY_RUNS", str(tmp_path_factory.mktemp("lab")))
+        session = utils.start("lab", preset="quick", data="shapes")
+    data = utils.load_data("shapes10", session, train_pictures=4000)
+    common = {"batch_size": 64, "validation_images": 50, "learning_rate": 0.1}
+    standard = train(
+        models.build("shallow_cnn", 10),
+        data,
+        Recipe(epochs=12, **common),
+        session.folder("standard"),
+        progress=False,
+    )
+    defence = Adversarial(PGD(steps=3, step_size=4 / 255), ramp=0.5)
+    recipe = Recipe(epochs=6, defence=defence, **common)
+    robust = train(standard.model, data, recipe, session.folder("pgd"), progress=False)
+    return flaws.Lab(standard.model, robust.model, data.test.first(200), PGD())

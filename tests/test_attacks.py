@@ -12,7 +12,21 @@ from hypothesis import strategies as st
 from torch import nn
 
 import attacks
-from attacks import FGSM, MIFGSM, NIFGSM, PGD, VMIFGSM, VNIFGSM, Torchattacks, by_name
+from attacks import (
+    APGD,
+    FAB,
+    FGSM,
+    MIFGSM,
+    NIFGSM,
+    PGD,
+    VMIFGSM,
+    VNIFGSM,
+    AutoAttack,
+    Noise,
+    Square,
+    Torchattacks,
+    by_name,
+)
 from attacks.base import input_gradient
 
 OWN = {
@@ -25,15 +39,20 @@ OWN = {
     "NI": NIFGSM(steps=3),
     "VMI": VMIFGSM(steps=3, neighbours=2),
     "VNI": VNIFGSM(steps=3, neighbours=2),
+    "APGD": APGD(steps=4),
+    "APGD-samples": APGD(steps=3, samples=2, loss="dlr"),
+    "APGD-T": APGD(steps=3, loss="targeted"),
+    "AutoAttack": AutoAttack(steps=3, queries=10),
 }
+BLIND = {"Square": Square(queries=20), "noise": Noise(draws=2)}  # they see no gradient
 BRIDGED = {
     "bridge-PGD": Torchattacks("PGD", steps=2),
     "bridge-CW": Torchattacks("CW", steps=3),
     "bridge-Pixle": Torchattacks("Pixle", max_iterations=2, restarts=2),
     "bridge-AutoAttack": Torchattacks("APGDT", steps=2),
 }
-ALL = OWN | BRIDGED
-LIMITED = {name: attack for name, attack in OWN.items() if "L2" not in name}
+ALL = OWN | BLIND | BRIDGED
+LIMITED = {name: attack for name, attack in (OWN | BLIND | {"FAB": FAB(steps=3)}).items() if "L2" not in name}
 
 
 def pictures(count=6, seed=0, dtype=torch.float32):
@@ -277,8 +296,9 @@ def test_zero_gradient_is_neither_nan_nor_silent(name):
         def forward(self, images):
             return self.inner((images * 4).round() / 4)
 
+    model, (images, _) = Quantised(), pictures()
     with pytest.warns(RuntimeWarning, match="6 of 6 examples have an input gradient of exactly zero"):
-        adversarial = OWN[name](Quantised(), *pictures())
+        adversarial = OWN[name](model, images, model(images).argmax(1))
     assert torch.isfinite(adversarial).all()
 
 

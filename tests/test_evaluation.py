@@ -7,7 +7,7 @@ from conftest import small_network
 import evaluation
 from attacks import FGSM, PGD, Torchattacks
 from defences import Standard
-from evaluation import accuracy_against_eps, transfer_attack
+from evaluation import transfer_attack
 from scores import CLEAN, Scores
 from trainer import Recipe, train
 
@@ -104,17 +104,6 @@ def test_bridged_attacks_go_through_the_same_door(model, blobs):
     scores = score(model, blobs.test.first(32), [Torchattacks("FGSM"), FGSM()])
     theirs, ours = (scores.outcomes[label] for label in scores.attacks)
     assert (theirs != ours).sum() <= 1  # a gradient that is zero but for rounding may change its sign
-
-
-def test_curve_along_eps_falls_and_begins_at_clean(model, blobs):
-    table = accuracy_against_eps(model, blobs.test, PGD(), [8 / 255, 2 / 255, 64 / 255], progress=False)
-    assert list(table.columns) == ["eps", "accuracy", "low", "high", "n"]
-    assert list(table.eps) == [0, 2 / 255, 8 / 255, 64 / 255]
-    assert table.accuracy[0] == score(model, blobs.test, []).clean_accuracy
-    assert table.accuracy.is_monotonic_decreasing
-    assert table.accuracy.iloc[-1] < 0.05
-    assert (table.low <= table.accuracy).all()
-    assert (table.accuracy <= table.high).all()
 
 
 def test_a_model_that_is_always_wrong_can_be_tested(blobs):

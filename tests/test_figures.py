@@ -1,26 +1,41 @@
 """Figures: each is drawn, saved, and true to its numbers."""
 
+import pandas as pd
 import torch
 
+import diagnostics
 import evaluation
 import figures
 from attacks import FGSM, PGD
-from audit import Finding
-from scores import Scores
+from scores import Finding, Scores
 
 
 def test_figures(study, tmp_path):
     session, data, runs, scores = study
     named = {name: run.model for name, run in runs.items()}
     along = {
-        name: evaluation.accuracy_against_eps(m, data.test, PGD(), [0.1], progress=False)
+        name: diagnostics.accuracy_against_eps(m, data.test, PGD(), [0.1], progress=False)
         for name, m in named.items()
     }
+    images, labels = data.test.batch(torch.arange(4))
+    tables = {
+        "steps": diagnostics.accuracy_against_steps(named["other"], data.test, PGD(), [1, 3], progress=False),
+        "restarts": diagnostics.accuracy_against_restarts(named["other"], data.test, PGD(), 2, progress=False),
+    }
+    margins = diagnostics.margins(named["other"], data.test, FGSM())
+    claims = pd.DataFrame({"claimed": [0.7], "true": [0.3], "low": [0.2], "high": [0.4]}, index=["stale"])
     drawn = {
+        "steps": figures.plot_against({"other": tables["steps"]}, "PGD"),
+        "restarts": figures.plot_against({"other": tables["restarts"]}, "PGD"),
+        "margins": figures.plot_margins({"other": margins}, "a demonstration"),
+        "surface": figures.plot_surfaces(
+            {"other": diagnostics.loss_surface(named["other"], images, labels, points=3)}, "a demonstration"
+        ),
+        "claims": figures.plot_claims(claims, "a demonstration"),
         "training": figures.plot_training(runs),
         "scores": figures.plot_scores(scores),
         "examples": figures.plot_examples(named, data.test, FGSM(), count=3),
-        "eps": figures.plot_eps(along, "PGD-10"),
+        "eps": figures.plot_against(along, "PGD-10"),
         "overfitting": figures.plot_overfitting(runs["standard"]),
         "classes": figures.plot_per_class(scores, data.test, "PGD-2"),
         "carried": figures.plot_carried(
@@ -40,6 +55,9 @@ def test_invalid_bars_are_left_out(study):
     scores = study[3]
     assert all(score.verdict() == "invalid" for score in scores.values())  # two epochs on 640 pictures
     assert all(patch.get_height() == 0 for patch in figures.plot_scores(scores).axes[0].patches)
+    shown = figures.plot_scores(scores, show_invalid=True).axes[0]
+    assert any(patch.get_height() > 0 for patch in shown.patches)
+    assert "invalid numbers shown" in shown.get_title()
 
 
 def test_seeds_share_a_colour_and_a_legend_entry():

@@ -99,6 +99,10 @@ def test_nothing_is_trained_twice(study):
         "04_more_classes/resnet-10-seed0": "03_from_scratch/standard-seed0",
         "04_more_classes/resnet-100-pgd-seed0": "02_transfer_learning/source-robust-seed0",
         "04_more_classes/resnet-100-seed0": "02_transfer_learning/source-standard-seed0",
+        "05_flawed_protocols/pgd-seed0": "01_shallow_cnn/pgd-seed0",
+        "05_flawed_protocols/standard-seed0": "01_shallow_cnn/standard-seed0",
+        "05_flawed_protocols/resnet-pgd-seed0": "03_from_scratch/pgd-seed0",
+        "05_flawed_protocols/resnet-seed0": "03_from_scratch/standard-seed0",
     }
 
 

@@ -1,6 +1,7 @@
 """The project's own rules: which way imports point, what is locked, what must not appear."""
 
 import ast
+import importlib
 import re
 from pathlib import Path
 
@@ -13,11 +14,11 @@ LAYERS = [
     {"data_files"},
     {"utils"},
     {"runs"},
-    {"audit", "defences", "curves"},
-    {"recipes"},
-    {"scores"},
+    {"defences", "curves", "outcomes", "scores"},
+    {"recipes", "checks"},
+    {"audit"},
     {"evaluation"},
-    {"steps"},
+    {"steps", "flaws", "diagnostics"},
     {"trainer"},
     {"finetune_framework"},
     {"figures"},
@@ -56,6 +57,11 @@ def test_every_module_has_a_test():
     tests = {path.stem for path in (ROOT / "tests").glob("test_*.py")}
     untested = {owner(path) for path in MODULES} - {name.removeprefix("test_") for name in tests}
     assert untested <= {"files", "runs", "curves", "stopping", "steps"}  # these are tested through trainer
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("benchmarks/[a-z]*.py")), ids=lambda path: path.stem)
+def test_benchmarks_can_be_started(path):
+    assert importlib.import_module(f"benchmarks.{path.stem}").main
 
 
 def test_the_lock_holds_every_requirement():

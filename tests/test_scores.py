@@ -5,8 +5,17 @@ import pytest
 import torch
 from scipy.stats import binomtest
 
-from audit import Finding
-from scores import CLEAN, Difference, Scores, difference, independent_difference, wilson
+from scores import (
+    CLEAN,
+    Difference,
+    Finding,
+    Scores,
+    difference,
+    independent_difference,
+    mcnemar,
+    over_seeds,
+    wilson,
+)
 
 
 @pytest.mark.parametrize(("correct", "n"), [(0, 10), (10, 10), (1, 7), (480, 1000), (4999, 10_000)])
@@ -84,7 +93,27 @@ def test_paired_difference_is_that_of_the_literature():
     gap = difference([a], [b], "clean")
     assert gap.value == pytest.approx(-6 / 21)
     assert (gap.low, gap.high) == pytest.approx((-0.508, -0.013), abs=1e-3)
-    assert gap.sign == -1
+    # The exact test has p = 0.070: interval and test do not agree, so nothing is claimed.
+    assert gap.p == pytest.approx(0.0703, abs=1e-4)
+    assert gap.sign == 0
+
+
+@pytest.mark.parametrize(("only_a", "only_b"), [(0, 0), (1, 0), (5, 5), (3, 17), (40, 12), (900, 1100)])
+def test_mcnemar_is_the_binomial_test(only_a, only_b):
+    a, b = (score.outcomes["clean"] for score in outcomes(50, only_a, only_b, 10))
+    expected = binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1
+    assert mcnemar(a, b) == mcnemar(b, a) == pytest.approx(expected, rel=1e-9)
+
+
+def test_seeds_are_combined_with_their_spread(scores):
+    other = Scores("blobs test", scores.outcomes | {"FGSM": torch.ones(5, dtype=torch.bool)}, scores.attacks)
+    table = over_seeds([scores, other])
+    assert table.loc["FGSM", ["mean", "lowest", "highest", "seeds"]].tolist() == [70, 40, 100, 2]
+    assert table.spread["FGSM"] == pytest.approx(30 * 2**0.5)
+    assert list(table.verdict) == ["no finding", "invalid", "no finding", "no finding"]
+    assert over_seeds([scores]).spread.isna().all()
+    with pytest.raises(ValueError, match="different attacks"):
+        over_seeds([scores, Scores("blobs test", scores.outcomes, scores.attacks | {"FGSM": "FGSM(ε=2/255)"})])
 
 
 def test_independent_difference_is_newcombes():
@@ -109,7 +138,8 @@ def test_equal_networks_cannot_be_told_apart():
     a, b = outcomes(100, 0, 0, 50)
     gap = difference([a], [b], "clean")
     assert gap.sign == 0
-    assert str(gap) == f"+0.0 points [{100 * gap.low:+.1f}, {100 * gap.high:+.1f}]"
+    shown = f"+0.0 points [{100 * gap.low:+.1f}, {100 * gap.high:+.1f}], p = 1.000, inside the noise"
+    assert str(gap) == shown
 
 
 def test_other_examples_are_not_paired():

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 import summary
-from audit import Finding
-from scores import Scores
+from scores import Finding, Scores
 from summary import SHARE, Question
 
 N = 400

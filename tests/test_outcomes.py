@@ -1,0 +1,141 @@
+"""Which examples withstand: stages in full batches, and a test that was stopped goes on where it was."""
+
+import json
+from dataclasses import dataclass
+
+import pytest
+import torch
+from conftest import small_network
+
+import evaluation
+import outcomes
+from attacks import PGD, Attack, AutoAttack
+
+CHEAP = AutoAttack(eps=6 / 255, steps=5, queries=20)
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Stopping(PGD):
+    """Is interrupted after so many batches."""
+
+    batches: int = 10**9
+
+    def craft(self, model, images, labels, generator, targeted=False):
+        CALLS.append(len(images))
+        if len(CALLS) > self.batches:
+            raise KeyboardInterrupt
+        return super().craft(model, images, labels, generator, targeted)
+
+    def __repr__(self):
+        return "Stopping()"
+
+
+CALLS = []
+
+
+@pytest.fixture(autouse=True)
+def small_batches(monkeypatch):
+    CALLS.clear()
+    monkeypatch.setitem(outcomes.BATCH, "cpu", 20)
+    monkeypatch.setattr(outcomes, "SAVE_EVERY", -1)
+
+
+def run(model, split, attacks, folder=None):
+    return evaluation.test(model, split, attacks, progress=False, folder=folder)
+
+
+def test_a_stopped_test_goes_on_to_the_same_outcomes(sound, blobs, tmp_path):
+    model = sound["pgd"]
+    whole = run(model, blobs.test, [Stopping(steps=3)])
+    batches = len(CALLS)
+    CALLS.clear()
+    with pytest.raises(KeyboardInterrupt):
+        run(model, blobs.test, [Stopping(steps=3, batches=3)], tmp_path)
+    assert (tmp_path / "test-unfinished.json").exists()
+    CALLS.clear()
+    again = run(model, blobs.test, [Stopping(steps=3)], tmp_path)
+    assert len(CALLS) == batches - 3
+    for label, outcome in whole.outcomes.items():
+        assert torch.equal(outcome, again.outcomes[label])
+    assert again.findings == whole.findings
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("change", ["model", "pictures", "broken file"])
+def test_what_was_done_for_something_else_is_not_used(change, sound, blobs, tmp_path):
+    model, split = sound["pgd"], blobs.test
+    with pytest.raises(KeyboardInterrupt):
+        run(model, split, [Stopping(steps=3, batches=3)], tmp_path)
+    CALLS.clear()
+    if change == "model":
+        model = sound["standard"]
+    elif change == "pictures":
+        split = blobs.val
+    else:
+        (tmp_path / "test-unfinished.json").write_text('{"key":')
+    expected = run(model, split, [Stopping(steps=3)])
+    calls = len(CALLS)
+    again = run(model, split, [Stopping(steps=3)], tmp_path)
+    assert len(CALLS) == 2 * calls
+    assert torch.equal(expected.worst_case, again.worst_case)
+
+
+def test_stages_get_what_is_left_in_full_batches(sound, blobs):
+    """AutoAttack over the split, compacted between its stages, finds what it finds in one batch."""
+    model, sizes = sound["pgd"], []
+
+    @dataclass(frozen=True, kw_only=True, repr=False)
+    class Noted(Attack):
+        inner: object
+
+        def craft(self, model, images, labels, generator, targeted=False):
+            sizes.append((self.inner.label, len(images)))
+            return self.inner.craft(model, images, labels, generator, targeted)
+
+    class Staged(AutoAttack):
+        @property
+        def stages(self):
+            return tuple(Noted(eps=self.eps, inner=stage) for stage in super().stages)
+
+    scores = run(model, blobs.test, [Staged(eps=6 / 255, steps=5, queries=20)])
+    (label,) = scores.attacks
+    left = int(scores.outcomes["clean"].sum())
+    first = [size for name, size in sizes if name == "APGD-CE"]
+    assert sum(first) == left
+    for name in ("APGD-T", "FAB-T", "Square"):
+        mine = [size for stage, size in sizes if stage == name]
+        assert sum(mine) <= left
+        assert all(size == 20 for size in mine[:-1])
+        left = sum(mine)
+    assert int(scores.outcomes[label].sum()) <= left
+
+
+def test_the_bound_only_falls_and_ends_at_the_number(sound, blobs):
+    class Bar:
+        shown, done = [], 0
+
+        def update(self, count):
+            self.done += count
+
+        def set_postfix_str(self, text):
+            self.shown.append(float(text.split("at most ")[1].split(" %")[0]))
+
+    bar, indices = Bar(), torch.arange(len(blobs.test))
+    stood, _ = outcomes.attacked(sound["pgd"], sound["pgd"], blobs.test, CHEAP, indices, 0, bar)
+    assert bar.shown == sorted(bar.shown, reverse=True)
+    assert bar.shown[-1] == pytest.approx(100 * float(stood.double().mean()), abs=0.05)
+    assert bar.done == len(indices)
+
+
+def test_nothing_to_attack_is_no_error(blobs):
+    stood, extent = outcomes.attacked(small_network(), small_network(), blobs.test, CHEAP, torch.arange(0), 0)
+    assert len(stood) == 0
+    assert extent == (0.0, 0.0, 0.0, 0)
+
+
+def test_the_unfinished_file_is_written_whole(sound, blobs, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run(sound["pgd"], blobs.test, [Stopping(steps=1, batches=2)], tmp_path)
+    kept = json.loads((tmp_path / "test-unfinished.json").read_text())
+    assert len(kept["batches"]) == 2
+    assert all(set(stood) <= {"0", "1"} for stood, _ in kept["batches"].values())
