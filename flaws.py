@@ -199,6 +199,14 @@ class Leaving(PGD):
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
+class Overwriting(Leaving):
+    """Goes further than it says, and writes over the picture that it is compared with."""
+
+    def craft(self, model, images, labels, generator, targeted=False):
+        return images.copy_(super().craft(model, images, labels, generator, targeted))
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Unclipped(Attack):
     """Forgets that pixels end at 0 and 1."""
 
@@ -465,6 +473,7 @@ FLAWS = (
     Flaw("logits centred over the batch", "batch independence", "invalid", _tested(batch_centred)),
     # broken attacks
     Flaw("attack beyond ε", "inside the ball", "invalid", _attacked(_as(Leaving), False)),
+    Flaw("attack beyond ε that hides it", "inside the ball", "invalid", _attacked(_as(Overwriting), False)),
     Flaw("attack beyond [0, 1]", "inside the ball", "invalid", _attacked(lambda a: Unclipped(eps=a.eps), False)),
     Flaw("attack that gives NaN", "finite logits", "invalid", _attacked(lambda a: Broken(eps=a.eps), False)),
     Flaw("attack that changes pictures at ε = 0", "zero ε", "invalid", _attacked(_as(Rewriting))),

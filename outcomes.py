@@ -66,14 +66,17 @@ def attacked(source, victim, split, attack, indices, seed, bar=None, kept=None):
             if bar is not None:
                 bar.update(len(stood) if final else stood.count("0"))
                 bar.set_postfix_str(f"{stage.label}, at most {100 * left / len(split):.1f} % withstand")
-    size, low, high, broken = zip(*extents, strict=True)
-    return standing, (max(size), min(low), max(high), sum(broken))
+    size, low, high, broken = torch.tensor(extents, dtype=torch.float64).T  # NaN stays NaN in its extremes
+    return standing, (float(size.max()), float(low.min()), float(high.max()), int(broken.sum()))
 
 
 def _judge(source, victim, attack, images, labels, generator):
-    """One batch: a "1" for each example that withstands, and how far the attack went."""
+    """One batch: a "1" for each example that withstands, and how far the attack went.
+
+    The attack gets a copy of the pictures, so that one that writes into them cannot hide how far it went.
+    """
     with evaluating(source):
-        adversarial = attack.craft(source, images, labels, generator)
+        adversarial = attack.craft(source, images.clone(), labels, generator)
     with evaluating(victim), torch.no_grad():
         logits = victim(adversarial)
     broken = ~torch.isfinite(logits).all(1)

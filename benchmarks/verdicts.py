@@ -24,7 +24,8 @@ from runs import environment, fingerprint, read_json, write_json
 
 RESULTS = utils.ROOT / "benchmarks" / "results"
 NOT_SOUND = {"better than chance", "constant predictor"}
-LABS = {"small CNN": "01_shallow_cnn", "ResNet-18": "03_from_scratch"}
+# At 8/255 the ResNet-18 loses so little on Shapes that there would be nothing to hide.
+LABS = {"small CNN": ("01_shallow_cnn", 8 / 255), "ResNet-18": ("03_from_scratch", 16 / 255)}
 
 
 def network(folder, session):
@@ -60,11 +61,11 @@ def sound_evaluations(study, session, pictures, audits):
 
 def labs(study, session, pictures):
     """Where the flaws are planted: a standard network and an adversarially trained one."""
-    for name, experiment in LABS.items():
+    for name, (experiment, eps) in LABS.items():
         (standard,) = sorted(study.glob(f"{experiment}/standard-seed0"))
         (robust,) = sorted(study.glob(f"{experiment}/pgd-seed0"))
         model, split = network(standard, session)
-        yield name, Lab(model, network(robust, session)[0], split.first(pictures), PGD())
+        yield name, Lab(model, network(robust, session)[0], split.first(pictures), PGD(eps=eps, step_size=eps / 4))
 
 
 def main():

@@ -139,3 +139,21 @@ def test_the_unfinished_file_is_written_whole(sound, blobs, tmp_path):
     kept = json.loads((tmp_path / "test-unfinished.json").read_text())
     assert len(kept["batches"]) == 2
     assert all(set(stood) <= {"0", "1"} for stood, _ in kept["batches"].values())
+
+
+def test_the_extent_is_nan_where_a_pixel_is(blobs):
+    @dataclass(frozen=True, kw_only=True, repr=False)
+    class OneBadPixel(Attack):
+        def craft(self, model, images, labels, generator, targeted=False):
+            images[0, 0, 0, 0] = float("nan")
+            return images
+
+    class Deaf(torch.nn.Module):
+        """NaN does not show in its logits."""
+
+        def forward(self, images):
+            return torch.nn.functional.one_hot(images.flatten(1).nan_to_num(0)[:, :4].argmax(1), 4).float()
+
+    _, extent = outcomes.attacked(Deaf(), Deaf(), blobs.test, OneBadPixel(), torch.arange(40), 0)
+    assert extent[0] != extent[0]
+    assert evaluation.audit.checks.inside_ball("x", OneBadPixel(), *extent).severity == "invalid"
