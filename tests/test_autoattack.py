@@ -9,6 +9,7 @@ from scipy.optimize import linprog
 from torch import nn
 
 import attacks
+import models
 from attacks import APGD, FAB, FGSM, PGD, AutoAttack, Noise, Square, Torchattacks
 from attacks.fab import _project
 from attacks.search import Search
@@ -102,6 +103,38 @@ def test_an_unbounded_attack_leaves_nothing(name, classes, sound):
         found = larger(model, images, labels, generator=generator())
         left &= model(found).argmax(1) == labels
     assert left.float().mean() <= (0.25 if name == "noise" else 0)
+
+
+UNBOUNDED = {
+    "vmifgsm": {"neighbours": 1},
+    "vnifgsm": {"neighbours": 1},
+    "apgd": {"steps": 20},
+    "apgdt": {"steps": 20, "targets": 3},
+    "fab": {"steps": 20, "targets": 3},
+    "square": {"queries": 300},
+    "autoattack": {"steps": 20, "targets": 2, "queries": 50},
+}
+
+
+@pytest.mark.parametrize("network", models.NETWORKS)
+def test_every_network_falls_to_every_unbounded_attack_and_to_none_at_zero(network):
+    model = models.build(network, 10, **({"width": 4} if "resnet" in network else {})).eval()
+    images = torch.rand(3, 3, 32, 32, generator=generator())
+    with torch.no_grad():  # untrained, it says the same of everything, unless its logits are centred
+        head = model.network.get_submodule(model.head)
+        head.bias -= model(images).mean(0)
+        labels = model(images).argmax(1)
+    for name in attacks.NAMES:
+        if name in ("fgsm", "noise", "pixle"):  # a single step and blind ones need not arrive
+            continue
+        attack = attacks.by_name(name, **UNBOUNDED.get(name, {}))
+        left = torch.ones(3, dtype=torch.bool)
+        for factor in (255 / 8, 4):
+            found = attack.scaled(factor)(model, images, labels, generator=generator())
+            left &= model(found).argmax(1) == labels
+        assert not left.any(), name
+        still = attacks.by_name(name, **UNBOUNDED.get(name, {}) | {"eps": 0.0})
+        assert torch.equal(still(model, images, labels), images)
 
 
 @pytest.mark.parametrize("name", [name for name in attacks.NAMES if name not in ("pixle", "autoattack")])
