@@ -3,6 +3,7 @@
 `examine` ends every test(), `audit` looks for more, `judge` looks at a published table.
 """
 
+import math
 import time
 from dataclasses import replace
 
@@ -14,17 +15,17 @@ import checks
 from attacks import FGSM, PGD, AutoAttack, Noise, Square, Torchattacks, evaluating
 from outcomes import attacked, on_device_of, predict
 from runs import fingerprint
-from scores import CLEAN, WORST, Scores
+from scores import CLEAN, Scores
 
 MOST = 64  # pictures that the cheap checks look at
+BLIND = (Noise, Square)  # attacks that see no gradient
 
 
 def examine(model, split, logits, scores, attacks, extents):
     """All cheap checks of one evaluation, invalid findings first.
 
-    `logits` are those of the whole split, `attacks` maps labels to attacks, `extents` maps labels to the
-    largest change, the lowest and the highest pixel of what each attack made, and the number of examples with
-    broken logits. A masked gradient spoils white-box attacks, not carried ones: they are its remedy.
+    `logits` are those of the whole split, `attacks` maps labels to attacks, `extents` maps labels to Extents. A
+    masked gradient spoils attacks that follow it, not carried or blind ones: they are its remedy.
     """
     # Some ten passes over so few pictures that they cost less than a tenth of the evaluation itself.
     passes = len(split) * (1 + sum(3 * getattr(attack, "steps", 1) for attack in attacks.values()))
@@ -42,39 +43,61 @@ def examine(model, split, logits, scores, attacks, extents):
     with evaluating(model):
         found.append(checks.gradients_in_forward(model, images[:1]))
         if attacks and scores.carried is None:
-            found.append(checks.masked_gradient(model, images, labels))
-            bridged = tuple(label for label, attack in attacks.items() if isinstance(attack, Torchattacks))
-            if bridged:
-                found.append(checks.saturated_loss(model, images, labels, bridged))
+            following = tuple(label for label, attack in attacks.items() if not isinstance(attack, BLIND))
+            if following:
+                found.append(checks.masked_gradient(model, images, labels, following))
+            textbook = tuple(
+                label for label in following if getattr(attacks[label], "follows_cross_entropy", False)
+            )
+            if textbook:
+                found.append(checks.saturated_loss(model, images, labels, tuple(textbook)))
+    right = int(scores.outcomes[CLEAN].sum())
     for label, attack in attacks.items():
-        found += [checks.inside_ball(label, attack, *extents[label]), checks.step_sizes(label, attack)]
-    found += _compared(attacks, {label: scores.share(label) for label in scores.outcomes}, scores.n)
+        found += [checks.inside_ball(label, attack, extents[label]), checks.step_sizes(label, attack)]
+        found.append(checks.uses_its_eps(label, attack, extents[label], right))
+    if scores.carried is None:
+        found += _compared(attacks, scores)
     return in_order(found)
 
 
-def _compared(attacks, shares, n):
+def _compared(attacks, scores):
     """Checks of attacks beside one another."""
+    shares, n = {label: scores.share(label) for label in scores.outcomes}, scores.n
     for one, many in checks.by_kind(attacks):
-        yield checks.attack_order(shares[one], shares[many], one, many, attacks[one].eps)
-    white = {label: attack for label, attack in attacks.items() if not isinstance(attack, (Noise, Square))}
+        yield checks.attack_order(shares[one], shares[many], one, many, attacks[one].eps, n)
+    white = {label: attack for label, attack in attacks.items() if not isinstance(attack, BLIND)}
     kinds = {(type(attack), getattr(attack, "name", "")): label for label, attack in white.items()}
-    same_eps = len({attack.eps for attack in white.values()}) == 1
-    fell = shares[CLEAN] - min((shares[label] for label in white), default=1) > 0.05
-    if same_eps and fell and any(isinstance(attack, FGSM) for attack in white.values()):
-        yield checks.alike({label: shares[label] for label in kinds.values()})
-    for strong, attack in attacks.items():
-        for label, pgd in attacks.items():
-            if isinstance(attack, AutoAttack) and type(pgd) is PGD and pgd.eps == attack.eps:
+    if len({attack.eps for attack in white.values()}) == 1 and any(isinstance(a, FGSM) for a in white.values()):
+        yield checks.alike(shares[CLEAN], {label: shares[label] for label in kinds.values()})
+    yield from _beaten(attacks, white, scores)
+    plain = [(label, a) for label, a in attacks.items() if type(a) is PGD and a.restarts == 1]
+    for label, pgd in plain:
+        for strong, attack in attacks.items():
+            if isinstance(attack, AutoAttack) and pgd.eps == attack.eps and pgd.norm == "Linf":
                 why = "PGD's number is far from the worst case"
                 yield checks.stronger(
                     "AutoAttack gap", label, shares[label], strong, shares[strong], n, 8, why, (label,)
                 )
-    plain = [(label, a) for label, a in attacks.items() if type(a) is PGD and a.restarts == 1]
-    for few, one in plain:
         for many, other in plain:
-            if (one.eps, one.norm) == (other.eps, other.norm) and one.steps < other.steps:
-                why = f"{few} has not converged"
-                yield checks.stronger("more steps", few, shares[few], many, shares[many], n, 2.5, why, (few,))
+            if (pgd.eps, pgd.norm) == (other.eps, other.norm) and pgd.steps < other.steps:
+                why = f"{label} has not converged"
+                yield checks.stronger(
+                    "more steps", label, shares[label], many, shares[many], n, 2.5, why, (label,)
+                )
+
+
+def _beaten(attacks, white, scores):
+    """Attacks that may not win: blind ones against the strongest of the others, all of them against AutoAttack."""
+    strongest = min(white, key=scores.share, default=None)
+    for label, attack in attacks.items():
+        if strongest is None or attack.eps != attacks[strongest].eps:
+            continue
+        if isinstance(attack, BLIND):
+            outcomes = scores.outcomes[strongest], scores.outcomes[label]
+            yield checks.weaker_wins(strongest, outcomes[0], label, outcomes[1], (strongest,))
+        if isinstance(attack, AutoAttack) and strongest != label:
+            outcomes = scores.outcomes[label], scores.outcomes[strongest]
+            yield checks.weaker_wins(label, outcomes[0], strongest, outcomes[1], (label,))
 
 
 def in_order(found):
@@ -84,16 +107,18 @@ def in_order(found):
 
 
 def judge(clean, robust, *, chance=None):
-    """Findings about a published table alone: clean accuracy and {"FGSM": ..., "PGD": ...}, shares from 0 to 1.
+    """Findings about a published table alone: clean accuracy and {"FGSM": ..., "PGD-20": ...}, shares from 0 to 1.
 
-    It takes no model and no picture, so it finds only what cannot be true.
+    It takes no model and no picture, so it finds only what cannot be true. NaN stands for a missing number.
     """
+    robust = {label: share for label, share in robust.items() if not math.isnan(share)}
     found = [chance is not None and checks.better_than_chance(clean, chance)]
     found += [checks.robust_above_clean(clean, label, share) for label, share in robust.items()]
-    if "FGSM" in robust and "PGD" in robust:
-        found.append(checks.attack_order(robust["FGSM"], robust["PGD"]))
     if "FGSM" in robust:
-        found.append(checks.alike(robust))
+        for label in robust:
+            if label.startswith("PGD"):
+                found.append(checks.attack_order(robust["FGSM"], robust[label], against=label))
+        found.append(checks.alike(clean, robust))
     return in_order(found)
 
 
@@ -112,11 +137,12 @@ def judge_table(table):
 class Audit(Scores):
     """What an audit measured and found: a row a measurement.
 
-    `save` writes audit.json and .csv into a run's folder, whose scores have the findings from then on.
+    `save` writes audit.json and .csv (for `epoch="best"` audit-best) into a run's folder, whose scores of the same
+    weights have the findings from then on, as far as these concern attacks with the same settings.
     """
 
-    def save(self, folder):
-        super().save(folder, "audit")
+    def save(self, folder, epoch="last"):
+        super().save(folder, {"last": "audit", "best": "audit-best"}[epoch])
 
     def verdict(self, label=None):
         """As for any scores; but what the attack in doubt is held against has no verdict of its own."""
@@ -135,7 +161,7 @@ def audit(model, split, attack=None, *, surrogates=None, seed=0, progress=True):
     beside FGSM, noise, Square (1,000 queries) and PGD carried over from `surrogates`, {name: model}; and it looks
     at gradients, batches, repetition and convergence. A few hundred pictures do. Saved into the run's folder, its
     findings join the scores there, so that every table strikes out what is invalid. Raises ValueError where the
-    attack has no ε to vary.
+    attack has no ε to vary, or another norm than L∞. It runs the attack about ten times over, at larger ε too.
     """
     return _Auditor(model, split, attack or PGD(), seed, progress).run(surrogates or {})
 
@@ -146,6 +172,10 @@ class _Auditor:
     def __init__(self, model, split, attack, seed, progress):
         if attack.eps == 0:
             raise ValueError(f"{attack} has no ε to vary")
+        if getattr(attack, "norm", "Linf") != "Linf":
+            raise ValueError(
+                f"{attack}: an audit compares with attacks in L∞; norm={attack.norm!r} has no others here"
+            )
         attack.scaled(1.0)  # raises at once where it cannot be
         self.model, self.split, self.attack, self.seed = on_device_of(split, model), split, attack, seed
         self.logits = predict(self.model, split)
@@ -153,7 +183,7 @@ class _Auditor:
         self.right = right.nonzero()[:, 0]
         self.outcomes, self.seconds, self.found = {CLEAN: right.cpu()}, {CLEAN: 0.0}, []
         self.attacks, self.extents = {}, {}
-        self.rows = (attack.label, WORST)
+        self.rows = (attack.label,)
         self.bar = tqdm(desc="audit", disable=not progress, unit="image")
 
     def measure(self, name, attack, source=None):
@@ -215,9 +245,10 @@ class _Auditor:
 
     def _less_knowledge(self, label, attack, surrogates):
         eps = attack.eps
-        self.measure("noise", Noise(eps=eps))
-        self.measure("Square-1000", Square(eps=eps, queries=1000))
-        weaker = ["noise", "Square-1000"]
+        blind = {"noise": Noise(eps=eps), "Square-1000": Square(eps=eps, queries=1000)}
+        weaker = [name for name in blind if name != label]
+        for name in weaker:
+            self.measure(name, blind[name])
         for name, source in surrogates.items():
             weaker.append(f"carried from {name}")
             self.measure(weaker[-1], PGD(eps=eps, step_size=eps / 4), source)
@@ -237,7 +268,7 @@ class _Auditor:
         self.found.append(checks.monotone(grid, self.rows))
         if type(attack) is not FGSM:  # a single step has no reason to succeed far out
             shares = {eps: share for eps, (share, _) in grid.items()}
-            self.found.append(checks.collapse(shares, chance))
+            self.found.append(checks.collapse(shares, chance, self.rows))
 
     def _pictures(self, attack):
         """Checks that need the adversarial pictures themselves."""
@@ -247,11 +278,11 @@ class _Auditor:
         images, labels = self.split.batch(few)
         if not isinstance(attack, Torchattacks):  # some of those divide by ε
             still = replace(attack, eps=0.0).craft(self.model, images[:4], labels[:4], self._generator())
-            self.found.append(checks.zero_eps(attack, float((still - images[:4]).abs().max())))
-        self.found.append(checks.masked_gradient(self.model, images, labels, attack.eps))
+            self.found.append(checks.zero_eps(attack, float((still - images[:4]).abs().max()), self.rows))
+        self.found.append(checks.masked_gradient(self.model, images, labels, eps=attack.eps))
         points = attack.craft(self.model, images, labels, self._generator())
         with torch.no_grad():
-            once, mixed = self.model(points), torch.randperm(len(points), generator=self._generator())
+            once, mixed = self.model(points), _shuffled(len(points), self.seed, points.device)
             again = torch.cat([self.model(part) for part in points[mixed].split(100)])
         disagree = float((once.argmax(1)[mixed] != again.argmax(1)).double().mean())
         self.found.append(checks.repeatable(disagree))
@@ -279,3 +310,7 @@ class _Auditor:
         scores = Scores(self.split.name, self.outcomes)
         named = {name: a for name, a in self.attacks.items() if name in (label, "FGSM")}
         return examine(self.model, self.split, self.logits, scores, named, self.extents)
+
+
+def _shuffled(count, seed, device):
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed)).to(device)

@@ -10,6 +10,7 @@ runs in the logs of FastAT_Benchmark. [R] Rice et al. 2020, arXiv:2002.11569.
 
 import hashlib
 from contextlib import contextmanager
+from math import isnan
 
 import torch
 
@@ -57,7 +58,7 @@ def better_than_chance(accuracy, chance):
         return Finding("better than chance", "invalid", accuracy, chance + 0.02, f"{says}; nothing was learned")
 
 
-def masked_gradient(model, images, labels, eps=8 / 255):
+def masked_gradient(model, images, labels, rows=ATTACKED, eps=8 / 255):
     """Invalid: an example whose input gradient at a random start is exactly zero, or not finite [AA, P].
 
     It concerns the attacks, not clean accuracy.
@@ -66,7 +67,7 @@ def masked_gradient(model, images, labels, eps=8 / 255):
     if dead > 0:
         says = f"{100 * dead:.1f} % of the examples have an input gradient of exactly zero, or not finite"
         return Finding(
-            "masked gradient", "invalid", dead, 0, f"{says}; attacks that follow it cannot succeed", ATTACKED
+            "masked gradient", "invalid", dead, 0, f"{says}; attacks that follow it cannot succeed", rows
         )
 
 
@@ -106,28 +107,38 @@ def batch_independence(model, images):
     with torch.no_grad():
         together = model(images)[: len(few)]
         alone = torch.cat([model(image[None]) for image in few])
-    gap = float(((together - alone).abs().max() / together.abs().max().clamp_min(1)).nan_to_num(0))
+    gap = _relative((together - alone).abs().max(), together)
     if gap > 1e-3:
         says = "a picture's logits depend on the rest of its batch"
         return Finding("batch independence", "invalid", gap, 1e-3, f"{says}; BatchNorm is not in eval mode?")
 
 
-def randomness(model, images):
-    """Suspect: five passes over the same pictures differ by over 1e-4 [AA]."""
+def randomness(model, images, eps=8 / 255):
+    """Suspect: five passes over the same pictures differ by over 1e-4 of the logits' size [AA].
+
+    The pictures are moved a little, because a model may be random only where pictures are not of 8 bits.
+    """
+    moved = _at_random(images, eps)
     with torch.no_grad():
-        passes = torch.stack([model(images) for _ in range(5)])
-    spread = float((passes - passes[0]).abs().max().nan_to_num(0))
+        passes = torch.stack([model(moved) for _ in range(5)])
+    spread = _relative((passes - passes[0]).abs().max(), passes)
     if spread > 1e-4:
         says = "the model answers at random; single-gradient attacks underestimate what an attacker can do"
         return Finding("randomness", "suspect", spread, 1e-4, f"{says}. Average gradients (EOT)")
 
 
+def _relative(gap, logits):
+    """A gap as a share of how much the logits differ among themselves; 0 where they are broken or all the same."""
+    size = logits - logits.mean(-1, keepdim=True)
+    return float((gap / size.abs().max()).nan_to_num(0, 0, 0))
+
+
 def unchanging(model, images):
-    """Invalid: a pass in eval mode moves a buffer (BatchNorm's statistics) or leaves a module in training mode."""
-    before = {name: value.clone() for name, value in model.named_buffers()}
+    """Invalid: a pass in eval mode moves a weight or a buffer (BatchNorm's), or turns on training mode."""
+    before = {name: value.clone() for name, value in model.state_dict().items()}
     with torch.no_grad():
         model(images)
-    moved = [name for name, value in model.named_buffers() if not _same(before.get(name), value)]
+    moved = [name for name, value in model.state_dict().items() if not _same(before.get(name), value)]
     moved += [name or "the model" for name, module in model.named_modules() if module.training]
     if moved:
         says = (
@@ -181,22 +192,38 @@ def _counting_gradients():
 # Checks of an attack.
 
 
-def inside_ball(label, attack, largest, low, high, broken):
+def inside_ball(label, attack, extent):
     """Invalid: an adversarial picture outside ε (by over 1e-6) or [0, 1], or whose logits are not finite."""
-    if broken:
-        says = f"{int(broken)} examples made by {attack} get logits that are NaN or infinite"
-        return Finding("finite logits", "invalid", broken, 0, says, (label, WORST))
-    reach = max(largest - attack.eps, -low, high - 1)
-    if not reach <= TOLERANCE * (1 if getattr(attack, "norm", "Linf") == "Linf" else 100):
-        says = f"{attack} reached |δ| = {in_255ths(largest)}, pixels from {low:.4g} to {high:.4g}"
+    if extent.broken:
+        says = f"{extent.broken} examples made by {attack} get logits that are NaN or infinite"
+        return Finding("finite logits", "invalid", extent.broken, 0, says, (label, WORST))
+    reach = max(extent.largest - attack.eps, -extent.low, extent.high - 1)
+    if not reach <= TOLERANCE * (1 if getattr(attack, "norm", "Linf") == "Linf" else 100) or isnan(sum(extent)):
+        pixels = f"pixels from {extent.low:.4g} to {extent.high:.4g}"
+        says = f"{attack} reached |δ| = {in_255ths(extent.largest)}, {pixels}"
         return Finding("inside the ball", "invalid", reach, TOLERANCE, says, (label, WORST))
 
 
-def zero_eps(attack, change):
+def uses_its_eps(label, attack, extent, attacked):
+    """Suspect: an attack in steps never gets to half of its ε, or leaves over 1 % of its examples as they were."""
+    if not attacked or not (hasattr(attack, "step_size") or isinstance(attack, FGSM)):
+        return None
+    if extent.largest < attack.eps / 2:
+        says = f"{attack} changes no pixel by more than {in_255ths(extent.largest)}"
+        return Finding(
+            "ε not used", "suspect", extent.largest, attack.eps / 2, f"{says}; divided twice?", (label,)
+        )
+    share = extent.still / attacked
+    if share > 0.01 and extent.still > 1:
+        says = f"{extent.still} of {attacked} examples were not changed at all by {attack}"
+        return Finding("ε not used", "suspect", share, 0.01, f"{says}, and count as withstanding it", (label,))
+
+
+def zero_eps(attack, change, rows=ATTACKED):
     """Invalid: with ε = 0 the attack changes a pixel by over 1e-6."""
     if not change <= TOLERANCE:
         says = f"{attack} with ε = 0 changes pixels by up to {in_255ths(change)}: pictures are changed outside it"
-        return Finding("zero ε", "invalid", change, TOLERANCE, f"{says}; normalised or cut elsewhere?", ATTACKED)
+        return Finding("zero ε", "invalid", change, TOLERANCE, f"{says}; normalised or cut elsewhere?", rows)
 
 
 def step_sizes(label, attack):
@@ -207,9 +234,9 @@ def step_sizes(label, attack):
     if step * attack.steps < attack.eps - TOLERANCE:
         says = f"{attack.steps} steps of {in_255ths(step)} cannot cross ε = {in_255ths(attack.eps)}"
         return Finding("step size", "suspect", step * attack.steps, attack.eps, says, (label,))
-    quarters = step * 255 * 4
-    if abs(quarters - round(quarters)) > 1e-3:
-        says = f"α = {in_255ths(step)} is no quarter of 1/255; 2/225 in place of 2/255?"
+    quarters, part = step * 255 * 4, 2 * attack.eps / step
+    if abs(quarters - round(quarters)) > 1e-3 and abs(part - round(part)) > 1e-3:
+        says = f"α = {in_255ths(step)} is no quarter of 1/255 and no simple part of ε; 2/225 in place of 2/255?"
         return Finding("step size", "suspect", step * 255, 0.25, says, (label,))
 
 
@@ -241,29 +268,30 @@ def robust_above_clean(clean, label, robust):
         return Finding("robust above clean", "invalid", robust - clean, 0.005, f"{says}: {why}", (label, WORST))
 
 
-def attack_order(fgsm, pgd, label="FGSM", against="PGD", eps=8 / 255):
+def attack_order(fgsm, pgd, label="FGSM", against="PGD", eps=8 / 255, n=1000):
     """Accuracy under FGSM against that under PGD at equal ε.
 
     Invalid: FGSM above PGD by over 30 points at ε up to 8/255, catastrophic overfitting (healthy runs have at
     most 18.7, collapsed ones 62.5 or more [L]; at larger ε healthy ones differ as much). It concerns FGSM's
-    row alone: PGD tells the truth. Suspect: PGD above FGSM by over 1 point, so its steps do not climb [C].
+    row alone: PGD tells the truth. Suspect: PGD above FGSM by over 1 point, and over two of the n examples, so its
+    steps do not climb [C].
     """
     gap = 100 * (fgsm - pgd)
     if gap > 30 and eps <= 8 / 255 + TOLERANCE:
         says = f"{label} leaves {gap:.1f} points more than {against}: the model has learned to fool a single step"
         return Finding("catastrophic overfitting", "invalid", gap, 30, says, (label,))
-    if gap < -1:
+    if gap < -max(1, 200 / n + 1e-9):
         says = f"{against} is weaker than {label} by {-gap:.1f} points: its steps do not climb"
         return Finding("attack order", "suspect", -gap, 1, says, (label, against))
 
 
-def alike(shares):
+def alike(clean, shares):
     """Suspect: three or more different attacks, one of a single step, within 1 point of one another [C].
 
     Attacks differ; where they agree this well, the examples may not be the model's own. At the ends of the
-    scale (below 2 %, or all within 5 points of clean accuracy: the caller leaves those out) they must agree.
+    scale (below 2 %, or all within 3 points of clean accuracy) they must agree.
     """
-    if len(shares) >= 3 and min(shares.values()) > 0.02:
+    if len(shares) >= 3 and min(shares.values()) > 0.02 and clean - min(shares.values()) > 0.03:
         spread = 100 * (max(shares.values()) - min(shares.values()))
         if spread < 1:
             says = f"{', '.join(shares)} agree within {spread:.1f} points: are the examples crafted on this model?"
@@ -294,7 +322,7 @@ def weaker_wins(label, outcome, name, other, rows):
         return Finding("black box wins", "suspect", max(gap, alone), 1, f"{says}; the white box is misled", rows)
 
 
-def collapse(accuracies, chance):
+def collapse(accuracies, chance, rows):
     """Invalid: accuracy over 1 point at ε = 1, or above chance at 64/255: the attack cannot attack [C].
 
     `accuracies` maps ε to accuracy.

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 import audit
 from attacks import Attack, evaluating
-from outcomes import BATCH, Kept, attacked, key_of, on_device_of, predict
+from outcomes import BATCH, Kept, attacked, on_device_of, predict
 from runs import fingerprint
 from scores import CLEAN, Scores
 from utils import derive_seed
@@ -96,7 +96,7 @@ def _evaluate(source, victim, split, attacks, seed, progress, carried, folder=No
         )
     right = (logits.argmax(1) == split.labels) & torch.isfinite(logits).all(1)
     outcomes, seconds, extents = {CLEAN: right.cpu()}, {CLEAN: time.perf_counter() - begun}, {}
-    kept = Kept(folder, folder and key_of(source, victim, split))
+    kept = Kept(folder, source, victim, split)
     bar = tqdm(total=len(attacks) * int(right.sum()), desc="test", disable=not progress, unit="image")
     for label, attack in attacks.items():
         bar.set_description(f"test {label}")

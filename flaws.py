@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import checks
-from attacks import FGSM, PGD, Attack, Torchattacks, evaluating
+from attacks import FGSM, PGD, Attack, Square, Torchattacks, evaluating
 from audit import audit, judge
 from evaluation import test, transfer_attack
 from outcomes import BATCH
@@ -126,6 +126,33 @@ def noisy(inner, images):
     return inner(images + 0.05 * torch.randn_like(images))
 
 
+def _off_the_grid(images):
+    return ((images * 255 - (images * 255).round()).abs() > 1e-3).flatten(1).any(1)[:, None]
+
+
+def noisy_off_the_grid(inner, images):
+    """Random only for pictures that are none of 8 bits, as adversarial ones are."""
+    noise = 0.05 * torch.randn_like(images) * _off_the_grid(images)[:, :, None, None]
+    return inner(images + noise)
+
+
+def noisy_and_small(inner, images):
+    return 1e-6 * noisy(inner, images)
+
+
+def leaky(inner, images):
+    """Rounded, with a trace of a gradient that leads nowhere."""
+    classes = torch.arange(inner(images[:1]).shape[1], device=images.device)
+    return quantised(inner, images) + 1e-6 * images.mean((1, 2, 3))[:, None] * classes
+
+
+def moving(inner, images):
+    """A weight moves a little whenever it is asked."""
+    with torch.no_grad():
+        next(inner.parameters()).mul_(1.0001)
+    return inner(images)
+
+
 def dropping(inner, images):
     """Dropout that is on when it should be off."""
     return inner(torch.nn.functional.dropout(images, 0.05, training=True))
@@ -162,8 +189,7 @@ def broken(inner, images):
 
 def broken_off_the_grid(inner, images):
     """NaN for pictures that are none of 8 bits, as adversarial ones are."""
-    off = ((images * 255 - (images * 255).round()).abs() > 1e-3).flatten(1).any(1)
-    return torch.where(off[:, None], torch.nan, inner(images))
+    return torch.where(_off_the_grid(images), torch.nan, inner(images))
 
 
 def constant(inner, images):
@@ -256,6 +282,14 @@ class Mislabelled(PGD):
         with torch.no_grad():
             classes = model(images[:1]).shape[1]
         return super().craft(model, images, (labels + 1) % classes, generator, targeted)
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Shrunk(PGD):
+    """Divides ε and the step size by 255 once more."""
+
+    def craft(self, model, images, labels, generator, targeted=False):
+        return PGD.craft(replace(self, **vars(self.scaled(1 / 255))), model, images, labels, generator, targeted)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -398,6 +432,11 @@ def _as(kind):
     return lambda attack: kind(eps=attack.eps, step_size=attack.step_size, steps=attack.steps)
 
 
+def _blindly(lab):
+    attacks = [lab.attack, Square(eps=lab.attack.eps, queries=300)]
+    return test(Flawed(lab.robust, leaky), lab.split, attacks, progress=False).findings
+
+
 def _bridged(lab):
     attack = Torchattacks("PGD", eps=lab.attack.eps, alpha=lab.attack.step_size, steps=lab.attack.steps)
     return test(Flawed(lab.robust, scaled), lab.split, [attack], progress=False).findings
@@ -461,6 +500,9 @@ FLAWS = (
     Flaw("noise on the input", "randomness", "suspect", _tested(noisy)),
     Flaw("random shift", "randomness", "suspect", _tested(shifted_by_chance)),
     Flaw("dropout in eval mode", "randomness", "suspect", _tested(dropping)),
+    Flaw("noise only off the 8-bit grid", "randomness", "suspect", _tested(noisy_off_the_grid)),
+    Flaw("noise under tiny logits", "randomness", "suspect", _tested(noisy_and_small)),
+    Flaw("leaky rounding, beaten by Square", "black box wins", "suspect", _blindly),
     Flaw("outcomes drawn by chance", "repeatable", "invalid", _audited(noisy)),
     # broken models
     Flaw("NaN logits", "finite logits", "invalid", _tested(broken)),
@@ -470,6 +512,7 @@ FLAWS = (
     Flaw("classes in another order", "better than chance", "invalid", _tested(guessing)),
     Flaw("BatchNorm in training mode", "training mode", "invalid", _tested(training_mode)),
     Flaw("a buffer that moves", "training mode", "invalid", _tested(remembering)),
+    Flaw("a weight that moves", "training mode", "invalid", _tested(moving)),
     Flaw("logits centred over the batch", "batch independence", "invalid", _tested(batch_centred)),
     # broken attacks
     Flaw("attack beyond ε", "inside the ball", "invalid", _attacked(_as(Leaving), False)),
@@ -479,6 +522,8 @@ FLAWS = (
     Flaw("attack that changes pictures at ε = 0", "zero ε", "invalid", _attacked(_as(Rewriting))),
     Flaw("attack that descends", "collapse", "invalid", _attacked(_as(Descending))),
     Flaw("attack that forgets its steps", "black box wins", "suspect", _attacked(_as(Forgetful))),
+    Flaw("attack on half of the batch, unaudited", "ε not used", "suspect", _attacked(_as(HalfDone), False)),
+    Flaw("ε divided by 255 twice", "ε not used", "suspect", _attacked(_as(Shrunk), False)),
     Flaw("attack on the wrong labels", "collapse", "invalid", _attacked(_as(Mislabelled))),
     Flaw("attack on half of the batch", "collapse", "invalid", _attacked(_as(HalfDone))),
     Flaw("steps too short", "step size", "suspect", _attacked(lambda a: replace(a, step_size=0.5 / 255), False)),

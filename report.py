@@ -55,18 +55,21 @@ def _checked(scores, folder, epoch):
     if None not in (there, scores.weights) and there != scores.weights:
         says = "these scores were measured on other weights than the run's; run test() again"
         scores.findings.append(Finding("other weights", "invalid", 1, 0, says))
-    if epoch == "last":
-        scores.findings = in_order([*scores.findings, *_found_beside(folder, scores.weights)])
+    scores.findings = in_order([*scores.findings, *_found_beside(folder, scores, epoch)])
     return scores
 
 
-def _found_beside(folder, weights):
-    """What an audit of the same weights found, and what the run's history tells."""
-    if (folder / "audit.json").exists():
-        audited = Scores.load(folder, "audit")
-        yield from audited.findings if audited.weights == weights else ()
+def _found_beside(folder, scores, epoch):
+    """What audits of the same weights found, as far as it concerns these attacks, and what the history tells."""
+    for name in ("audit", "audit-best"):
+        if (folder / f"{SAVED_AS[name]}.json").exists():
+            audited = Scores.load(folder, name)
+            ((label, attack),) = audited.attacks.items()
+            same = scores.attacks.get(label) == attack
+            if audited.weights == scores.weights:
+                yield from (f for f in audited.findings if same or label not in f.rows)
     run = RunFolder(folder)
-    if run.finished and (folder / "recipe.json").exists():
+    if epoch == "last" and run.finished and (folder / "recipe.json").exists():
         recipe = read_json(folder / "recipe.json")
         pictures = min(recipe["recipe"]["validation_images"], recipe["data"]["val"])
         yield robust_overfitting(run.load_history(), pictures)
@@ -105,10 +108,15 @@ def seeds_table(scores):
     rows = {}
     for name, some in groups.items():
         if len(some) > 1:
-            combined = over_seeds(some)
-            cells = {label: f"{row['mean']:.1f} ± {row.spread:.1f}" for label, row in combined.iterrows()}
-            struck = {label: f"<s>{cell}</s>" for label, cell in cells.items()}
-            rows[name] = {k: struck[k] if combined.verdict[k] == "invalid" else cells[k] for k in cells}
+            try:
+                combined = over_seeds(some)
+            except ValueError as error:
+                rows[name] = {"seeds": f"not combined: {error}"}
+                continue
+            rows[name] = {
+                label: _marked(f"{row['mean']:.1f} ± {row.spread:.1f}", row.verdict)
+                for label, row in combined.iterrows()
+            }
             rows[name]["seeds"] = len(some)
     if not rows:
         return None
@@ -123,8 +131,11 @@ def _column(label, row, scores):
 
 
 def _cell(row):
-    shown = f"{row.accuracy:.1f} <small>[{row.low:.1f}, {row.high:.1f}]</small>"
-    return {"invalid": f"<s>{shown}</s>", "suspect": f"{shown} ?"}.get(row.verdict, shown)
+    return _marked(f"{row.accuracy:.1f} <small>[{row.low:.1f}, {row.high:.1f}]</small>", row.verdict)
+
+
+def _marked(shown, verdict):
+    return {"invalid": f"<s>{shown}</s>", "suspect": f"{shown} ?"}.get(verdict, shown)
 
 
 def long_table(scores):

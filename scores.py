@@ -13,7 +13,8 @@ from runs import read_json, write_json
 CLEAN = "clean"
 WORST = "worst case"
 ATTACKED = ("every attack",)  # the rows of a finding that concerns all but clean accuracy
-SAVED_AS = {"last": "scores", "best": "scores-best", "audit": "audit"}
+VERDICTS = ("", "suspect", "invalid")
+SAVED_AS = {"last": "scores", "best": "scores-best", "audit": "audit", "audit-best": "audit-best"}
 
 
 def wilson(correct, n, z=1.959964):
@@ -77,8 +78,7 @@ def difference(a, b, label):
     It covers the choice of the examples; that of the seeds shows in whether they agree. Raises ValueError where
     the examples are not the same.
     """
-    if len({(score.split, score.n) for score in (*a, *b)}) != 1:
-        raise ValueError(f"these scores are not of the same examples: {[(s.split, s.n) for s in (*a, *b)]}")
+    check_examples((*a, *b))
     check_attacks((*a, *b), label)
     mean_a, mean_b = (torch.stack([s.outcome(label).double() for s in some]).mean(0) for some in (a, b))
     n = len(mean_a) + 2
@@ -107,10 +107,12 @@ def mcnemar(a, b):
 def over_seeds(scores):
     """What runs that differ in their seed have in common: a row an evaluation, in percent.
 
-    `scores` is a list of Scores, one a seed. The spread is the standard deviation between seeds (n - 1): how far
-    another seed may lie. The intervals of single runs say how far other pictures may.
+    `scores` is a list of Scores, one a seed, of the same examples and attacks. The spread is the standard
+    deviation between seeds (n - 1): how far another seed may lie. The intervals of single runs say how far other
+    pictures may.
     """
     labels = [label for label in scores[0].table().index if all(label in one.table().index for one in scores)]
+    check_examples(scores)
     rows = {}
     for label in labels:
         check_attacks(scores, label)
@@ -119,12 +121,23 @@ def over_seeds(scores):
         verdicts = {score.verdict(label) for score in scores}
         rows[label] = {"mean": float(shares.mean()), "spread": spread, "lowest": float(shares.min())}
         rows[label] |= {"highest": float(shares.max()), "seeds": len(scores)}
-        rows[label]["verdict"] = next((v for v in ("invalid", "suspect") if v in verdicts), "no finding")
+        rows[label]["verdict"] = max(verdicts, key=VERDICTS.index) or "no finding"
     return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def check_examples(scores):
+    """Raise ValueError unless all scores are of the same examples, crafted on the same kind of source."""
+    there = [(score.split, score.n, *((score.carried,) if score.carried else ())) for score in scores]
+    if len(set(there)) != 1:
+        raise ValueError(f"these scores are not of the same examples: {there}")
 
 
 def check_attacks(scores, label):
     """Raise ValueError where the same label stands for attacks with different settings."""
+    if label == WORST:
+        lists = {tuple(sorted(score.attacks.values())) for score in scores}
+        if len(lists) > 1:
+            raise ValueError(f"the worst case is over different attacks: {'; '.join(map(str, sorted(lists)))}")
     settings = {score.attacks[label] for score in scores if label in score.attacks}
     if len(settings) > 1:
         raise ValueError(f"{label} stands for different attacks: {', '.join(sorted(settings))}")
@@ -210,7 +223,9 @@ class Scores:
     def verdict(self, label=None):
         """ "invalid", "suspect" or "" for one row of the table, or for the whole evaluation."""
         severities = {f.severity for f in self.findings if label is None or f.concerns(label)}
-        return "invalid" if "invalid" in severities else "suspect" if severities else ""
+        if label == WORST and self.attacks:  # where no attack's number holds, neither does the smallest
+            severities |= {min((self.verdict(row) for row in self.attacks), key=VERDICTS.index)} - {""}
+        return max(severities | {""}, key=VERDICTS.index)
 
     def table(self):
         """A row for clean, each attack and the worst case: accuracy and 95 % interval in percent, n, verdict."""

@@ -179,7 +179,8 @@ class Split:
 
     def last(self, count):
         """A split of the last `count` pictures (all, if there are fewer)."""
-        return Split(self.images[-count:], self.labels[-count:], self.classes, self.name)
+        begin = max(0, len(self) - count)
+        return Split(self.images[begin:], self.labels[begin:], self.classes, self.name)
 
     def batch(self, indices, generator=None, augment=False):
         """Images (n, 3, 32, 32) float32 in [0, 1], channels-last, and labels (n,), for int64 `indices` (n,).

@@ -20,8 +20,9 @@ class APGD(Attack):
 
     `loss` "ce" is cross-entropy, "dlr" the difference of logits ratio, which no scaling of the logits changes,
     "targeted" the same towards one wrong class after the other, the `targets` likeliest. `samples` gradients are
-    averaged at each step, for models that answer at random. `precision` "auto" searches in bfloat16 where the
-    device has it; every success is verified in full precision.
+    averaged at each step, for models that answer at random; then no example leaves at its first lucky draw.
+    `precision` "auto" searches in bfloat16 where the device has it and the model's margins survive it;
+    every success is verified in full precision.
     """
 
     steps: int = 100
@@ -64,14 +65,19 @@ class APGD(Attack):
         state |= {"loss": loss, "top": loss, "checked": loss, "rises": torch.zeros_like(loss)}
         state |= {"size": torch.full_like(loss, 2 * self.eps), "halved": torch.ones_like(loss, dtype=torch.bool)}
         state |= {"lower": lower, "upper": upper}
-        state = search.strike(here, search.won(logits), state)
+        fell = (
+            search.won if self.samples == 1 else (lambda logits: torch.zeros_like(search.labels, dtype=torch.bool))
+        )
+        state = search.strike(here, fell(logits), state)
         window, since = max(round(0.22 * self.steps), 1), 0
         for step in range(self.steps):
             if not len(search):
                 return
             state = _move(state, MOMENTUM if step else 1.0)
             loss, gradient, logits = self._ascend(search, state["here"], rank, last=step == self.steps - 1)
-            state = search.strike(state["here"], search.won(logits), _note(state, loss, gradient))
+            state = _note(state, loss, gradient)
+            if self.samples == 1:
+                state = search.strike(state["here"], search.won(logits), state)
             since += 1
             if since == window:
                 state = _checkpoint(state, window)

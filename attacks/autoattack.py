@@ -48,7 +48,7 @@ class AutoAttack(Attack):
 
     @property
     def label(self):
-        weaker = self.steps < 100 or self.targets < 9 or self.queries < 5000
+        weaker = self.steps < 100 or (self.version == "standard" and (self.targets < 9 or self.queries < 5000))
         kind = "" if self.version == "standard" else f", {self.version}"
         return f"AutoAttack{kind}{', cut short' if weaker else ''}"
 

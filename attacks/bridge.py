@@ -13,6 +13,9 @@ from attacks.base import Attack
 # What these take for granted is ten classes; elsewhere they would aim at classes that do not exist.
 COUNTS_CLASSES = ("AutoAttack", "APGDT", "FAB")
 
+# These follow no cross-entropy, so it may saturate.
+OTHER_LOSS = ("APGDT", "CW", "DeepFool", "FAB", "JSMA", "OnePixel", "Pixle", "SparseFool", "Square")
+
 
 @dataclass(frozen=True, repr=False)
 class Torchattacks(Attack):
@@ -37,6 +40,10 @@ class Torchattacks(Attack):
         object.__setattr__(self, "norm", norm if norm in ("L1", "L2") else "Linf")
         object.__setattr__(self, "eps", 1.0 if eps is None else float(eps))
         super().__post_init__()
+
+    @property
+    def follows_cross_entropy(self):
+        return self.name not in OTHER_LOSS
 
     def scaled(self, factor):
         probe = _make(self.name, torch.nn.Linear(1, 1), self.settings)

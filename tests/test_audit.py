@@ -1,5 +1,7 @@
 """audit() and judge(): what they measure and find, and how little the checks of test() cost."""
 
+import math
+
 import pytest
 import torch
 from conftest import small_network
@@ -8,7 +10,7 @@ import evaluation
 import report
 from attacks import APGD, FGSM, NIFGSM, PGD, VMIFGSM, AutoAttack, Torchattacks
 from audit import Audit, audit, judge
-from scores import CLEAN, Scores
+from scores import ATTACKED, CLEAN, Finding, Scores
 
 
 @pytest.mark.parametrize("name", ["standard", "pgd"])
@@ -39,23 +41,39 @@ def test_an_audit_leaves_the_model_as_it_was(sound, blobs):
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_the_findings_join_the_scores_of_the_same_weights(study, sound, blobs, tmp_path):
-    model, broken = sound["pgd"], sound["standard"]
-    for name, weights in (("same", model), ("other", broken)):
-        folder = tmp_path / name
-        folder.mkdir()
-        evaluation.test(model, blobs.test, [FGSM()], progress=False).save(folder)
-        audited = Audit(
-            blobs.test.name, {CLEAN: torch.ones(3) > 0, "PGD-10": torch.ones(3) > 0}, {"PGD-10": "PGD"}
-        )
-        audited.findings = judge(0.3, {"PGD-10": 0.5})
-        audited.weights = evaluation.fingerprint(weights)
-        audited.save(folder)
+def kept(folder, model, split, weights, attack, findings, epoch="last"):
+    """Scores under PGD-10 in a run's folder, and an audit of `attack` on `weights` beside them."""
+    folder.mkdir()
+    evaluation.test(model, split, [FGSM(), PGD()], progress=False).save(folder, epoch)
+    outcomes = {CLEAN: torch.ones(3) > 0, attack.label: torch.ones(3) > 0}
+    audited = Audit(split.name, outcomes, {attack.label: repr(attack)}, findings=findings)
+    audited.weights = evaluation.fingerprint(weights)
+    audited.save(folder, epoch)
+
+
+def test_the_findings_join_the_scores_that_they_concern(sound, blobs, tmp_path):
+    model, split = sound["pgd"], blobs.test
+    found = [Finding("collapse", "invalid", 1, 0, "planted", ("PGD-10",))]
+    kept(tmp_path / "same", model, split, model, PGD(), found)
+    kept(tmp_path / "best", model, split, model, PGD(), found, "best")
+    kept(tmp_path / "weights", model, split, sound["standard"], PGD(), found)
+    kept(tmp_path / "settings", model, split, model, PGD(step_size=1 / 255), found)
+    everywhere = [Finding("masked gradient", "invalid", 1, 0, "planted", ATTACKED)]
+    kept(tmp_path / "everywhere", model, split, model, PGD(step_size=1 / 255), everywhere)
     loaded = report.load_scores(tmp_path)
-    assert [f.check for f in loaded["same"].findings] == ["robust above clean"]
-    assert loaded["other"].findings == []
-    assert loaded["same"].verdict("worst case") == "invalid"
-    assert Scores.load(tmp_path / "same", "audit").share("PGD-10") == 1
+    verdicts = {name: list(score.table().verdict == "invalid") for name, score in loaded.items()}
+    assert verdicts["same"] == verdicts["best, best"] == [False, False, True, False]
+    assert verdicts["weights"] == verdicts["settings"] == [False] * 4
+    assert verdicts["everywhere"] == [False, True, True, True]
+    assert Scores.load(tmp_path / "best", "audit-best").share("PGD-10") == 1
+
+
+def test_rows_of_an_audit_that_are_not_in_doubt_have_no_verdict():
+    audited = Audit("x", {CLEAN: torch.ones(3) > 0, "PGD-10": torch.ones(3) > 0, "noise": torch.ones(3) > 0})
+    audited.attacks = {"PGD-10": "PGD"}
+    audited.findings = [Finding("masked gradient", "invalid", 1, 0, "planted", ATTACKED)]
+    assert list(audited.table().verdict) == ["no finding", "invalid", "no finding"]
+    assert audited.verdict() == "invalid"
 
 
 @pytest.mark.parametrize(
@@ -69,6 +87,8 @@ def test_other_attacks_can_be_audited(attack, sound, blobs):
 def test_no_eps_no_audit(sound, blobs):
     with pytest.raises(ValueError, match="no ε to vary"):
         audit(sound["pgd"], blobs.test, PGD(eps=0))
+    with pytest.raises(ValueError, match="norm='L2'"):
+        audit(sound["pgd"], blobs.test, PGD(norm="L2", eps=0.3))
     with pytest.raises(ValueError, match="no ε to scale"):
         audit(sound["pgd"], blobs.test, Torchattacks("CW"))
 
@@ -87,6 +107,8 @@ def test_published_tables_are_judged():
     assert found["robust above clean"] == found["better than chance"] == "invalid"
     assert [f.check for f in judge(0.48, {"FGSM": 0.431, "PGD": 0.43, "NI": 0.429})] == ["attacks alike"]
     assert judge(0.824, {"FGSM": 0.56, "PGD": 0.52, "AutoAttack": 0.48}, chance=0.1) == []
+    assert judge(0.9, {"FGSM": 0.897, "PGD": 0.896, "NI": 0.895, "VMI": math.nan}) == []
+    assert [f.check for f in judge(0.9, {"FGSM": 0.8, "PGD-20": 0.05})] == ["catastrophic overfitting"]
 
 
 def test_the_checks_of_test_cost_little(sound, blobs, monkeypatch):

@@ -253,11 +253,37 @@ def test_many_samples_steady_a_random_model(sound, blobs):
         def forward(self, images):
             return self.inner(images + 0.1 * torch.randn_like(images))
 
-    torch.manual_seed(0)
-    model = Noisy().eval()
-    attack = AutoAttack(version="rand", steps=10, eps=4 / 255)
-    assert [stage.samples for stage in attack.stages] == [20, 20]
-    assert standing(model, attack, blobs.test) < standing(model, FGSM(eps=4 / 255), blobs.test)
+    images, labels = blobs.test.batch(torch.arange(128))
+    model, sizes = Noisy().eval(), []
+    assert [stage.samples for stage in AutoAttack(version="rand").stages] == [20, 20]
+
+    def accuracy(attack):
+        """The mean over 50 answers."""
+        torch.manual_seed(0)
+        found = attack.craft(model, images, labels, generator())
+        with torch.no_grad():
+            return sum(float((model(found).argmax(1) == labels).double().mean()) for _ in range(50)) / 50
+
+    assert accuracy(FGSM(eps=0.0)) > accuracy(FGSM(eps=4 / 255)) + 0.05
+    assert accuracy(APGD(eps=4 / 255, steps=20, samples=20)) < accuracy(FGSM(eps=4 / 255)) + 0.01
+    # No example leaves because it was unlucky once: after the first look all steps see the same ones.
+    model.inner.register_forward_hook(lambda _, inputs, out: sizes.append(len(inputs[0])))
+    APGD(eps=4 / 255, steps=5, samples=2).craft(model, images, labels, generator())
+    model.inner._forward_hooks.clear()
+    assert len(set(sizes[3:-2])) == 1
+
+
+def test_an_offset_of_all_logits_does_not_blind_the_search(sound, blobs):
+    """bfloat16 resolves 4 at 1000: the margins would drown, so the search goes on in float32."""
+
+    class Lifted(nn.Module):
+        def forward(self, images):
+            return sound["pgd"](images) + 1000
+
+    images, labels = blobs.test.batch(torch.arange(64))
+    sound["pgd"].eval()
+    assert Search(sound["pgd"], images, labels, False, "bfloat16").low
+    assert not Search(Lifted(), images, labels, False, "bfloat16").low
 
 
 def test_the_label_says_when_it_is_not_the_standard():

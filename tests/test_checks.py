@@ -119,7 +119,7 @@ def test_an_attack_that_leaves_its_ball_is_found(sound, blobs):
 @pytest.mark.parametrize(
     ("attack", "message"),
     [
-        (PGD(step_size=2 / 225), "2.267/255 is no quarter of 1/255; 2/225"),
+        (PGD(step_size=2 / 225), "no quarter of 1/255 and no simple part of ε; 2/225"),
         (PGD(steps=3, step_size=2 / 255), "3 steps of 2/255 cannot cross ε = 8/255"),
     ],
     ids=str,
@@ -131,7 +131,8 @@ def test_odd_step_sizes_are_suspect(attack, message):
 
 
 def test_usual_step_sizes_are_not():
-    for attack in (PGD(), PGD(step_size=0.5 / 255, steps=40), PGD(step_size=4 / 255, steps=3), FGSM()):
+    usual = (PGD(), PGD(step_size=0.5 / 255, steps=40), PGD(step_size=4 / 255, steps=3), FGSM())
+    for attack in (*usual, PGD(step_size=0.8 / 255, steps=20), PGD(step_size=2.5 * 8 / 255 / 20, steps=20)):
         assert checks.step_sizes("x", attack) is None
 
 

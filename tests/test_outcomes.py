@@ -9,6 +9,7 @@ from conftest import small_network
 
 import evaluation
 import outcomes
+import unfinished
 from attacks import PGD, Attack, AutoAttack
 
 CHEAP = AutoAttack(eps=6 / 255, steps=5, queries=20)
@@ -16,13 +17,11 @@ CHEAP = AutoAttack(eps=6 / 255, steps=5, queries=20)
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Stopping(PGD):
-    """Is interrupted after so many batches."""
-
-    batches: int = 10**9
+    """Is interrupted after LIMIT batches."""
 
     def craft(self, model, images, labels, generator, targeted=False):
         CALLS.append(len(images))
-        if len(CALLS) > self.batches:
+        if len(CALLS) > LIMIT:
             raise KeyboardInterrupt
         return super().craft(model, images, labels, generator, targeted)
 
@@ -30,27 +29,33 @@ class Stopping(PGD):
         return "Stopping()"
 
 
-CALLS = []
+CALLS, LIMIT = [], 10**9
 
 
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch):
     CALLS.clear()
     monkeypatch.setitem(outcomes.BATCH, "cpu", 20)
-    monkeypatch.setattr(outcomes, "SAVE_EVERY", -1)
+    monkeypatch.setattr(unfinished, "SAVE_EVERY", -1)
+
+
+def stop_after(batches, monkeypatch, model, split, folder):
+    with monkeypatch.context() as patch:
+        patch.setitem(globals(), "LIMIT", batches)
+        with pytest.raises(KeyboardInterrupt):
+            run(model, split, [Stopping(steps=3)], folder)
 
 
 def run(model, split, attacks, folder=None):
     return evaluation.test(model, split, attacks, progress=False, folder=folder)
 
 
-def test_a_stopped_test_goes_on_to_the_same_outcomes(sound, blobs, tmp_path):
+def test_a_stopped_test_goes_on_to_the_same_outcomes(sound, blobs, tmp_path, monkeypatch):
     model = sound["pgd"]
     whole = run(model, blobs.test, [Stopping(steps=3)])
     batches = len(CALLS)
     CALLS.clear()
-    with pytest.raises(KeyboardInterrupt):
-        run(model, blobs.test, [Stopping(steps=3, batches=3)], tmp_path)
+    stop_after(3, monkeypatch, model, blobs.test, tmp_path)
     assert (tmp_path / "test-unfinished.json").exists()
     CALLS.clear()
     again = run(model, blobs.test, [Stopping(steps=3)], tmp_path)
@@ -61,16 +66,40 @@ def test_a_stopped_test_goes_on_to_the_same_outcomes(sound, blobs, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("change", ["model", "pictures", "broken file"])
-def test_what_was_done_for_something_else_is_not_used(change, sound, blobs, tmp_path):
-    model, split = sound["pgd"], blobs.test
-    with pytest.raises(KeyboardInterrupt):
-        run(model, split, [Stopping(steps=3, batches=3)], tmp_path)
+class Around(torch.nn.Module):
+    """The same weights, another function."""
+
+    def __init__(self, inner, function):
+        super().__init__()
+        self.inner, self.function = inner, function
+
+    def forward(self, images):
+        return self.function(self.inner, images)
+
+
+def rewritten(monkeypatch):
+    """The attack after somebody has edited its code: the settings are the same."""
+    monkeypatch.setattr(Stopping, "craft", lambda self, model, images, *rest: CALLS.append(len(images)) or images)
+
+
+@pytest.mark.parametrize("change", ["model", "function", "pictures", "right pictures", "attack", "broken file"])
+def test_what_was_done_for_something_else_is_not_used(change, sound, blobs, tmp_path, monkeypatch):
+    model, split = Around(sound["pgd"], lambda inner, images: inner(images.detach())), blobs.test
+    stop_after(3, monkeypatch, model, split, tmp_path)
     CALLS.clear()
     if change == "model":
         model = sound["standard"]
+    elif change == "function":
+        model = Around(sound["pgd"], lambda inner, images: inner(images))
     elif change == "pictures":
         split = blobs.val
+    elif change == "right pictures":  # one clean prediction differs: batches shift, all but the first ones
+        logits = outcomes.predict(model, split)
+        first = int((logits.argmax(1) == split.labels).nonzero()[0])
+        logits[first, split.labels[first]] = -1000
+        monkeypatch.setattr(evaluation, "predict", lambda *_: logits)
+    elif change == "attack":
+        rewritten(monkeypatch)
     else:
         (tmp_path / "test-unfinished.json").write_text('{"key":')
     expected = run(model, split, [Stopping(steps=3)])
@@ -130,12 +159,11 @@ def test_the_bound_only_falls_and_ends_at_the_number(sound, blobs):
 def test_nothing_to_attack_is_no_error(blobs):
     stood, extent = outcomes.attacked(small_network(), small_network(), blobs.test, CHEAP, torch.arange(0), 0)
     assert len(stood) == 0
-    assert extent == (0.0, 0.0, 0.0, 0)
+    assert extent == (0.0, 0.0, 0.0, 0, 0)
 
 
-def test_the_unfinished_file_is_written_whole(sound, blobs, tmp_path):
-    with pytest.raises(KeyboardInterrupt):
-        run(sound["pgd"], blobs.test, [Stopping(steps=1, batches=2)], tmp_path)
+def test_the_unfinished_file_is_written_whole(sound, blobs, tmp_path, monkeypatch):
+    stop_after(2, monkeypatch, sound["pgd"], blobs.test, tmp_path)
     kept = json.loads((tmp_path / "test-unfinished.json").read_text())
     assert len(kept["batches"]) == 2
     assert all(set(stood) <= {"0", "1"} for stood, _ in kept["batches"].values())
@@ -156,4 +184,4 @@ def test_the_extent_is_nan_where_a_pixel_is(blobs):
 
     _, extent = outcomes.attacked(Deaf(), Deaf(), blobs.test, OneBadPixel(), torch.arange(40), 0)
     assert extent[0] != extent[0]
-    assert evaluation.audit.checks.inside_ball("x", OneBadPixel(), *extent).severity == "invalid"
+    assert evaluation.audit.checks.inside_ball("x", OneBadPixel(), extent).severity == "invalid"

@@ -181,3 +181,20 @@ def test_an_end_that_is_printed_as_zero_is_zero():
     assert Difference(0.019, 0.0001, 0.038).sign == 0  # +0.0 to +3.8 points
     assert Difference(0.019, 0.001, 0.038).sign == 1
     assert Difference(-0.019, -0.038, -0.001).sign == -1
+
+
+def test_the_worst_case_is_invalid_where_no_attack_holds(scores):
+    scores.findings = [Finding("masked gradient", "invalid", 1, 0, "", ("FGSM",))]
+    assert scores.verdict("worst case") == ""
+    scores.findings.append(Finding("masked gradient", "suspect", 1, 0, "", ("PGD-10",)))
+    assert scores.verdict("worst case") == "suspect"
+    scores.findings.append(Finding("masked gradient", "invalid", 1, 0, "", ("PGD-10",)))
+    assert scores.verdict("worst case") == scores.verdict() == "invalid"
+
+
+def test_the_worst_case_over_other_attacks_is_not_compared(scores):
+    stronger = Scores("blobs test", scores.outcomes, scores.attacks | {"PGD-10": "PGD(ε=16/255)"})
+    with pytest.raises(ValueError, match="over different attacks"):
+        difference([scores], [stronger], "worst case")
+    with pytest.raises(ValueError, match="not of the same examples"):
+        over_seeds([scores, Scores("other test", scores.outcomes, scores.attacks)])

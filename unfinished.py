@@ -1,0 +1,123 @@
+"""A test that was stopped goes on where it was: the batches that are done, and what they may be used for."""
+
+import hashlib
+import json
+import logging
+import math
+import time
+from dataclasses import fields
+from pathlib import Path
+
+import torch
+
+import attacks
+from attacks import evaluating, input_gradient
+from files import replacing
+from runs import fingerprint, structure
+
+SAVE_EVERY = 5.0  # seconds, at least, between two writes of what is done
+
+log = logging.getLogger("study")
+
+
+def place_of(attack, seed, stage, batch, indices):
+    """What a batch is known by: the attack with its code and every digit of its settings, and its pictures."""
+    settings = [(field.name, getattr(attack, field.name)) for field in fields(attack)]
+    pictures = hashlib.sha256(repr(indices.tolist()).encode()).hexdigest()[:16]
+    return f"{attack!r}, {_code([attack])}, {settings}, seed {seed}, stage {stage}, batch {batch}, {pictures}"
+
+
+class Kept(dict):
+    """Batches that are done, in a file of a folder, so that a test that was stopped goes on where it was.
+
+    They are used again only for the same pictures, and for models that have the same weights, code, logits and
+    gradients; the file goes when the test is done.
+    """
+
+    def __init__(self, folder, source=None, victim=None, split=None):
+        super().__init__()
+        self.path = None if folder is None else Path(folder) / "test-unfinished.json"
+        self.written = time.monotonic()
+        if self.path is None:
+            return
+        self.key, self.probe = _key(source, victim, split), _probe(source, victim, split)
+        if not self.path.exists():
+            return
+        try:
+            saved = json.loads(self.path.read_text())
+            near = len(saved["probe"]) == len(self.probe) and all(map(_near, saved["probe"], self.probe))
+            if saved["key"] == self.key and near:
+                self.update(saved["batches"])
+                log.info("%s: the test goes on after %d batches", self.path.parent.name, len(self))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            log.info("%s cannot be read (%s): the test begins anew", self.path, error)
+
+    def __setitem__(self, place, batch):
+        super().__setitem__(place, batch)
+        if self.path is not None and time.monotonic() - self.written > SAVE_EVERY:
+            with replacing(self.path) as partial:
+                partial.write_text(json.dumps({"key": self.key, "probe": self.probe, "batches": self}))
+            self.written = time.monotonic()
+
+    def remove(self):
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+
+
+def _key(source, victim, split):
+    digest = hashlib.sha256()
+    for path in sorted(Path(attacks.__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    for tensor in (split.images, split.labels):
+        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    both = (source, victim)
+    models = [part(model) for model in both for part in (fingerprint, structure)]
+    return [split.name, digest.hexdigest(), *models, *map(_code_of_model, both)]
+
+
+def _probe(source, victim, split):
+    """Logits and gradients of a few pictures, because weights and code do not show all that a model does."""
+    images, labels = split.batch(torch.arange(min(8, len(split)), device=split.labels.device))
+    values = []
+    for model in (source, victim):
+        with evaluating(model), torch.autocast(images.device.type, enabled=False):
+            gradient = input_gradient(model, images, labels).flatten(1)
+            with torch.no_grad():
+                values += model(images).flatten().tolist()
+        values += gradient.norm(dim=1).tolist() + gradient[:, ::2].sum(1).tolist()
+    return values
+
+
+def _near(a, b):
+    """As far as the order of additions on a GPU allows. NaN is near nothing, so broken models begin anew."""
+    return math.isclose(a, b, rel_tol=1e-2, abs_tol=1e-5)
+
+
+def _code_of_model(model):
+    modules = list(model.modules()) if isinstance(model, torch.nn.Module) else [model]
+    functions = [value for module in modules for value in vars(module).values() if hasattr(value, "__code__")]
+    return _code(modules, functions)
+
+
+def _code(objects, functions=()):
+    """A checksum over the compiled methods of these objects' classes, also of those from a notebook's cell."""
+    classes = {kind: None for thing in objects for kind in type(thing).__mro__}
+    own = [kind for kind in classes if kind.__module__.split(".")[0] not in ("torch", "torchvision", "builtins")]
+    everything = [*functions, *(value for kind in own for value in vars(kind).values())]
+    digest = hashlib.sha256()
+    for value in everything:
+        value = getattr(value, "fget", value)  # a property
+        for part in _parts(getattr(value, "__code__", None)):
+            digest.update(part)
+    return digest.hexdigest()[:16]
+
+
+def _parts(code):
+    if code is None:
+        return
+    yield code.co_code + repr(code.co_names).encode()
+    for constant in code.co_consts:
+        if hasattr(constant, "co_code"):
+            yield from _parts(constant)
+        else:
+            yield repr(constant).encode()
