@@ -88,7 +88,8 @@ def _compared(attacks, scores):
 
 def _beaten(attacks, white, scores):
     """Attacks that may not win: blind ones against the strongest of the others, all of them against AutoAttack."""
-    strongest = min(white, key=scores.share, default=None)
+    comparable = [label for label, attack in white.items() if getattr(attack, "norm", "Linf") == "Linf"]
+    strongest = min(comparable, key=scores.share, default=None)
     for label, attack in attacks.items():
         if strongest is None or attack.eps != attacks[strongest].eps:
             continue
