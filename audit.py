@@ -29,7 +29,7 @@ def examine(model, split, logits, scores, attacks, extents):
     """
     # Some ten passes over so few pictures that they cost less than a tenth of the evaluation itself.
     passes = len(split) * (1 + sum(3 * getattr(attack, "steps", 1) for attack in attacks.values()))
-    few = torch.arange(min(max(4, passes // 130), MOST, len(split)), device=split.labels.device)
+    few = torch.arange(min(max(2, passes // 200), MOST, len(split)), device=split.labels.device)
     images, labels = split.batch(few)
     found = [
         checks.finite_logits(logits),
@@ -38,7 +38,7 @@ def examine(model, split, logits, scores, attacks, extents):
     ]
     with evaluating(model):
         # A model that answers at random, or is changed by being asked, also answers differently alone.
-        changed = checks.unchanging(model, images[:4])
+        changed = checks.unchanging(model, images[:2])
         found.append(changed or checks.randomness(model, images) or checks.batch_independence(model, images))
     with evaluating(model):
         found.append(checks.gradients_in_forward(model, images[:1]))
