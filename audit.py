@@ -4,6 +4,7 @@
 """
 
 import math
+import re
 import time
 from dataclasses import replace
 
@@ -12,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
 import checks
-from attacks import FGSM, PGD, AutoAttack, Noise, Square, Torchattacks, evaluating
+from attacks import FGSM, PGD, Attack, AutoAttack, Noise, Square, Torchattacks, evaluating
 from outcomes import attacked, on_device_of, predict
 from runs import fingerprint
 from scores import CLEAN, Scores
@@ -138,16 +139,17 @@ def judge_table(table):
 class Audit(Scores):
     """What an audit measured and found: a row a measurement.
 
-    `save` writes audit.json and .csv (for `epoch="best"` audit-best) into a run's folder, whose scores of the same
-    weights have the findings from then on, as far as these concern attacks with the same settings.
+    `save` writes it into a run's folder as audit-<attack>.json and .csv. The scores there that are of the same
+    weights have its findings from then on, as far as these concern attacks with the same settings.
     """
 
-    def save(self, folder, epoch="last"):
-        super().save(folder, {"last": "audit", "best": "audit-best"}[epoch])
+    def save(self, folder):
+        ((_, attack),) = self.attacks.items()
+        self.write(folder, "audit-" + re.sub(r"[^\w.-]+", "-", attack.replace("/", "_")).strip("-"))
 
     def verdict(self, label=None):
         """As for any scores; but what the attack in doubt is held against has no verdict of its own."""
-        return super().verdict(label) if label in (None, CLEAN, *self.attacks) else ""
+        return super().verdict(label) if label in (None, CLEAN, *self.attacks) else "–"
 
     def _heading(self):
         (attack,) = self.attacks.values()
@@ -164,13 +166,17 @@ def audit(model, split, attack=None, *, surrogates=None, seed=0, progress=True):
     findings join the scores there, so that every table strikes out what is invalid. Raises ValueError where the
     attack has no ε to vary, or another norm than L∞. It runs the attack about ten times over, at larger ε too.
     """
-    return _Auditor(model, split, attack or PGD(), seed, progress).run(surrogates or {})
+    if not isinstance(surrogates, dict | None):
+        raise TypeError(f"surrogates={surrogates!r:.60}: a dictionary {{name: model}} is needed")
+    return _Auditor(model, split, PGD() if attack is None else attack, seed, progress).run(surrogates or {})
 
 
 class _Auditor:
     """One audit: the model, the pictures that it gets right, and what was measured so far."""
 
     def __init__(self, model, split, attack, seed, progress):
+        if not isinstance(attack, Attack):
+            raise TypeError(f"{attack!r} is no attack; pass one such as PGD(steps=20)")
         if attack.eps == 0:
             raise ValueError(f"{attack} has no ε to vary")
         if getattr(attack, "norm", "Linf") != "Linf":
@@ -214,7 +220,8 @@ class _Auditor:
         self._along_eps(attack)
         with evaluating(self.model):
             self._pictures(attack)
-        self.found += self._cheap()
+        there = {finding.check for finding in self.found if finding}
+        self.found += [finding for finding in self._cheap() if finding.check not in there]
         self.bar.close()
         measured = {"outcomes": self.outcomes, "attacks": {label: repr(attack)}, "seconds": self.seconds}
         return Audit(self.split.name, **measured, findings=in_order(self.found), weights=fingerprint(self.model))

@@ -227,13 +227,16 @@ def zero_eps(attack, change, rows=ATTACKED):
 
 
 def step_sizes(label, attack):
-    """Suspect: steps too short to reach ε, or a step size that is no multiple of 1/255 (a typo like 2/225)."""
+    """Suspect: steps too short to reach ε or over twice ε, or no simple part of 1/255 or ε (a typo like 2/225)."""
     step = getattr(attack, "step_size", None)
     if step is None or getattr(attack, "norm", "Linf") != "Linf":
         return None
     if step * attack.steps < attack.eps - TOLERANCE:
         says = f"{attack.steps} steps of {in_255ths(step)} cannot cross ε = {in_255ths(attack.eps)}"
         return Finding("step size", "suspect", step * attack.steps, attack.eps, says, (label,))
+    if step > 2 * attack.eps + TOLERANCE:
+        says = f"α = {in_255ths(step)} is over twice ε: each step ends in a corner. Was /255 forgotten?"
+        return Finding("step size", "suspect", step, 2 * attack.eps, says, (label,))
     quarters, part = step * 255 * 4, 2 * attack.eps / step
     if abs(quarters - round(quarters)) > 1e-3 and abs(part - round(part)) > 1e-3:
         says = f"α = {in_255ths(step)} is no quarter of 1/255 and no simple part of ε; 2/225 in place of 2/255?"
@@ -328,12 +331,12 @@ def collapse(accuracies, chance, rows):
     `accuracies` maps ε to accuracy.
     """
     for eps, share in accuracies.items():
-        limit = 0.01 if eps >= 1 - TOLERANCE else chance if abs(eps - 64 / 255) < TOLERANCE else None
+        far, known = eps >= 1 - TOLERANCE, abs(eps - 64 / 255) < TOLERANCE
+        limit = 0.01 if far else chance if known else None
         if limit is not None and share > limit:
-            says = f"at ε = {in_255ths(eps)} the attack still leaves {100 * share:.1f} %, over {100 * limit:.1f}"
-            return Finding(
-                "collapse", "invalid", share, limit, f"{says}: it does not work on this model", ATTACKED
-            )
+            over = f"{100 * limit:.1f} %{'' if far else ', chance'}"
+            says = f"at ε = {in_255ths(eps)} the attack still leaves {100 * share:.1f} %, over {over}"
+            return Finding("collapse", "invalid", share, limit, f"{says}: it does not work here", rows)
 
 
 def monotone(accuracies, rows):
@@ -359,6 +362,8 @@ def claimed(label, share, measured, high):
 
 def robust_overfitting(history, validation_images):
     """Suspect: robust validation accuracy of the best epoch is over 3 points above the last one's [R].
+
+    For adversarially trained networks; others lose what little they had.
 
     Where few pictures validate, the best of many epochs is luck: two standard errors are asked for as well.
     """

@@ -74,7 +74,7 @@ def seed_for(attack, seed):
 
 def _named(attacks):
     """Attacks by label, with the full settings where two labels are equal."""
-    attacks = [attacks] if isinstance(attacks, Attack) else list(attacks)
+    attacks = [attacks] if isinstance(attacks, (Attack, str)) else list(attacks)
     for attack in attacks:
         if not isinstance(attack, Attack):
             raise TypeError(f"{attack!r} is no attack; pass attacks such as PGD(steps=20)")
@@ -89,23 +89,17 @@ def _evaluate(source, victim, split, attacks, seed, progress, carried, folder=No
     begun = time.perf_counter()
     source, victim = on_device_of(split, source), on_device_of(split, victim)
     logits = predict(victim, split)
-    if logits.ndim != 2 or logits.shape[1] < split.num_classes:
-        raise ValueError(
-            f"the model gives logits of shape {tuple(logits.shape)} for {len(split)} pictures of "
-            f"{split.num_classes} classes; was it built for another data set?"
-        )
     right = (logits.argmax(1) == split.labels) & torch.isfinite(logits).all(1)
     outcomes, seconds, extents = {CLEAN: right.cpu()}, {CLEAN: time.perf_counter() - begun}, {}
     kept = Kept(folder, source, victim, split)
     bar = tqdm(total=len(attacks) * int(right.sum()), desc="test", disable=not progress, unit="image")
     for label, attack in attacks.items():
         bar.set_description(f"test {label}")
-        begun = time.perf_counter()
         indices = right.nonzero()[:, 0]
         stood, extents[label] = attacked(source, victim, split, attack, indices, seed_for(attack, seed), bar, kept)
         outcome = torch.zeros_like(right)
         outcome[indices] = stood
-        outcomes[label], seconds[label] = outcome.cpu(), time.perf_counter() - begun
+        outcomes[label], seconds[label] = outcome.cpu(), extents[label].seconds
     bar.close()
     kept.remove()
     described = {label: repr(attack) for label, attack in attacks.items()}

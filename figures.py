@@ -148,7 +148,9 @@ def plot_margins(groups, title):
         for axis, (name, parts) in zip(np.atleast_1d(axes), groups.items(), strict=True):
             values = {label: part.numpy() for label, part in parts.items()}
             everything = np.concatenate(list(values.values()))
-            edges = np.linspace(*np.quantile(everything, (0.005, 0.995)), 41)
+            low, high = np.quantile(everything, (0.005, 0.995))
+            width = (high - low) / 40
+            edges = np.arange(np.floor(low / width), np.ceil(high / width) + 1) * width  # one edge at zero
             for (label, part), colour in zip(values.items(), COLOURS[1:], strict=False):
                 inside = np.clip(part, edges[0], edges[-1])
                 axis.hist(inside, edges, histtype="stepfilled", alpha=0.45, color=colour, label=label)
@@ -173,26 +175,28 @@ def plot_surfaces(surfaces, title, eps=8 / 255):
             axis.set_title(name, fontsize=9)
             axis.set_xlabel("random direction, /255", fontsize=7, labelpad=-6)
             axis.set_ylabel("gradient's sign, /255", fontsize=7, labelpad=-6)
-            axis.set_zlabel("loss", fontsize=7, labelpad=-8)
+            axis.set_zlabel("loss", fontsize=7, labelpad=-3)
             axis.tick_params(labelsize=6, pad=-2)
             axis.view_init(28, -60)
-        figure.suptitle(f"{title}; mind the scales of the loss", fontsize=9)
+        figure.suptitle(f"{title}; each panel has a scale of its own", fontsize=9)
         return _done(figure)
 
 
 def plot_claims(table, title):
-    """Wrong protocols beside the right one: `table` has a row a protocol, columns claimed, true, low and high."""
+    """Wrong protocols beside the right one: `table` has a row a protocol, columns claimed, true, low, high, n."""
     with mpl.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(6.4, 0.42 * len(table) + 1.1), layout="constrained")
         for place, row in enumerate(table.itertuples()):
             axis.plot([100 * row.true, 100 * row.claimed], [place] * 2, color="#cccccc", linewidth=3, zorder=0)
             reach = [[100 * (row.true - row.low)], [100 * (row.high - row.true)]]
-            axis.errorbar(100 * row.true, place, xerr=reach, fmt="o", color=COLOURS[1], markersize=4)
-            axis.plot(100 * row.claimed, place, "X", color=COLOURS[2], markersize=6)
-        axis.set_yticks(range(len(table)), table.index)
+            axis.errorbar(100 * row.true, place + 0.13, xerr=reach, fmt="o", color=COLOURS[1], markersize=4)
+            axis.plot(100 * row.claimed, place - 0.13, "X", color=COLOURS[2], markersize=6)
+        axis.set_yticks(
+            range(len(table)), [f"{name} (n = {n})" for name, n in zip(table.index, table.n, strict=True)]
+        )
         axis.invert_yaxis()
         axis.set(xlabel="accuracy under attack, %", xlim=(-2, 102))
-        entries = [("X", COLOURS[2], "as the wrong protocol has it"), ("o", COLOURS[1], "as it is, 95 % interval")]
+        entries = [("X", COLOURS[2], "claimed"), ("o", COLOURS[1], "measured the right way, 95 % interval")]
         handles = [Line2D([], [], marker=m, color=c, linestyle="", label=text) for m, c, text in entries]
         figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=8)
         figure.suptitle(title, fontsize=9)

@@ -367,7 +367,8 @@ def beside(claimed, scores, label, findings=None):
     if findings is None:
         findings = [checks.claimed(label, claimed, scores.share(label), high)]
     caught = "; ".join(dict.fromkeys(f"{f.check} ({f.severity})" for f in findings if f)) or "nothing"
-    return {"claimed": claimed, "true": scores.share(label), "low": low, "high": high, "found by": caught}
+    row = {"claimed": claimed, "true": scores.share(label), "low": low, "high": high, "n": scores.n}
+    return row | {"found by": caught}
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -527,6 +528,12 @@ FLAWS = (
     Flaw("attack on the wrong labels", "collapse", "invalid", _attacked(_as(Mislabelled))),
     Flaw("attack on half of the batch", "collapse", "invalid", _attacked(_as(HalfDone))),
     Flaw("steps too short", "step size", "suspect", _attacked(lambda a: replace(a, step_size=0.5 / 255), False)),
+    Flaw(
+        "α = 2, the division forgotten",
+        "step size",
+        "suspect",
+        _attacked(lambda a: replace(a, step_size=2), False),
+    ),
     Flaw("α = 2/225", "step size", "suspect", _attacked(lambda a: replace(a, step_size=2 / 225), False)),
     Flaw("FGSM alone", "more steps", "suspect", _attacked(lambda a: FGSM(eps=a.eps))),
     # wrong protocols

@@ -5,6 +5,7 @@ never taken. What `attacked` returns is what every robust accuracy of this proje
 """
 
 import copy
+import time
 from typing import NamedTuple
 
 import torch
@@ -24,6 +25,7 @@ class Extent(NamedTuple):
     high: float
     broken: int  # examples whose logits are not finite
     still: int  # examples that withstand and were not changed at all
+    seconds: float  # all in all, also those before an interruption
 
 
 def on_device_of(split, model):
@@ -35,9 +37,15 @@ def on_device_of(split, model):
 
 
 def predict(model, split):
-    """Logits (N, K) of the pictures of a split, in float32 and eval mode."""
+    """Logits (N, K) of the pictures of a split, in float32 and eval mode. ValueError for too few classes."""
     with evaluating(model), torch.no_grad(), in_float32(split):
-        return torch.cat([model(images) for images, _ in split.batches(BATCH[split.labels.device.type])])
+        logits = torch.cat([model(images) for images, _ in split.batches(BATCH[split.labels.device.type])])
+    if logits.ndim != 2 or logits.shape[1] < split.num_classes:
+        raise ValueError(
+            f"the model gives logits of shape {tuple(logits.shape)} for {len(split)} pictures of "
+            f"{split.num_classes} classes; was it built for another data set?"
+        )
+    return logits
 
 
 def in_float32(split):
@@ -52,7 +60,7 @@ def attacked(source, victim, split, attack, indices, seed, bar=None, kept=None):
     ones before have left, in full batches. `kept` holds the batches that an earlier, interrupted call has done.
     """
     device, kept = split.labels.device, Kept(None) if kept is None else kept
-    extents, standing = [[0.0, 0.0, 0.0, 0, 0]], torch.ones_like(indices, dtype=torch.bool)
+    extents, standing = [[0.0, 0.0, 0.0, 0, 0, 0.0]], torch.ones_like(indices, dtype=torch.bool)
     left = len(indices)
     for number, stage in enumerate(attack.stages):
         final = number == len(attack.stages) - 1
@@ -71,9 +79,11 @@ def attacked(source, victim, split, attack, indices, seed, bar=None, kept=None):
             if bar is not None:
                 bar.update(len(stood) if final else stood.count("0"))
                 bar.set_postfix_str(f"{stage.label}, at most {100 * left / len(split):.1f} % withstand")
-    size, low, high, broken, still = torch.tensor(extents, dtype=torch.float64).T  # NaN stays NaN in its extremes
-    extent = Extent(float(size.max()), float(low.min()), float(high.max()), int(broken.sum()), int(still.sum()))
-    return standing, extent
+    size, low, high, broken, still, seconds = torch.tensor(
+        extents, dtype=torch.float64
+    ).T  # NaN stays NaN in its extremes
+    reach = float(size.max()), float(low.min()), float(high.max())
+    return standing, Extent(*reach, int(broken.sum()), int(still.sum()), float(seconds.sum()))
 
 
 def _judge(source, victim, attack, images, labels, generator):
@@ -81,6 +91,7 @@ def _judge(source, victim, attack, images, labels, generator):
 
     The attack gets a copy of the pictures, so that one that writes into them cannot hide how far it went.
     """
+    begun = time.perf_counter()
     with evaluating(source):
         adversarial = attack.craft(source, images.clone(), labels, generator)
     with evaluating(victim), torch.no_grad():
@@ -91,4 +102,4 @@ def _judge(source, victim, attack, images, labels, generator):
     size = change.norm(dim=1) if getattr(attack, "norm", "Linf") == "L2" else change.abs().amax(1)
     still = (stood & (size == 0)).sum()
     extent = torch.stack([size.max(), adversarial.min(), adversarial.max(), broken.sum(), still]).tolist()
-    return "".join("01"[mark] for mark in stood.tolist()), extent
+    return "".join("01"[mark] for mark in stood.tolist()), [*extent, time.perf_counter() - begun]

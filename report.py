@@ -61,18 +61,18 @@ def _checked(scores, folder, epoch):
 
 def _found_beside(folder, scores, epoch):
     """What audits of the same weights found, as far as it concerns these attacks, and what the history tells."""
-    for name in ("audit", "audit-best"):
-        if (folder / f"{SAVED_AS[name]}.json").exists():
-            audited = Scores.load(folder, name)
-            ((label, attack),) = audited.attacks.items()
-            same = scores.attacks.get(label) == attack
-            if audited.weights == scores.weights:
-                yield from (f for f in audited.findings if same or label not in f.rows)
+    for path in sorted(folder.glob("audit-*.json")):
+        audited = Scores.read(path)
+        ((label, attack),) = audited.attacks.items()
+        same = scores.attacks.get(label) == attack
+        if audited.weights == scores.weights:
+            yield from (f for f in audited.findings if same or label not in f.rows)
     run = RunFolder(folder)
     if epoch == "last" and run.finished and (folder / "recipe.json").exists():
         recipe = read_json(folder / "recipe.json")
         pictures = min(recipe["recipe"]["validation_images"], recipe["data"]["val"])
-        yield robust_overfitting(run.load_history(), pictures)
+        if "attack" in recipe["recipe"]["defence"]:
+            yield robust_overfitting(run.load_history(), pictures)
 
 
 def table(scores):

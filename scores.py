@@ -14,7 +14,7 @@ CLEAN = "clean"
 WORST = "worst case"
 ATTACKED = ("every attack",)  # the rows of a finding that concerns all but clean accuracy
 VERDICTS = ("", "suspect", "invalid")
-SAVED_AS = {"last": "scores", "best": "scores-best", "audit": "audit", "audit-best": "audit-best"}
+SAVED_AS = {"last": "scores", "best": "scores-best"}
 
 
 def wilson(correct, n, z=1.959964):
@@ -256,6 +256,10 @@ class Scores:
         name = SAVED_AS[epoch]
         if self.carried is not None:
             name = "carried-from-" + re.sub(r"[^\w.-]+", "-", self.carried)
+        self.write(folder, name)
+
+    def write(self, folder, name):
+        """Write <name>.json (with every outcome) and <name>.csv."""
         outcomes = {label: "".join("01"[int(bit)] for bit in value) for label, value in self.outcomes.items()}
         values = {"split": self.split, "carried": self.carried, "weights": self.weights}
         values |= {"attacks": self.attacks, "seconds": self.seconds}
@@ -267,7 +271,12 @@ class Scores:
     @classmethod
     def load(cls, folder, epoch="last"):
         """Read what `save` wrote."""
-        values = read_json(f"{folder}/{SAVED_AS[epoch]}.json")
+        return cls.read(f"{folder}/{SAVED_AS[epoch]}.json")
+
+    @classmethod
+    def read(cls, path):
+        """Read the .json that `write` wrote."""
+        values = read_json(path)
         values["findings"] = [
             Finding(**finding | {"rows": tuple(finding["rows"])}) for finding in values["findings"]
         ]

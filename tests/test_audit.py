@@ -48,7 +48,7 @@ def kept(folder, model, split, weights, attack, findings, epoch="last"):
     outcomes = {CLEAN: torch.ones(3) > 0, attack.label: torch.ones(3) > 0}
     audited = Audit(split.name, outcomes, {attack.label: repr(attack)}, findings=findings)
     audited.weights = evaluation.fingerprint(weights)
-    audited.save(folder, epoch)
+    audited.save(folder)
 
 
 def test_the_findings_join_the_scores_that_they_concern(sound, blobs, tmp_path):
@@ -65,14 +65,16 @@ def test_the_findings_join_the_scores_that_they_concern(sound, blobs, tmp_path):
     assert verdicts["same"] == verdicts["best, best"] == [False, False, True, False]
     assert verdicts["weights"] == verdicts["settings"] == [False] * 4
     assert verdicts["everywhere"] == [False, True, True, True]
-    assert Scores.load(tmp_path / "best", "audit-best").share("PGD-10") == 1
+    (path,) = (tmp_path / "best").glob("audit-*.json")
+    assert path.name == "audit-PGD-ε-8_255-α-2_255-10-steps.json"
+    assert Scores.read(path).share("PGD-10") == 1
 
 
 def test_rows_of_an_audit_that_are_not_in_doubt_have_no_verdict():
     audited = Audit("x", {CLEAN: torch.ones(3) > 0, "PGD-10": torch.ones(3) > 0, "noise": torch.ones(3) > 0})
     audited.attacks = {"PGD-10": "PGD"}
     audited.findings = [Finding("masked gradient", "invalid", 1, 0, "planted", ATTACKED)]
-    assert list(audited.table().verdict) == ["no finding", "invalid", "no finding"]
+    assert list(audited.table().verdict) == ["no finding", "invalid", "–"]
     assert audited.verdict() == "invalid"
 
 
@@ -87,6 +89,12 @@ def test_other_attacks_can_be_audited(attack, sound, blobs):
 def test_no_eps_no_audit(sound, blobs):
     with pytest.raises(ValueError, match="no ε to vary"):
         audit(sound["pgd"], blobs.test, PGD(eps=0))
+    with pytest.raises(TypeError, match="'pgd' is no attack"):
+        audit(sound["pgd"], blobs.test, "pgd")
+    with pytest.raises(TypeError, match="a dictionary"):
+        audit(sound["pgd"], blobs.test, surrogates=sound["standard"])
+    with pytest.raises(ValueError, match="built for another data set"):
+        audit(small_network(classes=3), blobs.test)
     with pytest.raises(ValueError, match="norm='L2'"):
         audit(sound["pgd"], blobs.test, PGD(norm="L2", eps=0.3))
     with pytest.raises(ValueError, match="no ε to scale"):

@@ -120,6 +120,7 @@ def test_an_attack_that_leaves_its_ball_is_found(sound, blobs):
     ("attack", "message"),
     [
         (PGD(step_size=2 / 225), "no quarter of 1/255 and no simple part of ε; 2/225"),
+        (PGD(step_size=2), "over twice ε"),
         (PGD(steps=3, step_size=2 / 255), "3 steps of 2/255 cannot cross ε = 8/255"),
     ],
     ids=str,

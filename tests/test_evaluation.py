@@ -120,6 +120,8 @@ def test_a_model_that_is_always_wrong_can_be_tested(blobs):
 def test_bad_lists_of_attacks(model, blobs):
     with pytest.raises(TypeError, match="'pgd' is no attack"):
         score(model, blobs.test, ["pgd"])
+    with pytest.raises(TypeError, match="'pgd' is no attack"):
+        score(model, blobs.test, "pgd")
     with pytest.raises(ValueError, match="listed twice"):
         score(model, blobs.test, [PGD(), PGD()])
     scores = score(model, blobs.test, [PGD(), PGD(eps=4 / 255)])

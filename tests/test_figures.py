@@ -23,7 +23,9 @@ def test_figures(study, tmp_path):
         "restarts": diagnostics.accuracy_against_restarts(named["other"], data.test, PGD(), 2, progress=False),
     }
     margins = diagnostics.margins(named["other"], data.test, FGSM())
-    claims = pd.DataFrame({"claimed": [0.7], "true": [0.3], "low": [0.2], "high": [0.4]}, index=["stale"])
+    claims = pd.DataFrame(
+        {"claimed": [0.7], "true": [0.3], "low": [0.2], "high": [0.4], "n": [9]}, index=["stale"]
+    )
     drawn = {
         "steps": figures.plot_against({"other": tables["steps"]}, "PGD"),
         "restarts": figures.plot_against({"other": tables["restarts"]}, "PGD"),

@@ -159,14 +159,14 @@ def test_the_bound_only_falls_and_ends_at_the_number(sound, blobs):
 def test_nothing_to_attack_is_no_error(blobs):
     stood, extent = outcomes.attacked(small_network(), small_network(), blobs.test, CHEAP, torch.arange(0), 0)
     assert len(stood) == 0
-    assert extent == (0.0, 0.0, 0.0, 0, 0)
+    assert extent == (0.0, 0.0, 0.0, 0, 0, 0.0)
 
 
 def test_the_unfinished_file_is_written_whole(sound, blobs, tmp_path, monkeypatch):
     stop_after(2, monkeypatch, sound["pgd"], blobs.test, tmp_path)
     kept = json.loads((tmp_path / "test-unfinished.json").read_text())
     assert len(kept["batches"]) == 2
-    assert all(set(stood) <= {"0", "1"} for stood, _ in kept["batches"].values())
+    assert all(set(stood) <= {"0", "1"} for stood, _extent in kept["batches"].values())
 
 
 def test_the_extent_is_nan_where_a_pixel_is(blobs):
