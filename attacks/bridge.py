@@ -23,6 +23,7 @@ class Torchattacks(Attack):
 
     torchattacks leaves the model in training mode, draws from global generators and may write gradients
     into the weights; none of that gets out of here. It runs in float32 also inside autocast.
+    Its AutoAttack gives the gradient attacks 10 steps where the standard, `attacks.AutoAttack`, has 100.
     Attacks without an ε of their own (CW, Pixle, ...) are bounded by [0, 1] alone, and their `eps` reads 1.
     """
 
