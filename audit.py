@@ -47,11 +47,9 @@ def examine(model, split, logits, scores, attacks, extents):
             following = tuple(label for label, attack in attacks.items() if not isinstance(attack, BLIND))
             if following:
                 found.append(checks.masked_gradient(model, images, labels, following))
-            textbook = tuple(
-                label for label in following if getattr(attacks[label], "follows_cross_entropy", False)
-            )
+            textbook = tuple(name for name in following if getattr(attacks[name], "follows_cross_entropy", False))
             if textbook:
-                found.append(checks.saturated_loss(model, images, labels, tuple(textbook)))
+                found.append(checks.saturated_loss(model, images, labels, textbook))
     right = int(scores.outcomes[CLEAN].sum())
     for label, attack in attacks.items():
         found += [checks.inside_ball(label, attack, extents[label]), checks.step_sizes(label, attack)]
@@ -64,7 +62,7 @@ def examine(model, split, logits, scores, attacks, extents):
 def _compared(attacks, scores):
     """Checks of attacks beside one another."""
     shares, n = {label: scores.share(label) for label in scores.outcomes}, scores.n
-    for one, many in checks.by_kind(attacks):
+    for one, many in fgsm_and_pgd(attacks):
         yield checks.attack_order(shares[one], shares[many], one, many, attacks[one].eps, n)
     white = {label: attack for label, attack in attacks.items() if not isinstance(attack, BLIND)}
     kinds = {(type(attack), getattr(attack, "name", "")): label for label, attack in white.items()}
@@ -85,6 +83,14 @@ def _compared(attacks, scores):
                 yield checks.stronger(
                     "more steps", label, shares[label], many, shares[many], n, 2.5, why, (label,)
                 )
+
+
+def fgsm_and_pgd(attacks):
+    """Pairs of FGSM's and PGD's labels at equal ε and norm."""
+    for one, fgsm in attacks.items():
+        for many, pgd in attacks.items():
+            if type(fgsm) is FGSM and type(pgd) is PGD and (fgsm.eps, fgsm.norm) == (pgd.eps, pgd.norm):
+                yield one, many
 
 
 def _beaten(attacks, white, scores):
@@ -153,7 +159,8 @@ class Audit(Scores):
 
     def _heading(self):
         (attack,) = self.attacks.values()
-        found = f"{len(self.findings)} findings" if self.findings else "nothing to object to"
+        number = len(self.findings)
+        found = f"{number} finding{'s' * (number > 1)}" if number else "nothing to object to"
         return f"audit of {attack}, {self.split}, n = {self.n}: {found}"
 
 
@@ -265,18 +272,14 @@ class _Auditor:
             self.found.append(checks.weaker_wins(label, outcomes[0], name, outcomes[1], self.rows))
 
     def _along_eps(self, attack):
-        n = len(self.split)
-        grid = {attack.eps: (self.share(attack.label), n)}
+        grid = {attack.eps: self.share(attack.label)}
         for eps in (attack.eps / 2, 2 * attack.eps, 64 / 255, 1.0):
             if eps <= 1 and all(abs(eps - there) > 1e-9 for there in grid):
-                share = self.measure(f"ε = {checks.in_255ths(eps)}", attack.scaled(eps / attack.eps))
-                grid[eps] = (share, n)
+                grid[eps] = self.measure(f"ε = {checks.in_255ths(eps)}", attack.scaled(eps / attack.eps))
         counts = torch.bincount(self.split.labels, minlength=self.split.num_classes)
-        chance = float(counts.max() / len(self.split))
-        self.found.append(checks.monotone(grid, self.rows))
+        self.found.append(checks.monotone(grid, len(self.split), self.rows))
         if type(attack) is not FGSM:  # a single step has no reason to succeed far out
-            shares = {eps: share for eps, (share, _) in grid.items()}
-            self.found.append(checks.collapse(shares, chance, self.rows))
+            self.found.append(checks.collapse(grid, float(counts.max() / len(self.split)), self.rows))
 
     def _pictures(self, attack):
         """Checks that need the adversarial pictures themselves."""

@@ -14,7 +14,7 @@ from math import isnan
 
 import torch
 
-from attacks import FGSM, PGD, dead_gradients, in_255ths, input_gradient
+from attacks import FGSM, dead_gradients, in_255ths, input_gradient
 from scores import ATTACKED, WORST, Finding
 
 TOLERANCE = 1e-6
@@ -339,14 +339,17 @@ def collapse(accuracies, chance, rows):
             return Finding("collapse", "invalid", share, limit, f"{says}: it does not work here", rows)
 
 
-def monotone(accuracies, rows):
-    """Suspect: accuracy rises along a growing ε by over 0.5 points, and over two examples' worth [C]."""
-    lowest = None
-    for eps, (share, n) in sorted(accuracies.items()):
-        if lowest is not None and share > lowest + max(0.005, 2 / n):
+def monotone(accuracies, n, rows):
+    """Suspect: accuracy rises along a growing ε by over 0.5 points, and over two of the n examples [C].
+
+    `accuracies` maps ε to accuracy.
+    """
+    lowest = 1.0
+    for eps, share in sorted(accuracies.items()):
+        if share > lowest + max(0.005, 2 / n):
             says = f"accuracy rises by {100 * (share - lowest):.1f} points up to ε = {in_255ths(eps)}"
             return Finding("monotone in ε", "suspect", share - lowest, 0.005, f"{says}; steps do not climb", rows)
-        lowest = share if lowest is None else min(lowest, share)
+        lowest = min(lowest, share)
 
 
 def claimed(label, share, measured, high):
@@ -363,9 +366,8 @@ def claimed(label, share, measured, high):
 def robust_overfitting(history, validation_images):
     """Suspect: robust validation accuracy of the best epoch is over 3 points above the last one's [R].
 
-    For adversarially trained networks; others lose what little they had.
-
-    Where few pictures validate, the best of many epochs is luck: two standard errors are asked for as well.
+    It is meant for adversarially trained networks; others lose what little they had. Where few pictures validate,
+    the best of many epochs is luck: two standard errors are asked for as well.
     """
     robust = history["accuracy/robust"].dropna()
     if not len(robust):
@@ -374,9 +376,8 @@ def robust_overfitting(history, validation_images):
     noise = 2 * (2 * best * (1 - best) / validation_images) ** 0.5
     if best - last > max(0.03, noise):
         says = f"robust validation accuracy fell from {100 * best:.1f} to {100 * last:.1f} % by the last epoch"
-        return Finding(
-            "robust overfitting", "suspect", best - last, 0.03, f"{says}; look at the best epoch's scores"
-        )
+        says = f"{says}; test the best epoch as well"
+        return Finding("robust overfitting", "suspect", best - last, 0.03, says, ATTACKED)
 
 
 def leak(tested, *seen):
@@ -393,11 +394,3 @@ def leak(tested, *seen):
 
 def _checksums(split):
     return [hashlib.sha1(image.numpy().tobytes()).digest() for image in split.images.cpu().contiguous()]
-
-
-def by_kind(attacks):
-    """Pairs of FGSM's and PGD's labels at equal ε and norm."""
-    for one, fgsm in attacks.items():
-        for many, pgd in attacks.items():
-            if type(fgsm) is FGSM and type(pgd) is PGD and (fgsm.eps, fgsm.norm) == (pgd.eps, pgd.norm):
-                yield one, many

@@ -23,7 +23,7 @@ def accuracy_against_eps(model, split, attack, grid, *, seed=0, progress=True):
     larger ball, so only those still standing are attacked again.
     """
     model = on_device_of(split, model)
-    standing = (predict(model, split).argmax(1) == split.labels).nonzero()[:, 0]
+    standing = _right(model, split)
     counts = {0.0: len(standing)}
     wanted = sorted(set(grid) - {0})
     for eps in tqdm(wanted, desc=f"{attack.label} along ε", disable=not progress):
@@ -41,7 +41,7 @@ def accuracy_against_steps(model, split, attack, steps, *, seed=0, progress=True
     attack that has not converged.
     """
     model = on_device_of(split, model)
-    right = (predict(model, split).argmax(1) == split.labels).nonzero()[:, 0]
+    right = _right(model, split)
     counts = {}
     for count in tqdm(sorted(set(steps)), desc=f"{type(attack).__name__}, steps", disable=not progress):
         longer = replace(attack, steps=count)
@@ -56,7 +56,7 @@ def accuracy_against_restarts(model, split, attack, restarts, *, seed=0, progres
     Each restart attacks only what still stands, so the curve never rises.
     """
     model = on_device_of(split, model)
-    standing = (predict(model, split).argmax(1) == split.labels).nonzero()[:, 0]
+    standing = _right(model, split)
     counts = {}
     for number in tqdm(range(restarts), desc=f"{attack.label}, restarts", disable=not progress):
         stood, _ = attacked(model, model, split, attack, standing, seed_for(attack, seed + number))
@@ -112,4 +112,8 @@ def loss_surface(model, images, labels, eps=8 / 255, points=21, *, seed=0):
 
 def first_right(model, split, count):
     """Indices of the first pictures, at most `count`, that the model gets right."""
-    return (predict(on_device_of(split, model), split).argmax(1) == split.labels).nonzero()[:count, 0]
+    return _right(on_device_of(split, model), split)[:count]
+
+
+def _right(model, split):
+    return (predict(model, split).argmax(1) == split.labels).nonzero()[:, 0]

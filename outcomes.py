@@ -1,17 +1,18 @@
-"""Which examples withstand an attack: the one place where pictures are attacked and judged.
+"""Which examples withstand an attack: what every robust accuracy of this project counts.
 
 Always in float32 and eval mode, always crafted on a model and judged right after: ready-made pictures are
-never taken. What `attacked` returns is what every robust accuracy of this project counts.
+never taken.
 """
 
 import copy
+import functools
 import time
 from typing import NamedTuple
 
 import torch
 
 from attacks import evaluating
-from unfinished import Kept, place_of
+from unfinished import Kept
 from utils import derive_seed
 
 BATCH = {"cpu": 250, "cuda": 1000}  # pictures at once
@@ -67,34 +68,32 @@ def attacked(source, victim, split, attack, indices, seed, bar=None, kept=None):
         for batch, some in enumerate(standing.nonzero()[:, 0].split(BATCH[device.type])):
             if not len(some):
                 continue
-            place = place_of(attack, seed, number, batch, indices[some])
-            if place not in kept:
-                generator = torch.Generator(device).manual_seed(derive_seed(seed, number, batch))
-                with in_float32(split):
-                    kept[place] = _judge(source, victim, stage, *split.batch(indices[some]), generator)
-            stood, extent = kept[place]
+            generator = torch.Generator(device).manual_seed(derive_seed(seed, number, batch))
+            chosen = indices[some]
+            judge = functools.partial(_judge, source, victim, stage, split, chosen, generator)
+            stood, extent = kept.once((attack, seed, number, batch, chosen), judge)
             standing[some] = torch.tensor([mark == "1" for mark in stood], device=device)
             extents.append(extent)
             left -= stood.count("0")
             if bar is not None:
                 bar.update(len(stood) if final else stood.count("0"))
                 bar.set_postfix_str(f"{stage.label}, at most {100 * left / len(split):.1f} % withstand")
-    size, low, high, broken, still, seconds = torch.tensor(
-        extents, dtype=torch.float64
-    ).T  # NaN stays NaN in its extremes
+    # NaN stays NaN in torch's extremes; in Python's it gets lost.
+    size, low, high, broken, still, seconds = torch.tensor(extents, dtype=torch.float64).T
     reach = float(size.max()), float(low.min()), float(high.max())
     return standing, Extent(*reach, int(broken.sum()), int(still.sum()), float(seconds.sum()))
 
 
-def _judge(source, victim, attack, images, labels, generator):
+def _judge(source, victim, attack, split, indices, generator):
     """One batch: a "1" for each example that withstands, and how far the attack went.
 
     The attack gets a copy of the pictures, so that one that writes into them cannot hide how far it went.
     """
     begun = time.perf_counter()
-    with evaluating(source):
+    images, labels = split.batch(indices)
+    with evaluating(source), in_float32(split):
         adversarial = attack.craft(source, images.clone(), labels, generator)
-    with evaluating(victim), torch.no_grad():
+    with evaluating(victim), torch.no_grad(), in_float32(split):
         logits = victim(adversarial)
     broken = ~torch.isfinite(logits).all(1)
     stood = (logits.argmax(1) == labels) & ~broken

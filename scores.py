@@ -127,7 +127,7 @@ def over_seeds(scores):
 
 def check_examples(scores):
     """Raise ValueError unless all scores are of the same examples, crafted on the same kind of source."""
-    there = [(score.split, score.n, *((score.carried,) if score.carried else ())) for score in scores]
+    there = [(score.split, score.n, score.carried or "white box") for score in scores]
     if len(set(there)) != 1:
         raise ValueError(f"these scores are not of the same examples: {there}")
 

@@ -167,10 +167,13 @@ def _report(study, keep):
     except FileNotFoundError as error:
         print(f"no report: {error}", file=sys.stderr)
         return
+    invalid = []
     for folder in sorted(path for path in study.iterdir() if path.is_dir()):
         found = report.findings(report.load_scores(folder))
-        for row in found[found.severity == "invalid"].itertuples():
-            print(f"INVALID: {folder.name}, {row.model}, {row.rows}: {row.check}: {row.why}")
+        invalid += [(folder.name, row) for row in found[found.severity == "invalid"].itertuples()]
+    print(f"\n{len(invalid)} findings say that a number is invalid" + (":" if invalid else ""))
+    for experiment, row in invalid:
+        print(f"INVALID: {experiment}, {row.model}, {row.rows}: {row.check}: {row.why}")
 
 
 def _minutes(seconds):

@@ -20,13 +20,6 @@ SAVE_EVERY = 5.0  # seconds, at least, between two writes of what is done
 log = logging.getLogger("study")
 
 
-def place_of(attack, seed, stage, batch, indices):
-    """What a batch is known by: the attack with its code and every digit of its settings, and its pictures."""
-    settings = [(field.name, getattr(attack, field.name)) for field in fields(attack)]
-    pictures = hashlib.sha256(repr(indices.tolist()).encode()).hexdigest()[:16]
-    return f"{attack!r}, {_code([attack])}, {settings}, seed {seed}, stage {stage}, batch {batch}, {pictures}"
-
-
 class Kept(dict):
     """Batches that are done, in a file of a folder, so that a test that was stopped goes on where it was.
 
@@ -52,9 +45,18 @@ class Kept(dict):
         except (OSError, ValueError, KeyError, TypeError) as error:
             log.info("%s cannot be read (%s): the test begins anew", self.path, error)
 
-    def __setitem__(self, place, batch):
-        super().__setitem__(place, batch)
-        if self.path is not None and time.monotonic() - self.written > SAVE_EVERY:
+    def once(self, known_by, compute):
+        """What `compute` returned, now or before it was interrupted; `known_by` are the arguments of `_place`."""
+        if self.path is None:
+            return compute()
+        place = _place(*known_by)
+        if place not in self:
+            self[place] = compute()
+            self._save()
+        return self[place]
+
+    def _save(self):
+        if time.monotonic() - self.written > SAVE_EVERY:
             with replacing(self.path) as partial:
                 partial.write_text(json.dumps({"key": self.key, "probe": self.probe, "batches": self}))
             self.written = time.monotonic()
@@ -62,6 +64,13 @@ class Kept(dict):
     def remove(self):
         if self.path is not None:
             self.path.unlink(missing_ok=True)
+
+
+def _place(attack, seed, stage, batch, indices):
+    """What a batch is known by: the attack with its code and every digit of its settings, and its pictures."""
+    settings = [(field.name, getattr(attack, field.name)) for field in fields(attack)]
+    pictures = hashlib.sha256(repr(indices.tolist()).encode()).hexdigest()[:16]
+    return f"{attack!r}, {_code([attack])}, {settings}, seed {seed}, stage {stage}, batch {batch}, {pictures}"
 
 
 def _key(source, victim, split):

@@ -65,10 +65,8 @@ class APGD(Attack):
         state |= {"loss": loss, "top": loss, "checked": loss, "rises": torch.zeros_like(loss)}
         state |= {"size": torch.full_like(loss, 2 * self.eps), "halved": torch.ones_like(loss, dtype=torch.bool)}
         state |= {"lower": lower, "upper": upper}
-        fell = (
-            search.won if self.samples == 1 else (lambda logits: torch.zeros_like(search.labels, dtype=torch.bool))
-        )
-        state = search.strike(here, fell(logits), state)
+        if self.samples == 1:
+            state = search.strike(here, search.won(logits), state)
         window, since = max(round(0.22 * self.steps), 1), 0
         for step in range(self.steps):
             if not len(search):
@@ -86,7 +84,7 @@ class APGD(Attack):
 
     def _ascend(self, search, points, rank, last=False):
         objective = self._objective(search, rank)
-        if last:  # nobody will follow this gradient
+        if last and self.samples == 1:  # nobody will follow this gradient
             logits = search.logits(points)
             return objective(logits), torch.zeros_like(points), logits
         loss, gradient, logits = search.ascend(points, objective)
