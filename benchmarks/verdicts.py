@@ -2,10 +2,10 @@
 
     make study && python -m benchmarks.verdicts runs/quick-shapes
 
-Every flaw of flaws.py is planted in the small CNN (notebook 01) and in the ResNet-18 (notebook 03). Sound are the
-evaluations of all networks of the study that have learned something, each under four attacks, and audits of those
-of the experiments named by --audit. A network at chance, or one that says one class for most pictures, is left
-out: that is a flaw of its own.
+Every flaw of flaws/catalogue.py is planted in the small CNN (notebook 01) and in the ResNet-18 (notebook 03).
+Sound are the evaluations of all networks of the study that have learned something, each under four attacks, and
+audits of those of the experiments named by --audit. A network at chance, or one that says one class for most
+pictures, is left out: that is a flaw of its own.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from attacks import FGSM, NIFGSM, PGD, VMIFGSM
 from audit import audit
 from evaluation import test
 from finetune_framework import load_source
-from flaws import Lab, confusion, plant
+from flaws.catalogue import Lab, confusion, plant
 from runs import environment, fingerprint, read_json, write_json
 
 RESULTS = utils.ROOT / "benchmarks" / "results"

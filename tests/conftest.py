@@ -5,11 +5,11 @@ import torch
 from torch import nn
 
 import evaluation
-import flaws
 import models
 import utils
 from attacks import FGSM, PGD
 from defences import Adversarial, Standard
+from flaws.catalogue import Lab
 from trainer import Recipe, train
 from utils import Data, Split
 
@@ -120,4 +120,4 @@ def lab(tmp_path_factory):
     defence = Adversarial(PGD(steps=3, step_size=4 / 255), ramp=0.5)
     recipe = Recipe(epochs=6, defence=defence, **common)
     robust = train(standard.model, data, recipe, session.folder("pgd"), progress=False)
-    return flaws.Lab(standard.model, robust.model, data.test.first(200), PGD())
+    return Lab(standard.model, robust.model, data.test.first(200), PGD())

@@ -3,17 +3,17 @@
 import pytest
 
 import evaluation
-import flaws
 from attacks import FGSM, MIFGSM, NIFGSM, PGD, VMIFGSM, VNIFGSM, AutoAttack
 from audit import audit
+from flaws import catalogue
 
 
 def test_there_are_thirty():
-    assert len(flaws.FLAWS) >= 30
-    assert len({flaw.name for flaw in flaws.FLAWS}) == len(flaws.FLAWS)
+    assert len(catalogue.FLAWS) >= 30
+    assert len({flaw.name for flaw in catalogue.FLAWS}) == len(catalogue.FLAWS)
 
 
-@pytest.mark.parametrize("flaw", flaws.FLAWS, ids=lambda flaw: flaw.name)
+@pytest.mark.parametrize("flaw", catalogue.FLAWS, ids=lambda flaw: flaw.name)
 def test_every_flaw_is_found(flaw, lab):
     found, findings = flaw.found(lab)
     assert found, [str(finding) for finding in findings]
@@ -47,11 +47,11 @@ def test_sound_evaluations_are_not_accused(lab, sound, blobs):
 
 def test_the_confusion_table_counts(lab, monkeypatch):
     monkeypatch.setattr(
-        flaws, "FLAWS", (*flaws.FLAWS[-4:], flaws.Flaw("missed", "claim", "invalid", lambda lab: []))
+        catalogue, "FLAWS", (*catalogue.FLAWS[-4:], catalogue.Flaw("missed", "claim", "invalid", lambda lab: []))
     )
-    planted = flaws.plant(lab)
+    planted = catalogue.plant(lab)
     assert list(planted.found) == [True] * 4 + [False]
-    table = flaws.confusion({"lab": planted}, {"a": [], "b": flaws.judge(0.1, {"PGD": 0.5})})
+    table = catalogue.confusion({"lab": planted}, {"a": [], "b": catalogue.judge(0.1, {"PGD": 0.5})})
     assert table.loc["lab: planted, invalid"].tolist() == [3, 2]
     assert table.loc["lab: planted, suspect"].tolist() == [2, 2]
     assert table.loc["sound: nothing invalid"].tolist() == [2, 1]

@@ -27,7 +27,7 @@ LAYERS = [
     {"study"},
 ]
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
-MODULES = [*ROOT.glob("*.py"), *ROOT.glob("models/*.py"), *ROOT.glob("attacks/*.py")]
+MODULES = [*ROOT.glob("*.py"), *ROOT.glob("models/*.py"), *ROOT.glob("attacks/*.py"), *ROOT.glob("flaws/*.py")]
 
 
 def imported(path):

@@ -10,7 +10,8 @@ import torch
 
 import figures
 import report
-from runs import read_json
+from runs import read_json, write_json
+from scores import Scores
 
 
 def test_the_table_strikes_out_what_is_invalid(study):
@@ -91,3 +92,27 @@ def test_the_answers_stand_at_the_top(study):
     assert page.index("50 % against 5 %") < page.index("Accuracy in %")
     assert "broke off with an error" not in page
     assert 'id="answers"' not in report.write_page(study[0].runs.parent).read_text()
+
+
+def test_overfitting_is_looked_for_where_somebody_trained_adversarially(tmp_path):
+    for name, defence in {"standard": {"kind": "Standard"}, "pgd": {"kind": "Adversarial", "attack": {}}}.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        outcome = torch.arange(10) < 5
+        Scores("x test", {"clean": outcome, "FGSM": outcome}, {"FGSM": "FGSM"}).save(folder)
+        write_json(
+            folder / "recipe.json",
+            {"recipe": {"defence": defence, "validation_images": 1000}, "data": {"val": 1000}},
+        )
+        pd.DataFrame({"epoch": [1, 2], "accuracy/robust": [0.5, 0.4]}).to_csv(folder / "history.csv", index=False)
+        (folder / "weights.safetensors").touch()
+        assert list(report._found_beside(folder, Scores.load(folder), "best")) == []
+    found = {
+        name: list(report._found_beside(tmp_path / name, score, "last"))
+        for name, score in {name: Scores.load(tmp_path / name) for name in ("standard", "pgd")}.items()
+    }
+    assert [f for f in found["standard"] if f] == []
+    (finding,) = found["pgd"]
+    assert finding.check == "robust overfitting"
+    assert finding.concerns("FGSM")
+    assert not finding.concerns("clean")
