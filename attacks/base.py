@@ -109,14 +109,25 @@ def new_generator(device):
 
 @contextmanager
 def evaluating(model):
-    """Put every submodule into eval mode, and give each its own flag back afterwards, whatever happens."""
+    """Put every submodule into eval mode and ask no gradient for any weight: crafting needs neither.
+
+    Each module and weight gets its own flag back afterwards, whatever happens. Without gradients for weights less
+    is kept in memory, and the networks of `models` take their fused form.
+    """
     modules = list(model.modules()) if isinstance(model, nn.Module) else []
     training = [module for module in modules if module.training]
+    learning = [
+        weight for module in modules for weight in module.parameters(recurse=False) if weight.requires_grad
+    ]
     for module in training:
         module.training = False
+    for weight in learning:
+        weight.requires_grad = False
     try:
         yield
     finally:
+        for weight in learning:
+            weight.requires_grad = True
         for module in modules:
             module.training = False
         for module in training:

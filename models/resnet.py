@@ -6,9 +6,19 @@ He et al. 2015, arXiv:1512.03385; the pre-activation form: He et al. 2016, arXiv
 import torch
 from torch import nn
 
+from models.fused import chain
+
 
 def _conv3(inputs, outputs, stride=1):
     return nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
+
+
+class Stem(nn.Sequential):
+    """A 3x3 convolution, and BatchNorm and ReLU unless the blocks begin with them."""
+
+    def forward(self, x):
+        out = chain(x, [tuple(self[:2])]) if len(self) > 1 else None
+        return super().forward(x) if out is None else out
 
 
 class BasicBlock(nn.Module):
@@ -23,6 +33,9 @@ class BasicBlock(nn.Module):
         self.shortcut = _shortcut(inputs, width, stride)
 
     def forward(self, x):
+        pairs = [(self.conv1, self.bn1), (self.conv2, self.bn2)]
+        if (out := chain(x, pairs, list(self.shortcut.children()))) is not None:
+            return out
         out = torch.relu_(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
         return torch.relu_(out.add_(self.shortcut(x)))
@@ -42,6 +55,9 @@ class Bottleneck(nn.Module):
         self.shortcut = _shortcut(inputs, outputs, stride)
 
     def forward(self, x):
+        pairs = [(self.conv1, self.bn1), (self.conv2, self.bn2), (self.conv3, self.bn3)]
+        if (out := chain(x, pairs, list(self.shortcut.children()))) is not None:
+            return out
         out = torch.relu_(self.bn1(self.conv1(x)))
         out = torch.relu_(self.bn2(self.conv2(out)))
         out = self.bn3(self.conv3(out))
@@ -82,7 +98,7 @@ class ResNet(nn.Module):
         if not isinstance(width, int) or width < 1:
             raise ValueError(f"width={width!r}: a whole number of at least 1 is needed (64 is the standard)")
         preactivated = block is PreActBlock
-        self.stem = nn.Sequential(_conv3(3, width))
+        self.stem = Stem(_conv3(3, width))
         if not preactivated:
             self.stem.extend([nn.BatchNorm2d(width), nn.ReLU()])
         self.stages = nn.Sequential()

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from torch import nn
 
 import models
+from attacks import evaluating, input_gradient
 
 PARAMETERS = {
     ("shallow_cnn", 10): 62_006,
@@ -73,3 +75,128 @@ def test_resnet_equals_torchvisions_after_the_stem():
 def test_errors_are_clear(name, classes, options, message):
     with pytest.raises(ValueError, match=message):
         models.build(name, classes, **options)
+
+
+def lived_in(name, **options):
+    """A network whose BatchNorm statistics are not those of the start, in eval mode."""
+    model = models.build(name, 10, **options).eval()
+    generator = torch.Generator().manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.2, generator=generator)
+            module.running_var.uniform_(0.5, 2, generator=generator)
+            module.weight.data.uniform_(0.5, 1.5, generator=generator)
+            module.bias.data.normal_(0, 0.2, generator=generator)
+    return model
+
+
+def pictures(count=8, side=32):
+    generator = torch.Generator().manual_seed(1)
+    images = torch.rand(count, 3, side, side, generator=generator).contiguous(memory_format=torch.channels_last)
+    return images, torch.randint(10, (count,), generator=generator)
+
+
+def distance(gradient, reference):
+    """Relative L2 distance, the median of the examples: rounding may flip a ReLU in one of them."""
+    gap = (gradient.double() - reference).flatten(1).norm(dim=1) / reference.flatten(1).norm(dim=1)
+    return float(gap.median())
+
+
+@pytest.mark.parametrize(
+    ("name", "width"), [("resnet18", 8), ("resnet34", 4), ("resnet50", 4), ("preact_resnet18", 4)]
+)
+def test_the_fused_form_is_the_same_function(name, width):
+    model, (images, labels) = lived_in(name, width=width), pictures()
+    exact = model.double()
+    with torch.no_grad():
+        logits = exact(images.double())
+    gradient = input_gradient(exact, images.double(), labels)
+    model.float()
+    with evaluating(model):
+        assert torch.allclose(model(images).double(), logits, atol=1e-4, rtol=1e-4)
+        assert distance(input_gradient(model, images, labels), gradient) < 1e-4
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = distance(input_gradient(model, images, labels), gradient)
+        with evaluating(model):
+            assert distance(input_gradient(model, images, labels), gradient) < 1.2 * rough
+
+
+def test_the_fused_form_is_taken_only_where_it_may_be(monkeypatch):
+    model, (images, labels) = lived_in("resnet18", width=4), pictures(2)
+    taken = []
+    whole = models.fused._Chain.apply
+    monkeypatch.setattr(models.fused._Chain, "apply", lambda *given: taken.append(given) or whole(*given))
+
+    def count(act):
+        taken.clear()
+        act()
+        return len(taken)
+
+    everywhere = 1 + 8  # the stem and the blocks
+    with torch.no_grad():
+        assert count(lambda: model(images)) == everywhere
+    assert count(lambda: model(images)) == 0  # the weights may want a gradient
+    with evaluating(model):
+        assert count(lambda: input_gradient(model, images, labels)) == everywhere
+        block = model.network.stages[0][0]
+        block.bn1.train()
+        assert count(lambda: model(images)) == everywhere - 1
+        block.bn1.eval()
+        seen = []
+        block.conv2.register_forward_hook(lambda *_: seen.append(1))
+        assert count(lambda: model(images)) == everywhere - 1
+        assert seen
+    model.double()
+    with torch.no_grad():
+        assert count(lambda: model(images.double())) == 0
+
+
+def test_the_fused_form_sees_weights_that_move():
+    """Nothing folded is kept: weights written behind autograd's back count at once."""
+    model, (images, _) = lived_in("resnet18", width=4), pictures(2)
+    with torch.no_grad():
+        before = model(images)
+        model.network.stages[0][0].conv1.weight.data.mul_(2)
+        assert not torch.allclose(model(images), before)
+
+
+def test_a_second_derivative_of_the_fused_form_is_refused():
+    model, (images, _) = lived_in("resnet18", width=4), pictures(2)
+    with evaluating(model):
+        value = model(images.requires_grad_()).square().sum()
+        first = torch.autograd.grad(value, images, create_graph=True)[0]
+        with pytest.raises(RuntimeError, match="not have been used|once_differentiable"):
+            torch.autograd.grad(first.square().sum(), images)
+
+
+@pytest.mark.parametrize("side", [32, 36])
+def test_the_shallow_network_in_bfloat16_is_the_same_function(side):
+    network, (images, labels) = models.build("shallow_cnn", 10).network, pictures(16, side)
+    if side != 32:  # the sizes work out, but for the linear layers
+        network[7] = nn.Linear(16 * 6 * 6, 120)
+    plain = nn.Sequential(*network)
+    with torch.autocast("cpu", torch.bfloat16):
+        fast, slow = network(images), plain(images)
+        assert torch.allclose(fast, slow, atol=1e-2)
+        for one, other in zip(
+            torch.autograd.grad(nn.functional.cross_entropy(fast.float(), labels), list(network.parameters())),
+            torch.autograd.grad(nn.functional.cross_entropy(slow.float(), labels), list(network.parameters())),
+            strict=True,
+        ):
+            assert (one - other).norm() < 0.1 * other.norm()
+        rough = input_gradient(plain, images, labels)
+        near = input_gradient(network, images, labels)
+    exact = input_gradient(plain.double(), images.double(), labels)
+    assert distance(near, exact) < 1.2 * distance(rough, exact)
+
+
+def test_the_shallow_network_pools_by_its_layers_where_someone_watches_or_sizes_are_odd():
+    network, (images, _) = models.build("shallow_cnn", 10).network, pictures(2)
+    seen = []
+    network[1].register_forward_hook(lambda *_: seen.append(1))
+    with torch.autocast("cpu", torch.bfloat16):
+        network(images)
+        assert seen
+        odd = models.build("shallow_cnn", 10).network
+        odd[7] = nn.Linear(16 * 5 * 5, 120)
+        assert odd(pictures(2, 34)[0][:, :, :33, :33]).shape == (2, 10)
