@@ -7,7 +7,7 @@ from torch.nn.functional import cross_entropy
 
 import models
 from attacks import FGSM, PGD
-from defences import L2SP, Adversarial, FeatureDistillation, Standard
+from defences import L2SP, NFGSM, Adversarial, FeatureDistillation, Standard
 
 
 @pytest.fixture
@@ -54,6 +54,40 @@ def test_ramp_raises_eps_and_step_size_together():
     assert defence._attack_at(0.25).step_size == pytest.approx(0.005)
     assert defence._attack_at(0.5) is defence.attack
     assert Adversarial(FGSM(eps=0.04), ramp=1)._attack_at(0.5).eps == pytest.approx(0.02)
+
+
+def given(network):
+    """Collects what a network is given in training mode, and what in eval mode."""
+    seen = {True: [], False: []}
+    network.register_forward_pre_hook(
+        lambda module, inputs: seen[module.training].append(inputs[0].detach().clone())
+    )
+    return seen
+
+
+@pytest.mark.parametrize("noise", [0.0, 2.0])
+def test_nfgsm_takes_one_step_from_a_noisy_picture_and_stays_in_the_picture_alone(noise, batch):
+    images, labels = batch
+    network, before = small_network().train(), small_network().eval()
+    seen = given(network)
+    loss, logits = NFGSM(eps=0.02, noise=noise).loss(
+        network, images, labels, progress=0, generator=generator(), smoothing=0.1
+    )
+    assert torch.equal(loss, cross_entropy(logits, labels, label_smoothing=0.1))
+    (noisy,), (trained,) = seen[False], seen[True]  # one gradient, in eval mode
+    assert (noisy - images).abs().max() == pytest.approx(0.02 * noise, abs=2e-4)
+    gradient = torch.autograd.grad(cross_entropy(before(noisy.requires_grad_()), labels), noisy)[0]
+    assert torch.allclose(trained, (noisy + 0.02 * gradient.sign()).clamp(0, 1), atol=1e-6)
+    assert 0 <= trained.min() <= trained.max() <= 1
+    outside = ((trained - images).abs() > 0.02 + 1e-6).float().mean()
+    assert (outside > 0.2) == bool(noise)  # no projection on ε
+
+
+def test_nfgsm_without_noise_is_training_with_fgsm(batch):
+    network = small_network().eval()
+    plain = call(Adversarial(FGSM(eps=0.02)), network, batch)
+    assert torch.allclose(call(NFGSM(eps=0.02, noise=0), network, batch), plain)
+    assert call(NFGSM(eps=0.02, noise=0, step=2), network, batch) > plain
 
 
 def small_model(seed=0):
@@ -105,3 +139,7 @@ def test_errors_are_clear():
         Adversarial("pgd")
     with pytest.raises(ValueError, match="ramp=2"):
         Adversarial(PGD(), ramp=2)
+    for wrong in ({"eps": 8}, {"eps": 0}, {"noise": -1}, {"step": 0}):
+        name, value = next(iter(wrong.items()))
+        with pytest.raises(ValueError, match=f"NFGSM: {name}={value}; a number .* usual"):
+            NFGSM(**wrong)
