@@ -8,6 +8,6 @@ the images that the model was trained on, for the curve of training accuracy.
 
 from defences.adversarial import Adversarial, Standard
 from defences.penalties import L2SP, FeatureDistillation, Penalty
-from defences.single_step import NFGSM
+from defences.single_step import NFGSM, Guided
 
-__all__ = ["L2SP", "NFGSM", "Adversarial", "FeatureDistillation", "Penalty", "Standard"]
+__all__ = ["L2SP", "NFGSM", "Adversarial", "FeatureDistillation", "Guided", "Penalty", "Standard"]

@@ -1,5 +1,7 @@
 """What a training step minimises."""
 
+import copy
+
 import pytest
 import torch
 from conftest import small_network
@@ -7,7 +9,7 @@ from torch.nn.functional import cross_entropy
 
 import models
 from attacks import FGSM, PGD
-from defences import L2SP, NFGSM, Adversarial, FeatureDistillation, Standard
+from defences import L2SP, NFGSM, Adversarial, FeatureDistillation, Guided, Standard
 
 
 @pytest.fixture
@@ -90,6 +92,37 @@ def test_nfgsm_without_noise_is_training_with_fgsm(batch):
     assert call(NFGSM(eps=0.02, noise=0, step=2), network, batch) > plain
 
 
+def test_guided_climbs_and_then_closes_the_distance_of_the_probabilities(batch):
+    """Against the paper's formulas, written out, with the guiding term and without it."""
+    images, labels = batch
+    eps, turns = 0.1, set()
+    for seed in range(6):
+        network, twin = small_network().train(), small_network().train()
+        network[3].p = twin[3].p = 0.0
+        seen = given(network)
+        source = torch.Generator().manual_seed(seed)
+        loss, logits = Guided(eps, 50.0).loss(network, images, labels, progress=0, generator=source)
+        (start,), (clean, trained) = seen[False], seen[True]
+        assert torch.equal(clean, images)
+        corners = (images - eps / 2).clamp(0, 1), (images + eps / 2).clamp(0, 1)
+        assert ((start - corners[0]).abs().minimum((start - corners[1]).abs()) < 1e-6).all()
+        p = twin(images)  # which moves BatchNorm's statistics, before the step is taken
+        before = copy.deepcopy(twin).eval()
+        q = twin(trained)
+        pull = (p.softmax(1) - q.softmax(1)).square().sum(1).mean()
+        assert torch.allclose(loss, cross_entropy(p, labels) + 50 * pull)
+        assert torch.allclose(logits, q)
+        reached = []
+        for weight in (0, 50):
+            x = start.clone().requires_grad_()
+            far = (before(x).softmax(1) - p.softmax(1).detach()).square().sum()
+            (cross_entropy(before(x), labels, reduction="sum") + weight * far).backward()
+            reached.append((start + eps * x.grad.sign()).clamp(images - eps, images + eps).clamp(0, 1))
+        assert not torch.allclose(*reached)
+        turns.add([torch.allclose(trained, each, atol=1e-6) for each in reached].index(True))
+    assert turns == {0, 1}
+
+
 def small_model(seed=0):
     return models.build("resnet18", 4, width=2, seed=seed).eval()
 
@@ -143,3 +176,5 @@ def test_errors_are_clear():
         name, value = next(iter(wrong.items()))
         with pytest.raises(ValueError, match=f"NFGSM: {name}={value}; a number .* usual"):
             NFGSM(**wrong)
+    with pytest.raises(ValueError, match="Guided: weight=-1; a number"):
+        Guided(weight=-1)
