@@ -38,6 +38,7 @@ class State:
         self.step = 0
         self.history = []
         self.seconds = 0.0  # spent in the current epoch before this start
+        self.memory = {}  # what the defence keeps from step to step
         self.losses = torch.zeros(steps, device=device)  # of the current epoch, one a step
         self.hits = torch.zeros(steps, device=device)
         self.learner = model  # what a step trains: the model, or its head alone where the features are known
@@ -63,6 +64,7 @@ class State:
                 "seconds": self.seconds,
                 "losses": self.losses,
                 "hits": self.hits,
+                "memory": self.memory,
             }
         )
 
@@ -74,7 +76,7 @@ class State:
         if self.average is not None:
             self.average.load_state_dict(saved["average"])
         self.optimizer.load_state_dict(saved["optimizer"])
-        for name in ("precision", "step", "history", "seconds", "losses", "hits"):
+        for name in ("precision", "step", "history", "seconds", "losses", "hits", "memory"):
             setattr(self, name, saved[name])
         log.info("%s goes on from step %d of %d (epoch %d)", run.path.name, self.step, self.total, self.epoch + 1)
 
@@ -181,7 +183,13 @@ def train_step(state, images, labels, generator):
         group["lr"] = recipe.learning_rate_at(progress) * group["rate"]
     with _computing(state):
         loss, logits = recipe.defence.loss(
-            state.learner, images, labels, progress=progress, generator=generator, smoothing=recipe.label_smoothing
+            state.learner,
+            images,
+            labels,
+            progress=progress,
+            generator=generator,
+            smoothing=recipe.label_smoothing,
+            memory=state.memory,
         )
     optimizer.zero_grad(set_to_none=True)
     loss.backward()

@@ -142,7 +142,9 @@ def _save_and_leave(state, run, stop):
 def _one_epoch(state, data, run, stop, bar):
     """The steps of the epoch that are still to be done."""
     recipe = state.recipe
-    order = data.train.shuffled(recipe.batch_size, derive_seed(recipe.seed, 0, state.epoch))
+    replays = getattr(recipe.defence, "replays", 1)  # steps in a row that show the same batch
+    passes = state.epoch // replays  # through all pictures, done before
+    order = data.train.shuffled(recipe.batch_size, derive_seed(recipe.seed, 0, passes))
     generator = torch.Generator(state.device)
     state.model.train()
     begun = shown = time.perf_counter()
@@ -150,9 +152,10 @@ def _one_epoch(state, data, run, stop, bar):
     index = state.step - state.epoch * state.steps
     checked = 0
     while index < state.steps:
-        seed = derive_seed(recipe.seed, 1, state.step)
-        steps.seed_global(seed, state.device)
-        images, labels = steps.batch(state, data, order[index], generator.manual_seed(seed))
+        shown = state.step // replays
+        generator.manual_seed(derive_seed(recipe.seed, 1, shown))
+        images, labels = steps.batch(state, data, order[shown - passes * state.steps], generator)
+        steps.seed_global(derive_seed(recipe.seed, 1, state.step), state.device)
         state.losses[index], state.hits[index] = steps.train_step(state, images, labels, generator)
         state.step += 1
         index += 1

@@ -11,7 +11,7 @@ from attacks import Attack, evaluating
 class Standard:
     """Cross-entropy on the pictures as they are."""
 
-    def loss(self, model, images, labels, *, progress, generator, smoothing=0.0):
+    def loss(self, model, images, labels, *, progress, generator, smoothing=0.0, memory=None):
         logits = model(images)
         return cross_entropy(logits.float(), labels, label_smoothing=smoothing), logits
 
@@ -34,7 +34,7 @@ class Adversarial:
         if not 0 <= self.ramp <= 1:
             raise ValueError(f"ramp={self.ramp}: a share of the training, 0 to 1, is needed")
 
-    def loss(self, model, images, labels, *, progress, generator, smoothing=0.0):
+    def loss(self, model, images, labels, *, progress, generator, smoothing=0.0, memory=None):
         attack = self._attack_at(progress)
         if attack is not None:
             with evaluating(model):

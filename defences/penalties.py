@@ -25,10 +25,14 @@ class Penalty:
         if not 0 <= self.strength < math.inf:
             raise ValueError(f"{name}: strength={self.strength!r}; a number of at least 0 is needed")
 
-    def loss(self, model, images, labels, *, progress, generator, smoothing=0.0):
-        inner = {"progress": progress, "generator": generator, "smoothing": smoothing}
+    def loss(self, model, images, labels, *, progress, generator, smoothing=0.0, memory=None):
+        inner = {"progress": progress, "generator": generator, "smoothing": smoothing, "memory": memory}
         loss, logits = self.defence.loss(model, images, labels, **inner)
         return loss + self.strength * self.distance(model, images, self.source.to(images.device)), logits
+
+    @property
+    def replays(self):
+        return getattr(self.defence, "replays", 1)
 
     def distance(self, model, images, source):
         """A scalar, zero where the model is the source."""

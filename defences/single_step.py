@@ -32,7 +32,7 @@ class NFGSM:
         check_setting(self, "noise", 0, math.inf, hint="A multiple of ε: 2 is usual")
         check_setting(self, "step", 0, math.inf, open_low=True, hint="A multiple of ε: 1 is usual")
 
-    def loss(self, model, images, labels, *, progress, generator, smoothing=0.0):
+    def loss(self, model, images, labels, *, progress, generator, smoothing=0.0, memory=None):
         reach = self.noise * self.eps
         noise = torch.empty_like(images).uniform_(-reach, reach, generator=generator)
         noisy = noise.add_(images).clamp_(0, 1)
@@ -61,7 +61,7 @@ class Guided:
         check_setting(self, "eps", 0, 1, open_low=True, hint=EPS_HINT)
         check_setting(self, "weight", 0, math.inf, hint="10 is usual")
 
-    def loss(self, model, images, labels, *, progress, generator, smoothing=0.0):
+    def loss(self, model, images, labels, *, progress, generator, smoothing=0.0, memory=None):
         clean = model(images)
         with evaluating(model):
             adversarial = self._craft(model, images, labels, clean.detach(), generator)

@@ -26,7 +26,7 @@ import trainer
 import utils
 from attacks import PGD
 from curves import SCALARS
-from defences import Adversarial, Standard
+from defences import Adversarial, Free, Standard
 from runs import RunDamaged, RunFolder, RunRefused, fingerprint
 from trainer import Recipe, TrainingDiverged, train
 
@@ -121,8 +121,9 @@ def test_a_stopped_run_goes_on_to_the_same_weights(blobs, tmp_path, uninterrupte
     pd.testing.assert_frame_equal(resumed.history[same], uninterrupted.history[same])
 
 
-def test_with_dropout_and_averaging_too(blobs, tmp_path, monkeypatch):
-    recipe = replace(RECIPE, ema=0.9, label_smoothing=0.1, clip_gradient=1.0)
+@pytest.mark.parametrize("defence", [RECIPE.defence, Free(replays=3)], ids=["pgd", "free"])
+def test_with_dropout_and_averaging_too(defence, blobs, tmp_path, monkeypatch):
+    recipe = replace(RECIPE, ema=0.9, label_smoothing=0.1, clip_gradient=1.0, defence=defence)
     whole = go(blobs, tmp_path / "whole", recipe)
     real = steps.train_step
     monkeypatch.setattr(steps, "train_step", lambda s, *r: os.kill(os.getpid(), signal.SIGINT) or real(s, *r))
@@ -131,6 +132,26 @@ def test_with_dropout_and_averaging_too(blobs, tmp_path, monkeypatch):
             go(blobs, tmp_path / "run", recipe)
     monkeypatch.setattr(steps, "train_step", real)
     assert weights(go(blobs, tmp_path / "run", recipe)) == weights(whole)
+
+
+@pytest.mark.parametrize("replays", [1, 2, 3])
+def test_a_batch_is_replayed_with_the_same_shifts_and_all_are_shown_in_as_many_epochs(
+    replays, blobs, tmp_path, monkeypatch
+):
+    """On numbered pictures: a batch stands still for `replays` steps, a pass through all takes as many epochs."""
+    pictures = torch.arange(240, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 8, 8)
+    numbered = utils.Split(pictures, blobs.train.labels[:240], blobs.classes, "numbered")
+    shown, real = [], steps.train_step
+    monkeypatch.setattr(steps, "train_step", lambda s, x, *rest: shown.append(x) or real(s, x, *rest))
+    recipe = replace(RECIPE, batch_size=24, epochs=2 * replays, defence=Free(replays=replays))
+    go(replace(blobs, train=numbered), tmp_path / "run", recipe)
+    assert len(shown) == 20 * replays
+    batches = shown[::replays]
+    assert all(torch.equal(images, batches[step // replays]) for step, images in enumerate(shown))
+    for once in (batches[:10], batches[10:]):
+        numbers = [(255 * image.max()).round().int() for image in torch.cat(once)]
+        assert sorted(map(int, numbers)) == list(range(240))
+    assert not any(torch.equal(one, other) for one, other in zip(batches[:10], batches[10:], strict=True))
 
 
 KILLED = """
