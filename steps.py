@@ -10,6 +10,7 @@ import resource
 import time
 
 import torch
+from torch.nn.functional import interpolate
 
 from defences import Standard
 from models import Model, rate_of
@@ -97,7 +98,14 @@ def batch(state, data, indices, generator):
     """What the learner is given, and the labels."""
     if state.features is not None:
         return state.features[indices], data.train.labels[indices]
-    return data.train.batch(indices, generator, state.recipe.augment)
+    images, labels = data.train.batch(indices, generator, state.recipe.augment)
+    low = state.recipe.low_resolution is not None and 2 * state.step < state.total
+    return shrunk(images, state.recipe.low_resolution) if low else images, labels
+
+
+def shrunk(images, side):
+    """Pictures (N, 3, side, side) whose pixels are averages over areas of the given ones, so within [0, 1]."""
+    return interpolate(images, size=(side, side), mode="area")
 
 
 def use_features(state, data, run):
@@ -107,7 +115,8 @@ def use_features(state, data, run):
     steps are the same, so the result is (up to the rounding of other batch sizes).
     """
     model, recipe = state.model.train(), state.recipe
-    if type(recipe.defence) is not Standard or not isinstance(model, Model):
+    unchanging = type(recipe.defence) is Standard and recipe.low_resolution is None
+    if not unchanging or not isinstance(model, Model):
         return
     head = model.network.get_submodule(model.head)
     alive = [module for module in model.modules() if module.training and next(module.children(), None) is None]

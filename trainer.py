@@ -108,6 +108,22 @@ def _check(model, data, recipe):
     if logits.ndim != 2 or logits.shape[1] < data.num_classes:
         shape = tuple(logits.shape)
         raise ValueError(f"the model gives logits of shape {shape} for 2 pictures of {data.num_classes} classes")
+    if recipe.low_resolution is not None:
+        _check_low_resolution(model, data.val.first(2), recipe.low_resolution)
+
+
+def _check_low_resolution(model, split, side):
+    images, _ = split.batch(torch.arange(len(split), device=split.labels.device))
+    if side >= min(images.shape[2:]):
+        raise ValueError(f"low_resolution={side}: the pictures have {min(images.shape[2:])} pixels a side already")
+    try:
+        with evaluating(model), torch.no_grad():
+            model(steps.shrunk(images, side))
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"low_resolution={side}: the model cannot take pictures of {side} x {side} pixels ({error}). Networks "
+            "that average over all places before their head can, resnet18 for instance"
+        ) from error
 
 
 def _train(model, data, recipe, run, device, progress):

@@ -1,6 +1,6 @@
 """Training on the pictures as they are, or on what an attack makes of them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch.nn.functional import cross_entropy
 
@@ -22,17 +22,22 @@ class Adversarial:
 
     ε rises linearly from 0 over the first `ramp` of the training (step sizes with it): small networks
     that stay at chance when ε starts at its full size learn that way, or from the weights of a standard
-    network (pass its model to `train`). While crafting, BatchNorm is in eval mode.
+    network (pass its model to `train`). The attack's steps rise evenly from 1 to `attack.steps` over the first
+    `grow` of the training, which saves half of them there. While crafting, BatchNorm is in eval mode.
     """
 
     attack: Attack
     ramp: float = 0.0
+    grow: float = 0.0
 
     def __post_init__(self):
         if not isinstance(self.attack, Attack):
             raise TypeError(f"attack={self.attack!r}: an attack is needed, for instance PGD()")
-        if not 0 <= self.ramp <= 1:
-            raise ValueError(f"ramp={self.ramp}: a share of the training, 0 to 1, is needed")
+        for name in ("ramp", "grow"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}={getattr(self, name)}: a share of the training, 0 to 1, is needed")
+        if self.grow and not hasattr(self.attack, "steps"):
+            raise ValueError(f"grow={self.grow}: {self.attack} has no `steps` that could rise; PGD() has")
 
     def loss(self, model, images, labels, *, progress, generator, smoothing=0.0, memory=None):
         attack = self._attack_at(progress)
@@ -43,8 +48,9 @@ class Adversarial:
         return cross_entropy(logits.float(), labels, label_smoothing=smoothing), logits
 
     def _attack_at(self, progress):
+        attack = self.attack
+        if progress < self.grow:
+            attack = replace(attack, steps=1 + int((attack.steps - 1) * progress / self.grow))
         if progress >= self.ramp:
-            return self.attack
-        if progress == 0:
-            return None
-        return self.attack.scaled(progress / self.ramp)
+            return attack
+        return attack.scaled(progress / self.ramp) if progress else None

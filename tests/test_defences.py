@@ -59,6 +59,19 @@ def test_ramp_raises_eps_and_step_size_together():
     assert Adversarial(FGSM(eps=0.04), ramp=1)._attack_at(0.5).eps == pytest.approx(0.02)
 
 
+def test_grow_raises_the_steps_evenly(batch):
+    defence = Adversarial(PGD(eps=0.04, step_size=0.01, steps=4), ramp=0.2, grow=0.6)
+    steps = [defence._attack_at(k / 100).steps for k in range(1, 101)]
+    assert steps == sorted(steps)
+    assert [steps.count(k) for k in (1, 2, 3)] == pytest.approx([20, 20, 20], abs=1)
+    assert defence._attack_at(0.6) is defence._attack_at(1) is defence.attack
+    assert (defence._attack_at(0.1).eps, defence._attack_at(0.1).steps) == (pytest.approx(0.02), 1)
+    network = small_network().train()
+    seen = given(network)
+    defence.loss(network, *batch, progress=0.45, generator=generator())
+    assert len(seen[False]) == 3
+
+
 def given(network):
     """Collects what a network is given in training mode, and what in eval mode."""
     seen = {True: [], False: []}
@@ -217,6 +230,10 @@ def test_errors_are_clear():
         Adversarial("pgd")
     with pytest.raises(ValueError, match="ramp=2"):
         Adversarial(PGD(), ramp=2)
+    with pytest.raises(ValueError, match="grow=-1"):
+        Adversarial(PGD(), grow=-1)
+    with pytest.raises(ValueError, match=r"FGSM\(ε=8/255\) has no `steps`"):
+        Adversarial(FGSM(), grow=0.5)
     for wrong in ({"eps": 8}, {"eps": 0}, {"noise": -1}, {"step": 0}):
         name, value = next(iter(wrong.items()))
         with pytest.raises(ValueError, match=f"NFGSM: {name}={value}; a number .* usual"):

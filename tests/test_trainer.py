@@ -408,6 +408,31 @@ def test_a_batch_larger_than_the_data_is_refused_before_anything_is_written(blob
     assert not (tmp_path / "run").exists()
 
 
+ANY_SIZE = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+
+
+def test_pictures_are_small_for_the_first_half(blobs, tmp_path, monkeypatch):
+    shown, real = [], steps.train_step
+    monkeypatch.setattr(steps, "train_step", lambda s, x, *rest: shown.append(x) or real(s, x, *rest))
+    recipe = replace(RECIPE, augment=False)
+    small = go(blobs, tmp_path / "small", replace(recipe, low_resolution=4), ANY_SIZE)
+    assert [tuple(images.shape[2:]) for images in shown] == [(4, 4)] * 12 + [(8, 8)] * 12
+    plain = go(blobs, tmp_path / "plain", recipe, ANY_SIZE)
+    assert weights(plain) != weights(small)
+    for low, full in zip(shown[:12], shown[24:36], strict=True):  # the same pictures, averaged over 2 x 2 pixels
+        assert torch.allclose(low, full.unfold(2, 2, 2).unfold(3, 2, 2).mean((4, 5)), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("side", "message"),
+    [(4, r"cannot take pictures of 4 x 4 pixels \(.*mat1 .*resnet18"), (8, "have 8 pixels a side already")],
+)
+def test_a_low_resolution_that_does_not_fit_is_refused_before_anything_is_written(side, message, blobs, tmp_path):
+    with pytest.raises(ValueError, match=f"low_resolution={side}: .*{message}"):
+        go(blobs, tmp_path / "run", replace(RECIPE, low_resolution=side))
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_best_epoch_is_kept_beside_the_last(blobs, tmp_path, monkeypatch):
     ranks = iter([(0.1, 0.5), (0.3, 0.6), (0.3, 0.6), (0.3, 0.4)])
     seen = []
