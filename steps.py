@@ -12,11 +12,13 @@ import time
 import torch
 from torch.nn.functional import interpolate
 
+import guard
 from defences import Standard
 from models import Model, rate_of
 
 log = logging.getLogger("study")
 
+PLAIN = ("precision", "step", "history", "seconds", "losses", "hits", "memory", "rescued")  # of a State
 CACHE_BYTES = 2e9  # the most that the features of a frozen backbone may take
 
 
@@ -40,6 +42,9 @@ class State:
         self.history = []
         self.seconds = 0.0  # spent in the current epoch before this start
         self.memory = {}  # what the defence keeps from step to step
+        self.rescued = None  # the epoch, from 1, in which single-step training collapsed
+        self.ended = False  # it has collapsed again
+        self.good = None  # where to return to from a collapse
         self.losses = torch.zeros(steps, device=device)  # of the current epoch, one a step
         self.hits = torch.zeros(steps, device=device)
         self.learner = model  # what a step trains: the model, or its head alone where the features are known
@@ -53,32 +58,41 @@ class State:
     def result(self):
         return self.model if self.average is None else self.average
 
+    @property
+    def defence(self):
+        return self.recipe.defence if self.rescued is None else guard.safer(self.recipe.defence)
+
+    def snapshot(self):
+        """What `restore` takes; the tensors are the live ones."""
+        tensors = {
+            "model": self.model.state_dict(),
+            "average": self.average and self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+        return tensors | {name: getattr(self, name) for name in PLAIN}
+
+    def restore(self, saved):
+        self.model.load_state_dict(saved["model"])
+        if self.average is not None:
+            self.average.load_state_dict(saved["average"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        for name in PLAIN:
+            setattr(self, name, saved.get(name, getattr(self, name)))  # older checkpoints lack some
+
+    def keep(self):
+        """Remember these weights as good ones, where the guard may want them back. Checkpoints hold both."""
+        if guard.eps_of(self.defence) is not None:
+            self.good = copy.deepcopy(self.snapshot())
+
     def save(self, run):
-        run.save_checkpoint(
-            {
-                "model": self.model.state_dict(),
-                "average": self.average and self.average.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "precision": self.precision,
-                "step": self.step,
-                "history": self.history,
-                "seconds": self.seconds,
-                "losses": self.losses,
-                "hits": self.hits,
-                "memory": self.memory,
-            }
-        )
+        run.save_checkpoint(self.snapshot() | {"good": self.good})
 
     def resume(self, run):
         saved = run.load_checkpoint(self.device)
         if saved is None:
             return
-        self.model.load_state_dict(saved["model"])
-        if self.average is not None:
-            self.average.load_state_dict(saved["average"])
-        self.optimizer.load_state_dict(saved["optimizer"])
-        for name in ("precision", "step", "history", "seconds", "losses", "hits", "memory"):
-            setattr(self, name, saved[name])
+        self.good = saved.pop("good", None)
+        self.restore(saved)
         log.info("%s goes on from step %d of %d (epoch %d)", run.path.name, self.step, self.total, self.epoch + 1)
 
 
@@ -191,7 +205,7 @@ def train_step(state, images, labels, generator):
     for group in optimizer.param_groups:
         group["lr"] = recipe.learning_rate_at(progress) * group["rate"]
     with _computing(state):
-        loss, logits = recipe.defence.loss(
+        loss, logits = state.defence.loss(
             state.learner,
             images,
             labels,

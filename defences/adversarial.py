@@ -1,10 +1,11 @@
 """Training on the pictures as they are, or on what an attack makes of them."""
 
+import math
 from dataclasses import dataclass, replace
 
 from torch.nn.functional import cross_entropy
 
-from attacks import Attack, evaluating
+from attacks import FGSM, Attack, evaluating
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,11 @@ class Adversarial:
                 raise ValueError(f"{name}={getattr(self, name)}: a share of the training, 0 to 1, is needed")
         if self.grow and not hasattr(self.attack, "steps"):
             raise ValueError(f"grow={self.grow}: {self.attack} has no `steps` that could rise; PGD() has")
+
+    @property
+    def single_step_eps(self):
+        few = isinstance(self.attack, FGSM) or getattr(self.attack, "steps", math.inf) <= 2
+        return self.attack.eps if few and getattr(self.attack, "norm", "Linf") == "Linf" else None
 
     def loss(self, model, images, labels, *, progress, generator, smoothing=0.0, memory=None):
         attack = self._attack_at(progress)

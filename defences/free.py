@@ -27,6 +27,10 @@ class Free:
         check_setting(self, "eps", 0, 1, open_low=True, hint=EPS_HINT)
         check_setting(self, "replays", 1, 1000, whole=True, hint="8 is usual for CIFAR-10, 4 for ImageNet")
 
+    @property
+    def single_step_eps(self):
+        return self.eps
+
     def loss(self, model, images, labels, *, progress, generator, memory, smoothing=0.0):
         kept = memory.get("perturbation")
         if kept is None or kept.shape != images.shape:  # the first step, or the pictures have grown

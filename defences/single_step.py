@@ -32,6 +32,10 @@ class NFGSM:
         check_setting(self, "noise", 0, math.inf, hint="A multiple of ε: 2 is usual")
         check_setting(self, "step", 0, math.inf, open_low=True, hint="A multiple of ε: 1 is usual")
 
+    @property
+    def single_step_eps(self):
+        return self.eps
+
     def loss(self, model, images, labels, *, progress, generator, smoothing=0.0, memory=None):
         reach = self.noise * self.eps
         noise = torch.empty_like(images).uniform_(-reach, reach, generator=generator)
@@ -60,6 +64,10 @@ class Guided:
     def __post_init__(self):
         check_setting(self, "eps", 0, 1, open_low=True, hint=EPS_HINT)
         check_setting(self, "weight", 0, math.inf, hint="10 is usual")
+
+    @property
+    def single_step_eps(self):
+        return self.eps
 
     def loss(self, model, images, labels, *, progress, generator, smoothing=0.0, memory=None):
         clean = model(images)

@@ -17,7 +17,7 @@ LAYERS = [
     {"defences", "curves", "unfinished", "scores"},
     {"recipes", "checks", "outcomes"},
     {"audit"},
-    {"evaluation"},
+    {"evaluation", "guard"},
     {"steps", "flaws", "diagnostics"},
     {"trainer"},
     {"finetune_framework"},
