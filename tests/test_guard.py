@@ -131,6 +131,7 @@ def test_a_rescued_run_that_is_broken_off_goes_on_to_the_same_weights(blobs, tmp
         for _ in range(48):  # stopped after every single step
             with pytest.raises(KeyboardInterrupt):
                 go(blobs, tmp_path / "run", recipe)
+    assert (tmp_path / "run" / "weights.safetensors").exists()  # after no step more than the whole one took
     resumed = go(blobs, tmp_path / "run", recipe)
     assert fingerprint(resumed.model) == fingerprint(whole.model)
     assert fingerprint(resumed.best_model()) == fingerprint(whole.best_model())
