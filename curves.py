@@ -31,7 +31,7 @@ class Curves:
 
     def epoch(self, number, row):
         """Scalars of one epoch; `row` maps tags to values."""
-        for tag in SCALARS:
+        for tag in (tag for tag in (*SCALARS, "accuracy/fgsm") if tag in row):
             self.writer.add_scalar(tag, row[tag], number)
         self.writer.flush()
 

@@ -17,8 +17,10 @@ class Recipe:
     `learning_rate` is the peak: "one_cycle" climbs to it over the first `warm_up` of the training and falls
     linearly to zero; "piecewise" divides it by 10 after half and again after three quarters of the training
     (Rice et al. 2020, arXiv:2002.11569). `ema` is the decay of the averaged weights (0: none); with it, the
-    average is validated and returned. `precision` "auto" is bfloat16 where the device computes in it. Every
-    epoch ends in a validation on the validation split; robust accuracy there is measured with
+    average is validated and returned. `low_resolution` is the side, in pixels, to which training pictures are
+    shrunk for the first half of the training, which makes its steps cheaper: for networks that take any size and
+    do not enlarge their pictures themselves. `precision` "auto" is bfloat16 where the device computes in it.
+    Every epoch ends in a validation on the validation split; robust accuracy there is measured with
     `validation_attack` on the first `validation_images`.
     """
 
@@ -34,6 +36,7 @@ class Recipe:
     label_smoothing: float = 0.0
     clip_gradient: float | None = None
     augment: bool = True
+    low_resolution: int | None = None
     precision: str = "auto"
     validation_attack: Attack = field(default_factory=PGD)
     validation_images: int = 1000
@@ -53,6 +56,7 @@ class Recipe:
             need(name, lambda v: 0 <= v < 1, "a number from 0 to below 1")
         need("weight_decay", lambda v: 0 <= v < math.inf, "a number of at least 0")
         need("clip_gradient", lambda v: v is None or v > 0, "None or a length above 0")
+        need("low_resolution", lambda v: v is None or (isinstance(v, int) and v >= 1), "None or a side in pixels")
         need("schedule", lambda v: v in SCHEDULES, " or ".join(SCHEDULES))
         need("precision", lambda v: v in PRECISIONS, " or ".join(PRECISIONS))
         need("defence", lambda v: callable(getattr(v, "loss", None)), "a defence such as Standard()")

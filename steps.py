@@ -10,12 +10,15 @@ import resource
 import time
 
 import torch
+from torch.nn.functional import interpolate
 
+import guard
 from defences import Standard
 from models import Model, rate_of
 
 log = logging.getLogger("study")
 
+PLAIN = ("precision", "step", "history", "seconds", "losses", "hits", "memory", "rescued")  # of a State
 CACHE_BYTES = 2e9  # the most that the features of a frozen backbone may take
 
 
@@ -38,6 +41,10 @@ class State:
         self.step = 0
         self.history = []
         self.seconds = 0.0  # spent in the current epoch before this start
+        self.memory = {}  # what the defence keeps from step to step
+        self.rescued = None  # the epoch, from 1, in which single-step training collapsed
+        self.ended = False  # it has collapsed again
+        self.good = None  # where to return to from a collapse
         self.losses = torch.zeros(steps, device=device)  # of the current epoch, one a step
         self.hits = torch.zeros(steps, device=device)
         self.learner = model  # what a step trains: the model, or its head alone where the features are known
@@ -51,31 +58,41 @@ class State:
     def result(self):
         return self.model if self.average is None else self.average
 
+    @property
+    def defence(self):
+        return self.recipe.defence if self.rescued is None else guard.safer(self.recipe.defence)
+
+    def snapshot(self):
+        """What `restore` takes; the tensors are the live ones."""
+        tensors = {
+            "model": self.model.state_dict(),
+            "average": self.average and self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+        return tensors | {name: getattr(self, name) for name in PLAIN}
+
+    def restore(self, saved):
+        self.model.load_state_dict(saved["model"])
+        if self.average is not None:
+            self.average.load_state_dict(saved["average"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        for name in PLAIN:
+            setattr(self, name, saved.get(name, getattr(self, name)))  # older checkpoints lack some
+
+    def keep(self):
+        """Remember these weights as good ones, where the guard may want them back. Checkpoints hold both."""
+        if guard.eps_of(self.defence) is not None:
+            self.good = copy.deepcopy(self.snapshot())
+
     def save(self, run):
-        run.save_checkpoint(
-            {
-                "model": self.model.state_dict(),
-                "average": self.average and self.average.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "precision": self.precision,
-                "step": self.step,
-                "history": self.history,
-                "seconds": self.seconds,
-                "losses": self.losses,
-                "hits": self.hits,
-            }
-        )
+        run.save_checkpoint(self.snapshot() | {"good": self.good})
 
     def resume(self, run):
         saved = run.load_checkpoint(self.device)
         if saved is None:
             return
-        self.model.load_state_dict(saved["model"])
-        if self.average is not None:
-            self.average.load_state_dict(saved["average"])
-        self.optimizer.load_state_dict(saved["optimizer"])
-        for name in ("precision", "step", "history", "seconds", "losses", "hits"):
-            setattr(self, name, saved[name])
+        self.good = saved.pop("good", None)
+        self.restore(saved)
         log.info("%s goes on from step %d of %d (epoch %d)", run.path.name, self.step, self.total, self.epoch + 1)
 
 
@@ -95,7 +112,14 @@ def batch(state, data, indices, generator):
     """What the learner is given, and the labels."""
     if state.features is not None:
         return state.features[indices], data.train.labels[indices]
-    return data.train.batch(indices, generator, state.recipe.augment)
+    images, labels = data.train.batch(indices, generator, state.recipe.augment)
+    low = state.recipe.low_resolution is not None and 2 * state.step < state.total
+    return shrunk(images, state.recipe.low_resolution) if low else images, labels
+
+
+def shrunk(images, side):
+    """Pictures (N, 3, side, side) whose pixels are averages over areas of the given ones, so within [0, 1]."""
+    return interpolate(images, size=(side, side), mode="area")
 
 
 def use_features(state, data, run):
@@ -105,7 +129,8 @@ def use_features(state, data, run):
     steps are the same, so the result is (up to the rounding of other batch sizes).
     """
     model, recipe = state.model.train(), state.recipe
-    if type(recipe.defence) is not Standard or not isinstance(model, Model):
+    unchanging = type(recipe.defence) is Standard and recipe.low_resolution is None
+    if not unchanging or not isinstance(model, Model):
         return
     head = model.network.get_submodule(model.head)
     alive = [module for module in model.modules() if module.training and next(module.children(), None) is None]
@@ -180,8 +205,14 @@ def train_step(state, images, labels, generator):
     for group in optimizer.param_groups:
         group["lr"] = recipe.learning_rate_at(progress) * group["rate"]
     with _computing(state):
-        loss, logits = recipe.defence.loss(
-            state.learner, images, labels, progress=progress, generator=generator, smoothing=recipe.label_smoothing
+        loss, logits = state.defence.loss(
+            state.learner,
+            images,
+            labels,
+            progress=progress,
+            generator=generator,
+            smoothing=recipe.label_smoothing,
+            memory=state.memory,
         )
     optimizer.zero_grad(set_to_none=True)
     loss.backward()

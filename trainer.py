@@ -19,6 +19,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
+import guard
 import steps
 from attacks import evaluating
 from curves import Curves
@@ -65,8 +66,13 @@ class Run:
         last = self.history.iloc[-1]
         return (
             f"Run({self.folder.name}: {len(self.history)} epochs, {self.history['time/epoch_s'].sum():.0f} s, "
-            f"validation {100 * last['accuracy/clean']:.1f} % clean, {100 * last['accuracy/robust']:.1f} % robust)"
+            f"validation {100 * last['accuracy/clean']:.1f} % clean, {100 * last['accuracy/robust']:.1f} % robust"
+            f"{self._mishaps(last)})"
         )
+
+    def _mishaps(self, last):
+        said = f", rescued from a collapse in epoch {last['rescued']:.0f}" if "rescued" in last else ""
+        return said + (f", ENDED by another in epoch {last['ended']:.0f}" if "ended" in last else "")
 
 
 def train(model, data, recipe, folder, *, progress=True):
@@ -108,11 +114,29 @@ def _check(model, data, recipe):
     if logits.ndim != 2 or logits.shape[1] < data.num_classes:
         shape = tuple(logits.shape)
         raise ValueError(f"the model gives logits of shape {shape} for 2 pictures of {data.num_classes} classes")
+    if recipe.low_resolution is not None:
+        _check_low_resolution(model, data.val.first(2), recipe.low_resolution)
+
+
+def _check_low_resolution(model, split, side):
+    images, _ = split.batch(torch.arange(len(split), device=split.labels.device))
+    if side >= min(images.shape[2:]):
+        raise ValueError(f"low_resolution={side}: the pictures have {min(images.shape[2:])} pixels a side already")
+    try:
+        with evaluating(model), torch.no_grad():
+            model(steps.shrunk(images, side))
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"low_resolution={side}: the model cannot take pictures of {side} x {side} pixels ({error}). Networks "
+            "that average over all places before their head can, resnet18 for instance"
+        ) from error
 
 
 def _train(model, data, recipe, run, device, progress):
     state = steps.State(model, recipe, len(data.train) // recipe.batch_size, device)
     state.resume(run)
+    if state.step == 0 and state.good is None:
+        state.keep()
     steps.use_features(state, data, run)
     with Stop() as stop, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         if state.step == 0 and state.total >= LONG and state.features is None:
@@ -120,7 +144,7 @@ def _train(model, data, recipe, run, device, progress):
         curves = Curves(run.path, recipe, state.epoch)
         bar = tqdm(total=state.total, initial=state.step, desc=run.path.name, disable=not progress, unit="step")
         try:
-            while state.step < state.total or len(state.history) < recipe.epochs:
+            while not state.ended and (state.step < state.total or len(state.history) < recipe.epochs):
                 _one_epoch(state, data, run, stop, bar)
                 _close_epoch(state, data, run, curves, bar)
                 if stop.requested and state.step < state.total:
@@ -142,7 +166,9 @@ def _save_and_leave(state, run, stop):
 def _one_epoch(state, data, run, stop, bar):
     """The steps of the epoch that are still to be done."""
     recipe = state.recipe
-    order = data.train.shuffled(recipe.batch_size, derive_seed(recipe.seed, 0, state.epoch))
+    replays = getattr(state.defence, "replays", 1)  # steps in a row that show the same batch
+    passes = state.epoch // replays  # through all pictures, done before
+    order = data.train.shuffled(recipe.batch_size, derive_seed(recipe.seed, 0, passes))
     generator = torch.Generator(state.device)
     state.model.train()
     begun = shown = time.perf_counter()
@@ -150,9 +176,10 @@ def _one_epoch(state, data, run, stop, bar):
     index = state.step - state.epoch * state.steps
     checked = 0
     while index < state.steps:
-        seed = derive_seed(recipe.seed, 1, state.step)
-        steps.seed_global(seed, state.device)
-        images, labels = steps.batch(state, data, order[index], generator.manual_seed(seed))
+        shown = state.step // replays
+        generator.manual_seed(derive_seed(recipe.seed, 1, shown))
+        images, labels = steps.batch(state, data, order[shown - passes * state.steps], generator)
+        steps.seed_global(derive_seed(recipe.seed, 1, state.step), state.device)
         state.losses[index], state.hits[index] = steps.train_step(state, images, labels, generator)
         state.step += 1
         index += 1
@@ -173,6 +200,10 @@ def _close_epoch(state, data, run, curves, bar):
     loss, clean, robust = _validate(state, data.val)
     if not math.isfinite(loss):  # the last update can break the weights after the last loss was fine
         _diverged(state, run, f"the validation loss is {loss}", state.step)
+    fgsm, collapse = guard.look(state, data.val, robust)
+    if collapse is not None:
+        _rescue(state, run, collapse.message)
+        return
     row = {
         "epoch": epoch + 1,
         "loss/train": float(state.losses.mean()),
@@ -183,6 +214,10 @@ def _close_epoch(state, data, run, curves, bar):
         "lr": recipe.learning_rate_at((state.step - 1) / state.total),
         "time/epoch_s": state.seconds,
     }
+    if fgsm is not None:
+        row["accuracy/fgsm"] = fgsm
+    if state.rescued is not None:
+        row["rescued"] = state.rescued
     state.history.append(row)
     state.seconds = 0.0
     if _best_epoch(state.history) == state.epoch:
@@ -190,8 +225,30 @@ def _close_epoch(state, data, run, curves, bar):
     curves.epoch(epoch + 1, row)
     curves.pictures(epoch + 1, *_examples(state, data.val), recipe.validation_attack.eps)
     run.save_history(state.history)
+    state.keep()
     state.save(run)
     bar.set_postfix(loss=f"{row['loss/train']:.3f}", **_latest(state))
+
+
+def _rescue(state, run, what):
+    """After a collapse: back to the last good weights, and on with a safer defence; the second time, the end."""
+    epoch, seconds, first = state.epoch + 1, state.seconds, state.rescued
+    if first is not None and not state.history:
+        _diverged(state, run, f"collapsed again, with {state.defence}: {what}", state.step)
+    state.restore(copy.deepcopy(state.good))
+    state.seconds = seconds  # the lost epoch was paid for
+    state.rescued = first or epoch
+    back = f"the weights after epoch {epoch - 1}" if epoch > 1 else "the initial weights"
+    if first is None:
+        name, safer = run.path.name, state.defence
+        log.warning("%s: collapsed in epoch %d: %s. On from %s, with %s", name, epoch, what, back, safer)
+        state.save(run)
+        return
+    log.error("%s: COLLAPSED AGAIN in epoch %d: %s. The run ENDS HERE, with %s", run.path.name, epoch, what, back)
+    state.ended = True
+    state.history[-1] |= {"rescued": first, "ended": epoch}
+    state.history[-1]["time/epoch_s"] += seconds
+    run.save_history(state.history)
 
 
 def _best_epoch(history):

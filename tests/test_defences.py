@@ -1,13 +1,16 @@
 """What a training step minimises."""
 
+import copy
+
 import pytest
 import torch
 from conftest import small_network
+from torch import nn
 from torch.nn.functional import cross_entropy
 
 import models
 from attacks import FGSM, PGD
-from defences import L2SP, Adversarial, FeatureDistillation, Standard
+from defences import L2SP, NFGSM, Adversarial, FeatureDistillation, Free, Guided, Penalty, Standard
 
 
 @pytest.fixture
@@ -54,6 +57,128 @@ def test_ramp_raises_eps_and_step_size_together():
     assert defence._attack_at(0.25).step_size == pytest.approx(0.005)
     assert defence._attack_at(0.5) is defence.attack
     assert Adversarial(FGSM(eps=0.04), ramp=1)._attack_at(0.5).eps == pytest.approx(0.02)
+
+
+def test_grow_raises_the_steps_evenly(batch):
+    defence = Adversarial(PGD(eps=0.04, step_size=0.01, steps=4), ramp=0.2, grow=0.6)
+    steps = [defence._attack_at(k / 100).steps for k in range(1, 101)]
+    assert steps == sorted(steps)
+    assert [steps.count(k) for k in (1, 2, 3)] == pytest.approx([20, 20, 20], abs=1)
+    assert defence._attack_at(0.6) is defence._attack_at(1) is defence.attack
+    assert (defence._attack_at(0.1).eps, defence._attack_at(0.1).steps) == (pytest.approx(0.02), 1)
+    network = small_network().train()
+    seen = given(network)
+    defence.loss(network, *batch, progress=0.45, generator=generator())
+    assert len(seen[False]) == 3
+
+
+def given(network):
+    """Collects what a network is given in training mode, and what in eval mode."""
+    seen = {True: [], False: []}
+    network.register_forward_pre_hook(
+        lambda module, inputs: seen[module.training].append(inputs[0].detach().clone())
+    )
+    return seen
+
+
+@pytest.mark.parametrize("noise", [0.0, 2.0])
+def test_nfgsm_takes_one_step_from_a_noisy_picture_and_stays_in_the_picture_alone(noise, batch):
+    images, labels = batch
+    network, before = small_network().train(), small_network().eval()
+    seen = given(network)
+    loss, logits = NFGSM(eps=0.02, noise=noise).loss(
+        network, images, labels, progress=0, generator=generator(), smoothing=0.1
+    )
+    assert torch.equal(loss, cross_entropy(logits, labels, label_smoothing=0.1))
+    (noisy,), (trained,) = seen[False], seen[True]  # one gradient, in eval mode
+    assert (noisy - images).abs().max() == pytest.approx(0.02 * noise, abs=2e-4)
+    gradient = torch.autograd.grad(cross_entropy(before(noisy.requires_grad_()), labels), noisy)[0]
+    assert torch.allclose(trained, (noisy + 0.02 * gradient.sign()).clamp(0, 1), atol=1e-6)
+    assert 0 <= trained.min() <= trained.max() <= 1
+    outside = ((trained - images).abs() > 0.02 + 1e-6).float().mean()
+    assert (outside > 0.2) == bool(noise)  # no projection on ε
+
+
+def test_nfgsm_without_noise_is_training_with_fgsm(batch):
+    network = small_network().eval()
+    plain = call(Adversarial(FGSM(eps=0.02)), network, batch)
+    assert torch.allclose(call(NFGSM(eps=0.02, noise=0), network, batch), plain)
+    assert call(NFGSM(eps=0.02, noise=0, step=2), network, batch) > plain
+
+
+def test_guided_climbs_and_then_closes_the_distance_of_the_probabilities(batch):
+    """Against the paper's formulas, written out, with the guiding term and without it."""
+    images, labels = batch
+    eps, turns = 0.1, set()
+    for seed in range(6):
+        network, twin = small_network().train(), small_network().train()
+        network[3].p = twin[3].p = 0.0
+        seen = given(network)
+        source = torch.Generator().manual_seed(seed)
+        loss, logits = Guided(eps, 50.0).loss(network, images, labels, progress=0, generator=source)
+        (start,), (clean, trained) = seen[False], seen[True]
+        assert torch.equal(clean, images)
+        corners = (images - eps / 2).clamp(0, 1), (images + eps / 2).clamp(0, 1)
+        assert ((start - corners[0]).abs().minimum((start - corners[1]).abs()) < 1e-6).all()
+        p = twin(images)  # which moves BatchNorm's statistics, before the step is taken
+        before = copy.deepcopy(twin).eval()
+        q = twin(trained)
+        pull = (p.softmax(1) - q.softmax(1)).square().sum(1).mean()
+        assert torch.allclose(loss, cross_entropy(p, labels) + 50 * pull)
+        assert torch.allclose(logits, q)
+        reached = []
+        for weight in (0, 50):
+            x = start.clone().requires_grad_()
+            far = (before(x).softmax(1) - p.softmax(1).detach()).square().sum()
+            (cross_entropy(before(x), labels, reduction="sum") + weight * far).backward()
+            reached.append((start + eps * x.grad.sign()).clamp(images - eps, images + eps).clamp(0, 1))
+        assert not torch.allclose(*reached)
+        turns.add([torch.allclose(trained, each, atol=1e-6) for each in reached].index(True))
+    assert turns == {0, 1}
+
+
+def test_free_is_the_textbook_loop(batch):
+    """Four steps of weights and perturbation at once, against both gradients taken by hand."""
+    images, labels = batch
+    ours, plain = small_network().eval(), small_network().eval()
+    memory, perturbation = {}, torch.zeros_like(images)
+    for step in range(4):
+        loss, logits = Free(eps=0.06).loss(
+            ours, images, labels, progress=0, generator=generator(), memory=memory, smoothing=0.1
+        )
+        loss.backward()
+        moved = perturbation.requires_grad_()
+        expected = plain((images + moved).clamp(0, 1))
+        assert torch.allclose(logits, expected, atol=1e-5), step
+        expected = cross_entropy(expected, labels, label_smoothing=0.1)
+        gradient, *gradients = torch.autograd.grad(expected, [moved, *plain.parameters()])
+        perturbation = (moved + 0.06 * gradient.sign()).detach().clamp(-0.06, 0.06)
+        assert torch.allclose(memory["perturbation"], perturbation)
+        with torch.no_grad():
+            for one, other, slope in zip(ours.parameters(), plain.parameters(), gradients, strict=True):
+                assert torch.allclose(one.grad, slope, atol=1e-6)
+                one -= 0.1 * one.grad
+                other -= 0.1 * slope
+                one.grad = None
+
+
+def test_free_changes_what_it_keeps_in_place_and_begins_anew_for_pictures_of_another_size(batch):
+    memory, network = {}, nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12, 4))
+    kept = []
+    for images in (batch[0], batch[0], batch[0][..., ::2, ::2]):
+        common = {"progress": 0, "generator": generator(), "memory": memory}
+        Penalised(Free(), network, 1.0).loss(network, images, batch[1], **common)[0].backward()
+        kept.append(memory["perturbation"])
+    assert kept[0] is kept[1]
+    assert kept[2].shape == (32, 3, 4, 4)
+    assert all(each.abs().max() == pytest.approx(8 / 255) for each in kept)
+
+
+class Penalised(Penalty):
+    """A pull that pulls nowhere: what the other defence does passes through it."""
+
+    def distance(self, model, images, source):
+        return 0.0
 
 
 def small_model(seed=0):
@@ -105,3 +230,15 @@ def test_errors_are_clear():
         Adversarial("pgd")
     with pytest.raises(ValueError, match="ramp=2"):
         Adversarial(PGD(), ramp=2)
+    with pytest.raises(ValueError, match="grow=-1"):
+        Adversarial(PGD(), grow=-1)
+    with pytest.raises(ValueError, match=r"FGSM\(ε=8/255\) has no `steps`"):
+        Adversarial(FGSM(), grow=0.5)
+    for wrong in ({"eps": 8}, {"eps": 0}, {"noise": -1}, {"step": 0}):
+        name, value = next(iter(wrong.items()))
+        with pytest.raises(ValueError, match=f"NFGSM: {name}={value}; a number .* usual"):
+            NFGSM(**wrong)
+    with pytest.raises(ValueError, match="Guided: weight=-1; a number"):
+        Guided(weight=-1)
+    with pytest.raises(ValueError, match=r"Free: replays=0.5; a whole number"):
+        Free(replays=0.5)

@@ -224,7 +224,16 @@ def test_a_head_on_stored_features_is_the_head_trained_the_long_way(name, ema, f
 
 @pytest.mark.parametrize(
     "change",
-    ["an own network", "augmented", "adversarial", "last stage", "BatchNorm moves", "squeezenet", "penalty"],
+    [
+        "an own network",
+        "augmented",
+        "adversarial",
+        "last stage",
+        "BatchNorm moves",
+        "squeezenet",
+        "penalty",
+        "low",
+    ],
 )
 def test_features_are_stored_only_where_they_stand_still(change, few, tmp_path, monkeypatch):
     source = small_resnet()
@@ -240,6 +249,7 @@ def test_features_are_stored_only_where_they_stand_still(change, few, tmp_path, 
         model = adapt(models.build("imagenet/squeezenet1_0", 1000, pretrained=False), 10, train="head")
     defences = {"adversarial": Adversarial(PGD(steps=1)), "penalty": L2SP(Standard(), source)}
     recipe = replace(HEAD_ALONE, epochs=1, augment=change == "augmented", defence=defences.get(change, Standard()))
+    recipe = replace(recipe, low_resolution=16 if change == "low" else None)
     stored = []
     real = steps.use_features
     monkeypatch.setattr(

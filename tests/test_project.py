@@ -17,7 +17,7 @@ LAYERS = [
     {"defences", "curves", "unfinished", "scores"},
     {"recipes", "checks", "outcomes"},
     {"audit"},
-    {"evaluation"},
+    {"evaluation", "guard"},
     {"steps", "flaws", "diagnostics"},
     {"trainer"},
     {"finetune_framework"},
@@ -27,7 +27,8 @@ LAYERS = [
     {"study"},
 ]
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
-MODULES = [*ROOT.glob("*.py"), *ROOT.glob("models/*.py"), *ROOT.glob("attacks/*.py"), *ROOT.glob("flaws/*.py")]
+PACKAGES = ("models", "attacks", "defences", "flaws")
+MODULES = [*ROOT.glob("*.py"), *(path for name in PACKAGES for path in ROOT.glob(f"{name}/*.py"))]
 
 
 def imported(path):

@@ -20,6 +20,8 @@ from recipes import Recipe
         {"momentum": -0.1},
         {"weight_decay": -1},
         {"clip_gradient": 0},
+        {"low_resolution": 0},
+        {"low_resolution": 12.5},
         {"precision": "float16"},
         {"defence": "pgd"},
         {"validation_attack": None},

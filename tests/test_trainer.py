@@ -26,7 +26,7 @@ import trainer
 import utils
 from attacks import PGD
 from curves import SCALARS
-from defences import Adversarial, Standard
+from defences import Adversarial, Free, Standard
 from runs import RunDamaged, RunFolder, RunRefused, fingerprint
 from trainer import Recipe, TrainingDiverged, train
 
@@ -121,8 +121,9 @@ def test_a_stopped_run_goes_on_to_the_same_weights(blobs, tmp_path, uninterrupte
     pd.testing.assert_frame_equal(resumed.history[same], uninterrupted.history[same])
 
 
-def test_with_dropout_and_averaging_too(blobs, tmp_path, monkeypatch):
-    recipe = replace(RECIPE, ema=0.9, label_smoothing=0.1, clip_gradient=1.0)
+@pytest.mark.parametrize("defence", [RECIPE.defence, Free(replays=3)], ids=["pgd", "free"])
+def test_with_dropout_and_averaging_too(defence, blobs, tmp_path, monkeypatch):
+    recipe = replace(RECIPE, ema=0.9, label_smoothing=0.1, clip_gradient=1.0, defence=defence)
     whole = go(blobs, tmp_path / "whole", recipe)
     real = steps.train_step
     monkeypatch.setattr(steps, "train_step", lambda s, *r: os.kill(os.getpid(), signal.SIGINT) or real(s, *r))
@@ -131,6 +132,26 @@ def test_with_dropout_and_averaging_too(blobs, tmp_path, monkeypatch):
             go(blobs, tmp_path / "run", recipe)
     monkeypatch.setattr(steps, "train_step", real)
     assert weights(go(blobs, tmp_path / "run", recipe)) == weights(whole)
+
+
+@pytest.mark.parametrize("replays", [1, 2, 3])
+def test_a_batch_is_replayed_with_the_same_shifts_and_all_are_shown_in_as_many_epochs(
+    replays, blobs, tmp_path, monkeypatch
+):
+    """On numbered pictures: a batch stands still for `replays` steps, a pass through all takes as many epochs."""
+    pictures = torch.arange(240, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 8, 8)
+    numbered = utils.Split(pictures, blobs.train.labels[:240], blobs.classes, "numbered")
+    shown, real = [], steps.train_step
+    monkeypatch.setattr(steps, "train_step", lambda s, x, *rest: shown.append(x) or real(s, x, *rest))
+    recipe = replace(RECIPE, batch_size=24, epochs=2 * replays, defence=Free(replays=replays))
+    go(replace(blobs, train=numbered), tmp_path / "run", recipe)
+    assert len(shown) == 20 * replays
+    batches = shown[::replays]
+    assert all(torch.equal(images, batches[step // replays]) for step, images in enumerate(shown))
+    for once in (batches[:10], batches[10:]):
+        numbers = [(255 * image.max()).round().int() for image in torch.cat(once)]
+        assert sorted(map(int, numbers)) == list(range(240))
+    assert not any(torch.equal(one, other) for one, other in zip(batches[:10], batches[10:], strict=True))
 
 
 KILLED = """
@@ -387,6 +408,31 @@ def test_a_batch_larger_than_the_data_is_refused_before_anything_is_written(blob
     assert not (tmp_path / "run").exists()
 
 
+ANY_SIZE = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+
+
+def test_pictures_are_small_for_the_first_half(blobs, tmp_path, monkeypatch):
+    shown, real = [], steps.train_step
+    monkeypatch.setattr(steps, "train_step", lambda s, x, *rest: shown.append(x) or real(s, x, *rest))
+    recipe = replace(RECIPE, augment=False)
+    small = go(blobs, tmp_path / "small", replace(recipe, low_resolution=4), ANY_SIZE)
+    assert [tuple(images.shape[2:]) for images in shown] == [(4, 4)] * 12 + [(8, 8)] * 12
+    plain = go(blobs, tmp_path / "plain", recipe, ANY_SIZE)
+    assert weights(plain) != weights(small)
+    for low, full in zip(shown[:12], shown[24:36], strict=True):  # the same pictures, averaged over 2 x 2 pixels
+        assert torch.allclose(low, full.unfold(2, 2, 2).unfold(3, 2, 2).mean((4, 5)), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("side", "message"),
+    [(4, r"cannot take pictures of 4 x 4 pixels \(.*mat1 .*resnet18"), (8, "have 8 pixels a side already")],
+)
+def test_a_low_resolution_that_does_not_fit_is_refused_before_anything_is_written(side, message, blobs, tmp_path):
+    with pytest.raises(ValueError, match=f"low_resolution={side}: .*{message}"):
+        go(blobs, tmp_path / "run", replace(RECIPE, low_resolution=side))
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_best_epoch_is_kept_beside_the_last(blobs, tmp_path, monkeypatch):
     ranks = iter([(0.1, 0.5), (0.3, 0.6), (0.3, 0.6), (0.3, 0.4)])
     seen = []
@@ -395,10 +441,11 @@ def test_the_best_epoch_is_kept_beside_the_last(blobs, tmp_path, monkeypatch):
         "_validate",
         lambda state, split: seen.append(fingerprint(state.model)) or (1.0, *next(ranks)[::-1]),
     )
-    run = go(blobs, tmp_path / "run", replace(RECIPE, epochs=4))
+    recipe = replace(RECIPE, epochs=4, defence=Standard())  # whose validation nothing else looks at
+    run = go(blobs, tmp_path / "run", recipe)
     assert run.best_epoch == 2  # the earliest of equals
     assert fingerprint(run.best_model()) == seen[1] != seen[3] == weights(run)
-    assert weights(run) == fingerprint(go(blobs, tmp_path / "run", replace(RECIPE, epochs=4)).model)
+    assert weights(run) == fingerprint(go(blobs, tmp_path / "run", recipe).model)
     run.history.loc[3, "accuracy/robust"] = 0.9  # as if the epoch had been done again, with another outcome
     with pytest.raises(RunDamaged, match=r"is of epoch 2, but by history\.csv epoch 4 is the best"):
         run.best_model()

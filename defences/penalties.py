@@ -1,61 +1,11 @@
-"""What a training step minimises.
-
-    defence.loss(model, images, labels, progress=0.3, generator=g, smoothing=0.1) -> (loss, logits)
-
-`progress` is the share of the training that is done. The loss is a scalar, the logits (N, K) are those of
-the images that the model was trained on, for the curve of training accuracy.
-"""
+"""Pulls back to the network that another one was adapted from, beside any other defence."""
 
 import math
 from dataclasses import dataclass
 
 import torch
-from torch.nn.functional import cross_entropy
 
-from attacks import Attack, evaluating
-
-
-@dataclass(frozen=True)
-class Standard:
-    """Cross-entropy on the pictures as they are."""
-
-    def loss(self, model, images, labels, *, progress, generator, smoothing=0.0):
-        logits = model(images)
-        return cross_entropy(logits.float(), labels, label_smoothing=smoothing), logits
-
-
-@dataclass(frozen=True)
-class Adversarial:
-    """Cross-entropy on adversarial examples, crafted anew on the model at each step (Madry et al. 2017).
-
-    ε rises linearly from 0 over the first `ramp` of the training (step sizes with it): small networks
-    that stay at chance when ε starts at its full size learn that way, or from the weights of a standard
-    network (pass its model to `train`). While crafting, BatchNorm is in eval mode.
-    """
-
-    attack: Attack
-    ramp: float = 0.0
-
-    def __post_init__(self):
-        if not isinstance(self.attack, Attack):
-            raise TypeError(f"attack={self.attack!r}: an attack is needed, for instance PGD()")
-        if not 0 <= self.ramp <= 1:
-            raise ValueError(f"ramp={self.ramp}: a share of the training, 0 to 1, is needed")
-
-    def loss(self, model, images, labels, *, progress, generator, smoothing=0.0):
-        attack = self._attack_at(progress)
-        if attack is not None:
-            with evaluating(model):
-                images = attack.craft(model, images, labels, generator)
-        logits = model(images)
-        return cross_entropy(logits.float(), labels, label_smoothing=smoothing), logits
-
-    def _attack_at(self, progress):
-        if progress >= self.ramp:
-            return self.attack
-        if progress == 0:
-            return None
-        return self.attack.scaled(progress / self.ramp)
+from attacks import evaluating
 
 
 @dataclass(frozen=True)
@@ -75,10 +25,18 @@ class Penalty:
         if not 0 <= self.strength < math.inf:
             raise ValueError(f"{name}: strength={self.strength!r}; a number of at least 0 is needed")
 
-    def loss(self, model, images, labels, *, progress, generator, smoothing=0.0):
-        inner = {"progress": progress, "generator": generator, "smoothing": smoothing}
+    def loss(self, model, images, labels, *, progress, generator, smoothing=0.0, memory=None):
+        inner = {"progress": progress, "generator": generator, "smoothing": smoothing, "memory": memory}
         loss, logits = self.defence.loss(model, images, labels, **inner)
         return loss + self.strength * self.distance(model, images, self.source.to(images.device)), logits
+
+    @property
+    def replays(self):
+        return getattr(self.defence, "replays", 1)
+
+    @property
+    def single_step_eps(self):
+        return getattr(self.defence, "single_step_eps", None)
 
     def distance(self, model, images, source):
         """A scalar, zero where the model is the source."""

@@ -1,0 +1,96 @@
+"""Training on examples that a single step makes, for two to three times the cost of standard training."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from attacks import evaluating, input_gradient
+from attacks.base import check_setting
+from attacks.pgd import bounds
+
+EPS_HINT = "8/255 is usual; a plain 8 forgets the division"
+
+
+@dataclass(frozen=True)
+class NFGSM:
+    """Cross-entropy on examples of one step from a noisy picture, which may lie outside ε.
+
+    De Jorge et al. 2022, "Make Some Noise", arXiv:2202.01181. The noise is uniform in ±noise · ε, the step is
+    step · ε along the sign of the gradient at the noisy picture. Nothing is projected on ε, so this is no attack:
+    that and the strong noise keep the network from learning to fool a single step. While crafting, BatchNorm is
+    in eval mode.
+    """
+
+    eps: float = 8 / 255
+    noise: float = 2.0
+    step: float = 1.0
+
+    def __post_init__(self):
+        check_setting(self, "eps", 0, 1, open_low=True, hint=EPS_HINT)
+        check_setting(self, "noise", 0, math.inf, hint="A multiple of ε: 2 is usual")
+        check_setting(self, "step", 0, math.inf, open_low=True, hint="A multiple of ε: 1 is usual")
+
+    @property
+    def single_step_eps(self):
+        return self.eps
+
+    def loss(self, model, images, labels, *, progress, generator, smoothing=0.0, memory=None):
+        reach = self.noise * self.eps
+        noise = torch.empty_like(images).uniform_(-reach, reach, generator=generator)
+        noisy = noise.add_(images).clamp_(0, 1)
+        with evaluating(model):
+            gradient = input_gradient(model, noisy, labels)
+        logits = model(noisy.add_(gradient.sign_(), alpha=self.step * self.eps).clamp_(0, 1))
+        return cross_entropy(logits.float(), labels, label_smoothing=smoothing), logits
+
+
+@dataclass(frozen=True)
+class Guided:
+    """Cross-entropy on the pictures, and a pull of the probabilities under one guided step to those without it.
+
+    Guided adversarial training, Sriramanan et al. 2020, arXiv:2011.14969: cross-entropy(x) + weight · |p - q|²,
+    where p and q are the softmax at x and at the adversarial picture. That picture starts in a random corner ±ε/2
+    away and takes one step of ε along the sign of the gradient of cross-entropy + weight · |p - q|². At every
+    other step, drawn at random, its guiding term is left out: the authors' code alternates, so that the network
+    cannot adapt to one kind. They also take 4 · weight for the last 15 % of the training; here it stays. The
+    logits are those of the adversarial pictures. While crafting, BatchNorm is in eval mode.
+    """
+
+    eps: float = 8 / 255
+    weight: float = 10.0
+
+    def __post_init__(self):
+        check_setting(self, "eps", 0, 1, open_low=True, hint=EPS_HINT)
+        check_setting(self, "weight", 0, math.inf, hint="10 is usual")
+
+    @property
+    def single_step_eps(self):
+        return self.eps
+
+    def loss(self, model, images, labels, *, progress, generator, smoothing=0.0, memory=None):
+        clean = model(images)
+        with evaluating(model):
+            adversarial = self._craft(model, images, labels, clean.detach(), generator)
+        logits = model(adversarial)
+        pull = self.weight * _distance(clean, logits).mean()
+        return cross_entropy(clean.float(), labels, label_smoothing=smoothing) + pull, logits
+
+    def _craft(self, model, images, labels, clean, generator):
+        # A tensor, not a Python condition: the device decides, and nobody waits for it.
+        guided = self.weight * torch.randint(2, (), generator=generator, device=images.device)
+        corner = torch.empty_like(images).bernoulli_(0.5, generator=generator).sub_(0.5)
+        points = corner.mul_(self.eps).add_(images).clamp_(0, 1).requires_grad_()
+        with torch.enable_grad():
+            logits = model(points)
+            climbed = (
+                cross_entropy(logits.float(), labels, reduction="sum") + guided * _distance(clean, logits).sum()
+            )
+        gradient = torch.autograd.grad(climbed, points)[0]
+        return points.detach().add_(gradient.sign_(), alpha=self.eps).clamp_(*bounds(images, self.eps))
+
+
+def _distance(logits, others):
+    """Squared distance of the probabilities, for each example (N,): 0 to 2."""
+    return (logits.float().softmax(1) - others.float().softmax(1)).square().sum(1)
