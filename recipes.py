@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass, field
 
-from attacks import PGD, Attack, fast_bfloat16
+from attacks import PGD, Attack
 from defences import Standard
 
 SCHEDULES = ("one_cycle", "piecewise", "constant")
@@ -19,9 +19,9 @@ class Recipe:
     (Rice et al. 2020, arXiv:2002.11569). `ema` is the decay of the averaged weights (0: none); with it, the
     average is validated and returned. `low_resolution` is the side, in pixels, to which training pictures are
     shrunk for the first half of the training, which makes its steps cheaper: for networks that take any size and
-    do not enlarge their pictures themselves. `precision` "auto" is bfloat16 where the device computes in it.
-    Every epoch ends in a validation on the validation split; robust accuracy there is measured with
-    `validation_attack` on the first `validation_images`.
+    do not enlarge their pictures themselves. `precision` "auto" is bfloat16 where precision.py has
+    measured that it is faster, else float32. Every epoch ends in a validation on the validation split; robust
+    accuracy there is measured with `validation_attack` on the first `validation_images`.
     """
 
     epochs: int
@@ -71,8 +71,3 @@ class Recipe:
         if progress < self.warm_up:
             return self.learning_rate * progress / self.warm_up
         return self.learning_rate * (1 - progress) / (1 - self.warm_up)
-
-    def precision_on(self, device):
-        """What a run computes in, from its first step on; "auto" is bfloat16 where the device has it."""
-        native = fast_bfloat16(device)
-        return self.precision if self.precision != "auto" else "bfloat16" if native else "float32"

@@ -4,6 +4,7 @@
 """
 
 import copy
+import functools
 import logging
 import math
 import resource
@@ -13,7 +14,9 @@ import torch
 from torch.nn.functional import interpolate
 
 import guard
+import precision
 from defences import Standard
+from graphs import WARM_UP, Graphed
 from models import Model, rate_of
 
 log = logging.getLogger("study")
@@ -23,9 +26,12 @@ CACHE_BYTES = 2e9  # the most that the features of a frozen backbone may take
 
 
 class State:
-    """Everything that a training step changes, which is what a checkpoint holds."""
+    """Everything that a training step changes, which is what a checkpoint holds.
 
-    def __init__(self, model, recipe, steps, device):
+    `size` is that of a picture, (C, H, W); `name` is the run's, for what is said about its steps.
+    """
+
+    def __init__(self, model, recipe, steps, device, size=(3, 32, 32), name="this run"):
         self.model, self.recipe, self.steps, self.device = model, recipe, steps, device
         self.total = steps * recipe.epochs
         self.average = copy.deepcopy(model).eval() if recipe.ema else None
@@ -37,11 +43,14 @@ class State:
             nesterov=recipe.momentum > 0,
             fused=device.type in ("cpu", "cuda"),
         )
-        self.precision = recipe.precision_on(device)
+        self.precision = precision.chosen(recipe, model, (recipe.batch_size, *size), device)
+        self.generator = torch.Generator(device)
+        self.graphed = Graphed(self.generator, name)
         self.step = 0
         self.history = []
         self.seconds = 0.0  # spent in the current epoch before this start
         self.memory = {}  # what the defence keeps from step to step
+        self.follow = {}  # how far the averaged weights follow in a step
         self.rescued = None  # the epoch, from 1, in which single-step training collapsed
         self.ended = False  # it has collapsed again
         self.good = None  # where to return to from a collapse
@@ -78,6 +87,7 @@ class State:
         self.optimizer.load_state_dict(saved["optimizer"])
         for name in PLAIN:
             setattr(self, name, saved.get(name, getattr(self, name)))  # older checkpoints lack some
+        self.graphed.forget()  # the optimizer's tensors are others now
 
     def keep(self):
         """Remember these weights as good ones, where the guard may want them back. Checkpoints hold both."""
@@ -108,11 +118,11 @@ def _parameter_groups(model):
     return [{"params": weights, "rate": rate} for rate, weights in groups.items()]
 
 
-def batch(state, data, indices, generator):
+def batch(state, data, indices):
     """What the learner is given, and the labels."""
     if state.features is not None:
         return state.features[indices], data.train.labels[indices]
-    images, labels = data.train.batch(indices, generator, state.recipe.augment)
+    images, labels = data.train.batch(indices, state.generator, state.recipe.augment)
     low = state.recipe.low_resolution is not None and 2 * state.step < state.total
     return shrunk(images, state.recipe.low_resolution) if low else images, labels
 
@@ -160,15 +170,17 @@ def _computing(state):
 
 def forecast(state, data, run):
     """Say what the run will cost, from a few steps of full strength on a copy: the first of them warm up."""
-    trial = State(copy.deepcopy(state.model).train(), state.recipe, state.steps, state.device)
+    size = data.train.images.shape[1:]
+    trial = State(copy.deepcopy(state.model).train(), state.recipe, state.steps, state.device, size, "a trial")
     trial.step = trial.total  # the attack at its full ε
     if state.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(state.device)
     images, labels = data.train.batch(torch.arange(state.recipe.batch_size, device=state.device))
     seconds = math.inf
-    for _ in range(4):
+    for _ in range(WARM_UP + 3 if trial.graphed.possible else 4):
+        trial.generator.manual_seed(0)
         begun = time.perf_counter()
-        loss, _ = train_step(trial, images, labels, torch.Generator(state.device).manual_seed(0))
+        loss, _ = train_step(trial, images, labels)
         float(loss)  # waits for the device
         seconds = min(seconds, time.perf_counter() - begun)
     if state.device.type == "cuda":
@@ -198,19 +210,50 @@ def seed_global(seed, device):
         torch.cuda.default_generators[device.index or 0].manual_seed(seed)
 
 
-def train_step(state, images, labels, generator):
-    """One update of the weights; returns the loss and the share of hits, still on the device."""
-    recipe, optimizer = state.recipe, state.optimizer
+def train_step(state, images, labels):
+    """One update of the weights; returns the loss and the share of hits, still on the device.
+
+    They are to be read, or copied, before the next step: on CUDA, where steps are alike, it writes into the same
+    memory.
+    """
     progress = state.step / state.total
-    for group in optimizer.param_groups:
-        group["lr"] = recipe.learning_rate_at(progress) * group["rate"]
+    defence = state.defence
+    try:
+        defence = defence.at(progress)
+    except AttributeError:  # somebody's own: fine, but for a graph
+        if state.graphed.possible:
+            state.graphed.give_up(f"{defence} has no at(progress), which would say when its steps are alike")
+    _set_rates(state, progress)
+    return state.graphed(defence, functools.partial(_update, state, defence, progress), images, labels)
+
+
+def _set_rates(state, progress):
+    """The learning rate, and how far the averaged weights follow, into tensors where a graph must find them."""
+    recipe = state.recipe
+    for group in state.optimizer.param_groups:
+        _put(group, "lr", recipe.learning_rate_at(progress) * group["rate"], state.device)
+    _put(state.follow, "by", 1 - min(recipe.ema, (1 + state.step) / (10 + state.step)), state.device)
+
+
+def _put(place, name, value, device):
+    if device.type != "cuda":
+        place[name] = value
+        return
+    if not isinstance(place.get(name), torch.Tensor):
+        place[name] = torch.zeros((), device=device)
+    place[name].fill_(value)
+
+
+def _update(state, defence, progress, images, labels):
+    """The step itself: nothing in it waits for the device, or changes from one step to the next but in tensors."""
+    recipe, optimizer = state.recipe, state.optimizer
     with _computing(state):
-        loss, logits = state.defence.loss(
+        loss, logits = defence.loss(
             state.learner,
             images,
             labels,
             progress=progress,
-            generator=generator,
+            generator=state.generator,
             smoothing=recipe.label_smoothing,
             memory=state.memory,
         )
@@ -220,15 +263,15 @@ def train_step(state, images, labels, generator):
         torch.nn.utils.clip_grad_norm_(state.model.parameters(), recipe.clip_gradient)
     optimizer.step()
     if state.average is not None:
-        _follow(state.average, state.model, min(recipe.ema, (1 + state.step) / (10 + state.step)))
+        _follow(state.average, state.model, state.follow["by"])
     return loss.detach(), (logits.detach().argmax(1) == labels).float().mean()
 
 
 @torch.no_grad()
-def _follow(average, model, decay):
-    """Move the averaged weights and statistics towards the model's; counters are copied."""
+def _follow(average, model, share):
+    """Move the averaged weights and statistics by this share towards the model's; counters are copied."""
     for slow, fast in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
         if slow.is_floating_point():
-            slow.lerp_(fast, 1 - decay)
+            slow.lerp_(fast, share)
         else:
             slow.copy_(fast)

@@ -133,7 +133,9 @@ def _check_low_resolution(model, split, side):
 
 
 def _train(model, data, recipe, run, device, progress):
-    state = steps.State(model, recipe, len(data.train) // recipe.batch_size, device)
+    state = steps.State(
+        model, recipe, len(data.train) // recipe.batch_size, device, data.train.images.shape[1:], run.path.name
+    )
     state.resume(run)
     if state.step == 0 and state.good is None:
         state.keep()
@@ -169,18 +171,17 @@ def _one_epoch(state, data, run, stop, bar):
     replays = getattr(state.defence, "replays", 1)  # steps in a row that show the same batch
     passes = state.epoch // replays  # through all pictures, done before
     order = data.train.shuffled(recipe.batch_size, derive_seed(recipe.seed, 0, passes))
-    generator = torch.Generator(state.device)
     state.model.train()
     begun = shown = time.perf_counter()
     before = state.seconds
     index = state.step - state.epoch * state.steps
     checked = 0
     while index < state.steps:
-        shown = state.step // replays
-        generator.manual_seed(derive_seed(recipe.seed, 1, shown))
-        images, labels = steps.batch(state, data, order[shown - passes * state.steps], generator)
+        turn = state.step // replays  # which batch it is
+        state.generator.manual_seed(derive_seed(recipe.seed, 1, turn))
+        images, labels = steps.batch(state, data, order[turn - passes * state.steps])
         steps.seed_global(derive_seed(recipe.seed, 1, state.step), state.device)
-        state.losses[index], state.hits[index] = steps.train_step(state, images, labels, generator)
+        state.losses[index], state.hits[index] = steps.train_step(state, images, labels)
         state.step += 1
         index += 1
         state.seconds = before + time.perf_counter() - begun

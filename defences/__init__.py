@@ -4,9 +4,11 @@
 
 `progress` is the share of the training that is done. `memory` is a dict for what a defence keeps from step to
 step, which checkpoints hold: tensors, to be changed in place. The loss is a scalar, the logits (N, K) are those
-of the images that the model was trained on, for the curve of training accuracy. A defence may have `replays`:
-the number of steps in a row that show the same batch; and `single_step_eps`: its ε (L∞) where at most two steps
-make its examples, so that guard.py watches over it.
+of the images that the model was trained on, for the curve of training accuracy. A defence may have
+
+    replays           the number of steps in a row that show the same batch
+    single_step_eps   its ε (L∞) where at most two steps make its examples, so that guard.py watches over it
+    at(progress)      the defence that it is at that moment: steps of equal ones are alike and can be a CUDA graph
 """
 
 from defences.adversarial import Adversarial, Standard

@@ -12,6 +12,9 @@ from attacks import FGSM, Attack, evaluating
 class Standard:
     """Cross-entropy on the pictures as they are."""
 
+    def at(self, progress):
+        return self
+
     def loss(self, model, images, labels, *, progress, generator, smoothing=0.0, memory=None):
         logits = model(images)
         return cross_entropy(logits.float(), labels, label_smoothing=smoothing), logits
@@ -44,6 +47,10 @@ class Adversarial:
     def single_step_eps(self):
         few = isinstance(self.attack, FGSM) or getattr(self.attack, "steps", math.inf) <= 2
         return self.attack.eps if few and getattr(self.attack, "norm", "Linf") == "Linf" else None
+
+    def at(self, progress):
+        attack = self._attack_at(progress)
+        return Standard() if attack is None else Adversarial(attack)
 
     def loss(self, model, images, labels, *, progress, generator, smoothing=0.0, memory=None):
         attack = self._attack_at(progress)

@@ -1,7 +1,7 @@
 """Pulls back to the network that another one was adapted from, beside any other defence."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -29,6 +29,9 @@ class Penalty:
         inner = {"progress": progress, "generator": generator, "smoothing": smoothing, "memory": memory}
         loss, logits = self.defence.loss(model, images, labels, **inner)
         return loss + self.strength * self.distance(model, images, self.source.to(images.device)), logits
+
+    def at(self, progress):
+        return replace(self, defence=self.defence.at(progress))
 
     @property
     def replays(self):

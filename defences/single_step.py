@@ -32,6 +32,9 @@ class NFGSM:
         check_setting(self, "noise", 0, math.inf, hint="A multiple of ε: 2 is usual")
         check_setting(self, "step", 0, math.inf, open_low=True, hint="A multiple of ε: 1 is usual")
 
+    def at(self, progress):
+        return self
+
     @property
     def single_step_eps(self):
         return self.eps
@@ -64,6 +67,9 @@ class Guided:
     def __post_init__(self):
         check_setting(self, "eps", 0, 1, open_low=True, hint=EPS_HINT)
         check_setting(self, "weight", 0, math.inf, hint="10 is usual")
+
+    def at(self, progress):
+        return self
 
     @property
     def single_step_eps(self):

@@ -1,0 +1,156 @@
+"""Steps as graphs: when one is captured, what it is given, and what happens where it cannot be.
+
+The machine that runs the tests may have no CUDA: a stand-in records what would be captured and replays it.
+"""
+
+import logging
+
+import pytest
+import torch
+from conftest import small_network
+
+import graphs
+import steps
+from attacks import PGD
+from defences import NFGSM, Adversarial, Free, Standard
+from graphs import WARM_UP, Graphed
+from trainer import Recipe
+
+
+class Recorded(Graphed):
+    """Captures by remembering the function, and replays by calling it on the memory that it was captured with."""
+
+    def __init__(self, generator, name):
+        super().__init__(generator, name)
+        self.possible, self.captures, self.replays = True, 0, 0
+
+    def _capture(self, function, tensors):
+        self.captures += 1
+        self.inputs = [tensor.clone() for tensor in tensors]
+        self.outputs = [torch.empty(0)]
+
+        def replay():
+            self.replays += 1
+            self.outputs = function(*self.inputs)
+
+        self.replay = replay
+
+
+@pytest.fixture
+def recorded(monkeypatch):
+    monkeypatch.setattr(graphs, "_beside", lambda function, tensors: function(*tensors))
+    monkeypatch.setattr(steps, "Graphed", Recorded)
+
+
+def test_calls_that_are_alike_are_captured_and_others_are_not(recorded):
+    graphed = Recorded(torch.Generator(), "a run")
+    ones = torch.ones(3)
+    for count in range(1, 8):
+        assert torch.equal(graphed("same", lambda x: (2 * x,), count * ones)[0], 2 * count * ones)
+    assert (graphed.captures, graphed.replays) == (1, 7 - WARM_UP)
+    for count in range(8):
+        graphed(f"other {count}", lambda x: (x,), ones)
+    for count in range(1, WARM_UP + 1):
+        graphed("same", lambda x: (x,), torch.ones(count))  # other shapes
+    assert graphed.captures == 1
+    for _ in range(WARM_UP):
+        graphed("same", lambda x: (x,), torch.ones(WARM_UP))
+    assert graphed.captures == 2
+
+
+@pytest.mark.parametrize(
+    ("defence", "captures"),
+    [
+        (Standard(), 1),
+        (Adversarial(PGD(steps=2)), 1),
+        (Adversarial(PGD(steps=2), ramp=0.5), 1),  # once ε has risen
+        (Adversarial(PGD(steps=2), ramp=1.0), 0),
+        (NFGSM(), 1),
+        (Free(replays=2), 1),
+    ],
+)
+def test_replayed_steps_reach_the_same_weights(recorded, blobs, defence, captures):
+    def trained(kind):
+        torch.manual_seed(0)
+        model = small_network()
+        recipe = Recipe(epochs=4, batch_size=64, defence=defence, ema=0.9, precision="float32")
+        state = steps.State(model.train(), recipe, 4, torch.device("cpu"), (3, 8, 8))
+        state.graphed = kind(state.generator, "a run")
+        for step in range(state.total):
+            state.generator.manual_seed(step)
+            indices = torch.arange(64) + 64 * (step % 4)
+            steps.seed_global(step, state.device)
+            loss, _ = steps.train_step(state, *steps.batch(state, blobs, indices))
+            state.losses[step % 4] = loss
+            state.step += 1
+        return state
+
+    plain, replayed = trained(Graphed), trained(Recorded)
+    assert replayed.graphed.captures == captures
+    assert torch.equal(plain.losses, replayed.losses)
+    for one, other in zip(plain.average.parameters(), replayed.average.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_restored_state_is_captured_anew(recorded):
+    recipe = Recipe(epochs=10, batch_size=8, precision="float32")
+    state = steps.State(small_network().train(), recipe, 1, torch.device("cpu"), (3, 8, 8))
+    images, labels = torch.rand(8, 3, 8, 8), torch.arange(8) % 4
+    for _ in range(WARM_UP + 1):
+        steps.train_step(state, images, labels)
+    assert state.graphed.captures == 1
+    state.restore(state.snapshot())
+    for _ in range(WARM_UP + 1):
+        steps.train_step(state, images, labels)
+    assert state.graphed.captures == 2
+
+
+def test_what_cannot_be_captured_runs_as_it_is_written_and_the_log_says_why(monkeypatch, caplog):
+    monkeypatch.setattr(graphs, "_beside", lambda function, tensors: function(*tensors))
+    monkeypatch.setattr(logging.getLogger("study"), "propagate", True)
+    graphed = Graphed(torch.Generator(), "a run")
+    graphed.possible = True  # without CUDA, capturing itself fails
+    with caplog.at_level("WARNING", "study"):
+        for count in range(WARM_UP + 3):
+            assert float(graphed("same", lambda x: (x + 1,), torch.tensor(float(count)))[0]) == count + 1
+    assert len(caplog.records) == 1
+    assert "a run: no CUDA graph" in caplog.text
+
+
+def test_a_defence_that_does_not_say_when_steps_are_alike_is_not_captured(recorded, caplog, monkeypatch):
+    class Own:
+        def loss(self, model, images, labels, **rest):
+            logits = model(images)
+            return torch.nn.functional.cross_entropy(logits, labels), logits
+
+    monkeypatch.setattr(logging.getLogger("study"), "propagate", True)
+    recipe = Recipe(epochs=10, batch_size=8, defence=Own(), precision="float32")
+    state = steps.State(small_network().train(), recipe, 1, torch.device("cpu"), (3, 8, 8))
+    with caplog.at_level("WARNING", "study"):
+        for _ in range(WARM_UP + 2):
+            steps.train_step(state, torch.rand(8, 3, 8, 8), torch.arange(8) % 4)
+    assert state.graphed.captures == 0
+    assert caplog.text.count("no at(progress)") == 1
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("defence", [Standard(), Adversarial(PGD(steps=2)), NFGSM(), Free(replays=2)])
+def test_cuda_graphs_reach_the_weights_of_plain_steps(defence):
+    def trained(graph):
+        torch.manual_seed(0)
+        device = torch.device("cuda")
+        model = small_network().to(device).train()
+        recipe = Recipe(epochs=2, batch_size=64, defence=defence, ema=0.9, precision="float32")
+        state = steps.State(model, recipe, 10, device, (3, 8, 8))
+        state.graphed.possible = graph
+        images, labels = torch.rand(64, 3, 8, 8, device=device), torch.arange(64, device=device) % 4
+        for step in range(20):
+            state.generator.manual_seed(step)
+            steps.seed_global(step, device)
+            steps.train_step(state, images, labels)
+            state.step += 1
+        assert (state.graphed.replay is not None) == graph
+        return state.average
+
+    for one, other in zip(trained(False).parameters(), trained(True).parameters(), strict=True):
+        assert torch.allclose(one, other, atol=1e-4)
