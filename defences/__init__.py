@@ -5,8 +5,8 @@
 `progress` is the share of the training that is done. `memory` is a dict for what a defence keeps from step to
 step, which checkpoints hold: tensors, to be changed in place. The loss is a scalar, the logits (N, K) are those
 of the images that the model was trained on, for the curve of training accuracy. A defence may have `replays`:
-the number of steps in a row that show the same batch; and `single_step_eps`: its ε (L∞) where at most two steps
-make its examples, so that guard.py watches over it.
+the number of steps in a row that show the same batch; and `single_step_eps(progress)`: the ε (L∞) that it has
+reached where at most two steps make its examples, else None, so that guard.py watches over it.
 """
 
 from defences.adversarial import Adversarial, Standard

@@ -32,8 +32,7 @@ class NFGSM:
         check_setting(self, "noise", 0, math.inf, hint="A multiple of ε: 2 is usual")
         check_setting(self, "step", 0, math.inf, open_low=True, hint="A multiple of ε: 1 is usual")
 
-    @property
-    def single_step_eps(self):
+    def single_step_eps(self, progress):
         return self.eps
 
     def loss(self, model, images, labels, *, progress, generator, smoothing=0.0, memory=None):
@@ -65,8 +64,7 @@ class Guided:
         check_setting(self, "eps", 0, 1, open_low=True, hint=EPS_HINT)
         check_setting(self, "weight", 0, math.inf, hint="10 is usual")
 
-    @property
-    def single_step_eps(self):
+    def single_step_eps(self, progress):
         return self.eps
 
     def loss(self, model, images, labels, *, progress, generator, smoothing=0.0, memory=None):
