@@ -16,9 +16,12 @@ from outcomes import attacked, predict
 from utils import derive_seed
 
 
-def eps_of(defence):
+def eps_of(defence, progress=1.0):
     """The ε at which a defence is to be watched; None where it takes more than two steps."""
-    return getattr(defence, "single_step_eps", None)
+    if isinstance(defence, Penalty):
+        return eps_of(defence.defence, progress)
+    known = getattr(defence, "single_step_eps", None)
+    return known and known(progress)
 
 
 def look(state, split, robust):
@@ -26,7 +29,7 @@ def look(state, split, robust):
 
     `robust` is what validation has found. The averaged weights, which it may have looked at, lag behind.
     """
-    eps = eps_of(state.defence)
+    eps = eps_of(state.defence, state.step / state.total)
     if eps is None:
         return None, None
     few = split.first(state.recipe.validation_images)

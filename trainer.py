@@ -80,9 +80,10 @@ def train(model, data, recipe, folder, *, progress=True):
 
     Safe to call again: a finished run is loaded, a broken one goes on from its last checkpoint to the
     weights that it would have reached: on the CPU bit for bit, on CUDA up to the order of the device's own
-    additions. Raises RunRefused where the folder holds another run or another process trains in it, RunDamaged
-    for files that cannot be used, ValueError for a model that does not fit the data, TrainingDiverged when the
-    loss is not finite, KeyboardInterrupt after saving when it is stopped.
+    additions. Training with a single step is rescued where it collapses (guard.py). Raises RunRefused where the
+    folder holds another run or another process trains in it, RunDamaged for files that cannot be used,
+    ValueError for a model that does not fit the data, TrainingDiverged when the loss is not finite,
+    KeyboardInterrupt after saving when it is stopped.
     """
     device = data.train.labels.device
     identity = {
@@ -177,9 +178,9 @@ def _one_epoch(state, data, run, stop, bar):
     index = state.step - state.epoch * state.steps
     checked = 0
     while index < state.steps:
-        turn = state.step // replays  # which batch it is
-        state.generator.manual_seed(derive_seed(recipe.seed, 1, turn))
-        images, labels = steps.batch(state, data, order[turn - passes * state.steps])
+        number = state.step // replays  # of the batch
+        state.generator.manual_seed(derive_seed(recipe.seed, 1, number))
+        images, labels = steps.batch(state, data, order[number - passes * state.steps])
         steps.seed_global(derive_seed(recipe.seed, 1, state.step), state.device)
         state.losses[index], state.hits[index] = steps.train_step(state, images, labels)
         state.step += 1

@@ -6,9 +6,10 @@
 step, which checkpoints hold: tensors, to be changed in place. The loss is a scalar, the logits (N, K) are those
 of the images that the model was trained on, for the curve of training accuracy. A defence may have
 
-    replays           the number of steps in a row that show the same batch
-    single_step_eps   its ε (L∞) where at most two steps make its examples, so that guard.py watches over it
-    at(progress)      the defence that it is at that moment: steps of equal ones are alike and can be a CUDA graph
+    replays                     the number of steps in a row that show the same batch
+    single_step_eps(progress)   the ε (L∞) that it has reached, where at most two steps make its examples, or None,
+                                for guard.py to watch over it
+    at(progress)                the defence that it is at that moment: steps of equal ones can be one CUDA graph
 """
 
 from defences.adversarial import Adversarial, Standard

@@ -43,10 +43,11 @@ class Adversarial:
         if self.grow and not hasattr(self.attack, "steps"):
             raise ValueError(f"grow={self.grow}: {self.attack} has no `steps` that could rise; PGD() has")
 
-    @property
-    def single_step_eps(self):
+    def single_step_eps(self, progress):
         few = isinstance(self.attack, FGSM) or getattr(self.attack, "steps", math.inf) <= 2
-        return self.attack.eps if few and getattr(self.attack, "norm", "Linf") == "Linf" else None
+        if not few or getattr(self.attack, "norm", "Linf") != "Linf":
+            return None
+        return self.attack.eps * (1 if progress >= self.ramp else progress / self.ramp)
 
     def at(self, progress):
         attack = self._attack_at(progress)

@@ -30,8 +30,7 @@ class Free:
     def at(self, progress):
         return self
 
-    @property
-    def single_step_eps(self):
+    def single_step_eps(self, progress):
         return self.eps
 
     def loss(self, model, images, labels, *, progress, generator, memory, smoothing=0.0):

@@ -37,10 +37,6 @@ class Penalty:
     def replays(self):
         return getattr(self.defence, "replays", 1)
 
-    @property
-    def single_step_eps(self):
-        return getattr(self.defence, "single_step_eps", None)
-
     def distance(self, model, images, source):
         """A scalar, zero where the model is the source."""
         raise NotImplementedError

@@ -35,8 +35,7 @@ class NFGSM:
     def at(self, progress):
         return self
 
-    @property
-    def single_step_eps(self):
+    def single_step_eps(self, progress):
         return self.eps
 
     def loss(self, model, images, labels, *, progress, generator, smoothing=0.0, memory=None):
@@ -71,8 +70,7 @@ class Guided:
     def at(self, progress):
         return self
 
-    @property
-    def single_step_eps(self):
+    def single_step_eps(self, progress):
         return self.eps
 
     def loss(self, model, images, labels, *, progress, generator, smoothing=0.0, memory=None):

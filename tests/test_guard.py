@@ -1,5 +1,6 @@
 """The guard: a planted collapse is seen, undone and not repeated; healthy training is left alone."""
 
+import copy
 import logging
 import os
 import signal
@@ -19,6 +20,7 @@ from attacks import FGSM, PGD, VMIFGSM
 from defences import L2SP, NFGSM, Adversarial, Free, Guided, Standard
 from runs import fingerprint
 from trainer import Recipe, TrainingDiverged, train
+from utils import Split
 
 EPS = 8 / 255
 SAFER = Adversarial(PGD(eps=EPS, step_size=5 / 255, steps=2))
@@ -30,11 +32,11 @@ class Trapped(nn.Module):
     It shuts when its weight is trained above zero, or after so many batches.
     """
 
-    def __init__(self, batches=10**6):
+    def __init__(self):
         super().__init__()
         self.inner = small_network()
         self.trap = nn.Parameter(torch.zeros(()))
-        self.register_buffer("left", torch.tensor(batches))
+        self.register_buffer("left", torch.tensor(10**6))
 
     def forward(self, images):
         self.left -= int(self.training)
@@ -48,7 +50,9 @@ class Trapping:
     """Standard training that shuts the trap when a share of the training is done."""
 
     after: float
-    single_step_eps: float = EPS
+
+    def single_step_eps(self, progress):
+        return EPS
 
     def loss(self, model, images, labels, *, progress, generator, smoothing, memory):
         logits = model(images)
@@ -67,6 +71,23 @@ RECIPE = Recipe(
 
 def go(blobs, folder, recipe=RECIPE, network=None):
     return train(network or Trapped(), blobs, recipe, folder, progress=False)
+
+
+@pytest.fixture(scope="module")
+def faint(blobs):
+    """Pictures of so little contrast that a standard network falls to every attack."""
+
+    def fade(split):
+        return Split(split.images // 4, split.labels, split.classes, split.name)
+
+    return replace(blobs, train=fade(blobs.train), val=fade(blobs.val))
+
+
+@pytest.fixture(scope="module")
+def learned(faint, tmp_path_factory):
+    """A network that tells them apart, so that it has something to lose in its first epoch."""
+    recipe = replace(RECIPE, defence=Standard())
+    return go(faint, tmp_path_factory.mktemp("learned") / "run", recipe).model
 
 
 @pytest.fixture
@@ -91,11 +112,11 @@ WEAK = PGD(eps=1 / 255, step_size=1 / 255)
 
 
 @pytest.mark.parametrize("change", [{}, {"ema": 0.9}, {"validation_attack": WEAK}], ids=str)
-def test_a_collapse_is_undone_and_training_goes_on_with_two_steps(change, blobs, tmp_path, monkeypatch, heard):
+def test_a_collapse_is_undone_and_training_goes_on_with_two_steps(change, faint, tmp_path, monkeypatch, heard):
     seen = []
     spy(monkeypatch, lambda state: seen.append((state.step, state.defence, everything(state))))
     recipe = replace(RECIPE, **change)
-    run = go(blobs, tmp_path / "run", recipe)
+    run = go(faint, tmp_path / "run", recipe)
     assert [step for step, *_ in seen] == [*range(32), *range(24, 40)]  # the fourth epoch is done again
     assert seen[24][2] == seen[32][2]  # from where it began: weights, averages, momentum
     assert {repr(defence) for _, defence, _ in seen[32:]} == {repr(SAFER)}
@@ -108,14 +129,15 @@ def test_a_collapse_is_undone_and_training_goes_on_with_two_steps(change, blobs,
     assert "collapsed in epoch 4: FGSM leaves" in heard.text
     assert f"On from the weights after epoch 3, with {SAFER}" in heard.text
     assert run.model.trap == 0
-    assert repr(go(blobs, tmp_path / "run", recipe)) == repr(run)
+    assert repr(go(faint, tmp_path / "run", recipe)) == repr(run)
 
 
-def test_a_collapse_in_the_first_epoch_goes_back_to_the_initial_weights(blobs, tmp_path, monkeypatch, heard):
-    learned = go(blobs, tmp_path / "before", replace(RECIPE, epochs=4, defence=Standard())).model
+def test_a_collapse_in_the_first_epoch_goes_back_to_the_initial_weights(
+    faint, learned, tmp_path, monkeypatch, heard
+):
     seen = []
     spy(monkeypatch, lambda state: seen.append(everything(state)))
-    run = go(blobs, tmp_path / "run", replace(RECIPE, epochs=2, defence=Trapping(after=0)), learned)
+    run = go(faint, tmp_path / "run", replace(RECIPE, epochs=2, defence=Trapping(after=0)), learned)
     assert len(seen) == 24
     assert seen[8] == seen[0]
     assert seen[0][2] == []  # no momentum yet
@@ -123,52 +145,58 @@ def test_a_collapse_in_the_first_epoch_goes_back_to_the_initial_weights(blobs, t
     assert set(run.history["rescued"]) == {1}
 
 
-def test_a_rescued_run_that_is_broken_off_goes_on_to_the_same_weights(blobs, tmp_path, monkeypatch):
+def test_a_rescued_run_that_is_broken_off_goes_on_to_the_same_weights(faint, tmp_path, monkeypatch):
     recipe = replace(RECIPE, ema=0.9)
-    whole = go(blobs, tmp_path / "whole", recipe)
+    whole = go(faint, tmp_path / "whole", recipe)
     with monkeypatch.context() as patch:
         spy(patch, lambda state: os.kill(os.getpid(), signal.SIGINT))
         for _ in range(48):  # stopped after every single step
             with pytest.raises(KeyboardInterrupt):
-                go(blobs, tmp_path / "run", recipe)
-    assert (tmp_path / "run" / "weights.safetensors").exists()  # after no step more than the whole one took
-    resumed = go(blobs, tmp_path / "run", recipe)
+                go(faint, tmp_path / "run", recipe)
+        spy(patch, lambda state: pytest.fail("it took more steps than the whole one"))
+        resumed = go(faint, tmp_path / "run", recipe)
     assert fingerprint(resumed.model) == fingerprint(whole.model)
     assert fingerprint(resumed.best_model()) == fingerprint(whole.best_model())
     same = [column for column in whole.history if column != "time/epoch_s"]
     assert resumed.history[same].equals(whole.history[same])
 
 
-@pytest.mark.parametrize("batches", [20, 30])
-def test_a_second_collapse_ends_the_run_with_the_last_good_weights(batches, blobs, tmp_path, monkeypatch, heard):
-    """The trap shuts after so many batches, whatever the defence: at once again, in the same epoch."""
+def shutting(learned, batches):
+    """A network whose trap shuts after so many batches, whatever it is trained with, and a recipe to see it."""
+    network = copy.deepcopy(learned)
+    network.left.fill_(batches)
+    return replace(RECIPE, learning_rate=0.02, defence=Trapping(after=2)), network
+
+
+@pytest.mark.parametrize("batches", [12, 30])
+def test_a_second_collapse_ends_the_run_with_the_last_good_weights(
+    batches, faint, learned, tmp_path, monkeypatch, heard
+):
+    recipe, network = shutting(learned, batches)
     seen = []
     spy(monkeypatch, lambda state: seen.append(everything(state)))
-    run = go(blobs, tmp_path / "run", replace(RECIPE, defence=NFGSM()), Trapped(batches))
+    run = go(faint, tmp_path / "run", recipe, network)
     closed = batches // 8
-    assert len(seen) == 8 * (closed + 2)
+    assert len(seen) == 8 * (closed + 2)  # the next epoch twice
     assert fingerprint(run.model) == seen[8 * closed][0]
     assert list(run.history["epoch"]) == list(range(1, closed + 1))
     assert run.history["ended"].iloc[-1] == run.history["rescued"].iloc[-1] == closed + 1
     assert f"COLLAPSED AGAIN in epoch {closed + 1}" in heard.text
     assert f"in epoch {closed + 1}, ENDED by another in epoch {closed + 1})" in repr(run)
-    assert fingerprint(go(blobs, tmp_path / "run", replace(RECIPE, defence=NFGSM()), Trapped(batches)).model) == (
-        fingerprint(run.model)
-    )
+    again = go(faint, tmp_path / "run", recipe, network)
+    assert (fingerprint(again.model), repr(again)) == (fingerprint(run.model), repr(run))
 
 
-def test_where_nothing_good_was_reached_there_is_an_error(blobs, tmp_path):
-    learned = go(blobs, tmp_path / "before", replace(RECIPE, epochs=4, defence=Standard())).model
-    learned.left.fill_(4)
+def test_where_nothing_good_was_reached_there_is_an_error(faint, learned, tmp_path):
     with pytest.raises(TrainingDiverged, match=r"collapsed again, with Adversarial\(.*: FGSM leaves"):
-        go(blobs, tmp_path / "run", replace(RECIPE, defence=NFGSM()), learned)
+        go(faint, tmp_path / "run", *shutting(learned, batches=4))
 
 
 @pytest.mark.parametrize("defence", [NFGSM(), Free(replays=2)], ids=["nfgsm", "free"])
 def test_healthy_training_is_watched_and_not_disturbed(defence, blobs, tmp_path, monkeypatch):
     recipe = replace(RECIPE, epochs=3, augment=True, defence=defence, ema=0.9)
     watched = go(blobs, tmp_path / "watched", recipe, small_network())
-    monkeypatch.setattr(guard, "eps_of", lambda defence: None)
+    monkeypatch.setattr(guard, "eps_of", lambda defence, progress=1.0: None)
     alone = go(blobs, tmp_path / "alone", recipe, small_network())
     assert fingerprint(watched.model) == fingerprint(alone.model)
     assert list(watched.history) == [*alone.history, "accuracy/fgsm"]
@@ -211,6 +239,12 @@ def test_the_column_is_the_accuracy_of_the_live_weights_under_fgsm(blobs, tmp_pa
 )
 def test_what_is_watched(defence, eps):
     assert guard.eps_of(defence) == eps
+    assert guard.eps_of(defence, 0.1) == eps
+
+
+def test_a_ramp_is_watched_where_it_has_arrived():
+    defence = L2SP(Adversarial(FGSM(eps=0.1), ramp=0.5), nn.Identity())
+    assert [guard.eps_of(defence, progress) for progress in (0.25, 0.5, 1)] == [0.05, 0.1, 0.1]
 
 
 def test_the_rescue_keeps_penalty_and_ramp():

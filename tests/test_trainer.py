@@ -508,6 +508,15 @@ def test_networks_built_by_hand_are_not_shared(blobs, study):
     assert "same_run_as" not in json.loads((again.folder / "environment.json").read_text())
 
 
+def test_no_step_waits_for_the_device(blobs, tmp_path, monkeypatch):
+    """Losses are read when half a second has gone by, which it never has here, and at the end of an epoch."""
+    read, real = [], trainer._check_losses
+    monkeypatch.setattr(trainer, "_check_losses", lambda *rest: read.append(rest[2:]) or real(*rest))
+    monkeypatch.setattr(time, "perf_counter", lambda: 0.0)
+    go(blobs, tmp_path / "run", replace(RECIPE, defence=Free(replays=2)))
+    assert read == [(0, 8)] * 3
+
+
 def test_a_long_run_says_beforehand_what_it_will_cost(blobs, tmp_path, monkeypatch, caplog, uninterrupted):
     monkeypatch.setattr(trainer, "LONG", 10)
     monkeypatch.setattr(logging.getLogger("study"), "propagate", True)
