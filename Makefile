@@ -27,8 +27,11 @@ format: setup
 	$(PYTHON) -m ruff format .
 	$(PYTHON) -m ruff check --fix .
 
+# Speed against the peers, how the cost grows, and both into the README; some twelve minutes on two idle CPU cores.
 bench: setup
 	$(PYTHON) -m benchmarks.speed
+	$(PYTHON) -m benchmarks.scaling
+	$(PYTHON) -m benchmarks.show
 
 # JupyterLab and TensorBoard on this machine's loopback; Ctrl-C ends both.
 lab: setup

@@ -1,167 +1,188 @@
-"""Speed against the usual way: a DataLoader with PIL transforms, torchattacks in the loop, float32.
+"""Speed and memory against the usual way and against foolbox, and the share of what the device can do.
 
-    make bench
+    make bench                                  # this, scaling and show
+    python -m benchmarks.speed --only VMI memory
 
-Both run in this process, on the same pictures, in turns; what counts is the median of the ratios. The usual
-way has two workers and rests between its turns until they have filled their queue, so neither slows the
-other. Our C-library setting (utils._keep_freed_memory) is on for both, which is generous to the usual way.
+Training steps, data loading, attacks at evaluation: all contenders in this process and in turns, on the same
+pictures. The usual way's workers rest before each turn until they have filled their queue, so neither slows the
+other; foolbox gets batches that lie on the device already, so that its attack is compared and nothing else. Our
+C-library setting (utils._keep_freed_memory) and the tuning of convolutions on CUDA are on for all, which is
+generous to the peers.
 """
 
-import argparse
+import functools
 import itertools
-import statistics
-import time
 
 import torch
-import torchattacks
-from PIL import Image
-from torch import nn
-from torchvision import transforms
 
 import models
 import utils
-from attacks import PGD
-from defences import Adversarial, Standard
-from runs import environment, write_json
-from steps import State, train_step
-from trainer import Recipe
+from attacks import FGSM, NIFGSM, PGD, VMIFGSM, evaluating, fast_bfloat16
+from benchmarks import memory, suite
+from benchmarks.peers import (
+    our_batches,
+    our_step,
+    torch_defaults,
+    trained,
+    usual_batches,
+    usual_network,
+    usual_step,
+    why_not_foolbox,
+    with_foolbox,
+    with_torchattacks,
+)
+from benchmarks.timing import compare, flops_of_step, matmul, summary
+from outcomes import BATCH, attacked, predict
 
-BATCH = 128
-RESULTS = utils.ROOT / "benchmarks" / "results"
-
-
-class Pictures(torch.utils.data.Dataset):
-    """CIFAR as torchvision hands it out: one PIL image at a time, augmented one at a time."""
-
-    def __init__(self, split):
-        self.images = split.images.cpu().permute(0, 2, 3, 1).contiguous().numpy()
-        self.labels = split.labels.tolist()
-        steps = [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
-        self.transform = transforms.Compose(steps)
-
-    def __len__(self):
-        return len(self.labels)
-
-    def __getitem__(self, index):
-        return self.transform(Image.fromarray(self.images[index])), self.labels[index]
-
-
-def usual_model(name, **options):
-    """The network as it is usually written: ReLU before pooling, not in place; ResNets are ours, laid out NCHW."""
-    if name != "shallow_cnn":
-        return models.build(name, 10, **options).to(memory_format=torch.contiguous_format)
-    network = [nn.Conv2d(3, 6, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2)]
-    network += [nn.Flatten(), nn.Linear(400, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, 10)]
-    return nn.Sequential(transforms.Normalize(models.CIFAR10_MEAN, models.CIFAR10_STD), *network)
+TRAINING = {
+    "standard": None,
+    "single-step": PGD(steps=1, step_size=10 / 255),
+    "PGD-10": PGD(),
+    "VMI-FGSM": VMIFGSM(),
+}
+EVALUATION = {"FGSM": FGSM(), "PGD-20": PGD(steps=20), "NI-FGSM": NIFGSM(), "VMI-FGSM": VMIFGSM()}
+REST = 0.3  # seconds
 
 
-def usual_loader(split):
-    """Batches without end."""
-    loader = torch.utils.data.DataLoader(Pictures(split), BATCH, shuffle=True, drop_last=True, num_workers=2)
-    while True:
-        yield from loader
+class Loaders:
+    """Batches without end of one split of noise, ours and the usual way's."""
+
+    def __init__(self, setting):
+        count = 64 if setting.tiny else 50_000
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randint(0, 256, (count, 3, 32, 32), generator=generator, dtype=torch.uint8)
+        labels = torch.randint(0, 10, (count,), generator=generator)
+        device = setting.device
+        split = utils.Split(images.to(device), labels.to(device), list("0123456789"), "noise")
+        self.ours, self.usual = our_batches(split, setting.batch), usual_batches(split, setting.batch)
+
+    def on_device(self, device, count=8):
+        """The usual way's batches, loaded beforehand, over and over."""
+        return itertools.cycle([tuple(part.to(device) for part in next(self.usual)) for _ in range(count)])
 
 
-def our_loader(split):
-    generator = torch.Generator(split.labels.device).manual_seed(0)
-    for epoch in itertools.count():
-        for indices in split.shuffled(BATCH, epoch):
-            yield split.batch(indices, generator, augment=True)
+def loading(setting, loaders):
+    contenders = {"ours": loaders.ours.__next__, "usual way": loaders.usual.__next__}
+    rates = compare({name: (run, setting.batch) for name, run in contenders.items()}, setting, REST)
+    return {"unit": "images/s", "contenders": summary(rates)}
 
 
-def usual_step(model, device, attack):
-    """One step as in a tutorial."""
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
-    loss = nn.CrossEntropyLoss()
-    attack = attack and torchattacks.PGD(model, eps=8 / 255, alpha=2 / 255, steps=10)
+def training(setting, loaders, arguments, attack):
+    """Steps of the four contenders, each on a network of its own with the same initial weights."""
 
-    def step(images, labels):
-        images, labels = images.to(device), labels.to(device)
-        if attack:
-            images = attack(images, labels)
-        model.train()
-        optimizer.zero_grad()
-        loss(model(images), labels).backward()
-        optimizer.step()
+    def build():
+        return models.build(num_classes=10, **arguments).to(setting.device)
 
-    return step
+    steps = {
+        "ours": (our_step(build(), attack), loaders.ours),
+        "ours, float32": (our_step(build(), attack, precision="float32"), loaders.ours),
+    }
+    plain = usual_network(build())
+    steps["usual way"] = usual_step(plain, attack and with_torchattacks(attack, plain)), loaders.usual
+    absent = "no attack" if attack is None else why_not_foolbox(attack)
+    if not absent:
+        plain = usual_network(build())
+        steps["foolbox"] = usual_step(plain, with_foolbox(attack, plain)), loaders.on_device(setting.device)
 
+    def run(step, batches):
+        step(*next(batches))
 
-def our_step(model, device, attack):
-    recipe = Recipe(epochs=1, learning_rate=0.01, defence=Adversarial(PGD()) if attack else Standard())
-    state = State(model, recipe, steps=10**6, device=device)
-    generator = torch.Generator(device).manual_seed(0)
-    model.train()
-
-    def step(images, labels):
-        train_step(state, images, labels, generator)
-        state.step += 1
-
-    return step
+    contenders = {name: (functools.partial(run, *pair), setting.batch) for name, pair in steps.items()}
+    result = {"unit": "images/s", "contenders": summary(compare(contenders, setting, REST))}
+    return result | ({"absent": {"foolbox": absent}} if absent else {})
 
 
-def compare(ours, usual, count, turns, device):
-    """Images a second of both, in turns of `count` batches each."""
-    rates = {"ours": [], "usual": []}
-    for turn in range(turns + 1):
-        for name, run in (("usual", usual), ("ours", ours)):
-            time.sleep(0.3)  # the workers fill their queue and fall silent
-            begun = time.perf_counter()
-            for _ in range(count):
-                run()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            if turn:  # the first turn warms up
-                rates[name].append(count * BATCH / (time.perf_counter() - begun))
-    ratios = sorted(a / b for a, b in zip(rates["ours"], rates["usual"], strict=True))
-    medians = {name: statistics.median(values) for name, values in rates.items()}
-    return medians | {"ratio": statistics.median(ratios), "lowest": ratios[0], "highest": ratios[-1]}
+def share(setting, arguments, precision, batch):
+    """What our PGD-10 step achieves of what torch.matmul does, both in this precision and in turns."""
+    model = models.build(num_classes=10, **arguments).to(setting.device)
+    flops = batch * flops_of_step(usual_network(model), crafting=10)
+    images = torch.rand(batch, 3, 32, 32, device=setting.device).contiguous(memory_format=torch.channels_last)
+    labels = torch.randint(10, (batch,), device=setting.device)
+    step = functools.partial(our_step(model, PGD(), precision), images, labels)
+    contenders = {"ours": (step, flops), "torch.matmul": matmul(getattr(torch, precision), setting)}
+    result = {"unit": "FLOP/s", "contenders": summary(compare(contenders, setting))}
+    return result | {"batch": batch, "flops_per_image": flops / batch}
 
 
-def cases(device):
-    """What is compared: a name, the model's arguments (None: loading alone), whether attacked, batches a turn."""
-    width = 64 if device.type == "cuda" else 16
-    yield "augmented batches", None, False, 150
-    yield "shallow CNN, standard step", {"name": "shallow_cnn"}, False, 60
-    yield "shallow CNN, PGD-10 step", {"name": "shallow_cnn"}, True, 12
-    yield f"ResNet-18 width {width}, PGD-10 step", {"name": "resnet18", "width": width}, True, 2
+class Target:
+    """A network trained a little, as ours and as usually written, and the pictures that it gets right."""
+
+    def __init__(self, setting, arguments, pictures, steps):
+        data = utils.load_data("shapes10", setting.session)
+        model = models.build(num_classes=10, **arguments).to(setting.device)
+        self.model = trained(model, data.train, steps, setting.batch)
+        self.plain = usual_network(self.model).eval()
+        self.split = data.test.first(pictures)
+        self.indices = (predict(self.model, self.split).argmax(1) == self.split.labels).nonzero()[:, 0]
+
+    def ours(self, attack):
+        return attacked(self.model, self.model, self.split, attack, self.indices, 0)[0]
+
+    def peer(self, craft):
+        """Batch by batch, as everybody's documentation has it; which of the pictures withstand."""
+        parts = []
+        for some in self.indices.split(BATCH[self.split.labels.device.type]):
+            images, labels = self.split.batch(some)
+            with torch_defaults():
+                found = craft(images.contiguous(), labels)
+                with evaluating(self.plain), torch.no_grad():
+                    parts.append(self.plain(found).argmax(1) == labels)
+        return torch.cat(parts)
 
 
-def measure(split, device, turns):
-    for name, arguments, attack, count in cases(device):
-        usual_batches, our_batches = usual_loader(split), our_loader(split)
-        if arguments is None:
-            usual, ours = usual_batches.__next__, our_batches.__next__
-        else:
-            plain = usual_model(**arguments).to(device)
-            fast = models.build(num_classes=10, **arguments).to(device)
-            one, other = usual_step(plain, device, attack), our_step(fast, device, attack)
-            usual = lambda one=one, batches=usual_batches: one(*next(batches))  # noqa: E731
-            ours = lambda other=other, batches=our_batches: other(*next(batches))  # noqa: E731
-        result = {"case": name} | compare(ours, usual, count, turns, device)
-        usual_batches.close()
-        print(
-            f"{name:<34} {result['usual']:>10,.0f} {result['ours']:>10,.0f}   {result['ratio']:5.1f}x"
-            f"  ({result['lowest']:.1f} to {result['highest']:.1f})",
-            flush=True,
-        )
-        yield result
+def evaluation(setting, target, attack):
+    """Which pictures withstand an attack: attacking and judging."""
+    target = target()  # made by the first that needs it
+    runs = {
+        "ours": functools.partial(target.ours, attack),
+        "torchattacks": functools.partial(target.peer, with_torchattacks(attack, target.plain)),
+    }
+    absent = why_not_foolbox(attack)
+    if not absent:
+        runs["foolbox"] = functools.partial(target.peer, with_foolbox(attack, target.plain))
+    standing = {}
+
+    def note(name):
+        standing[name] = int(runs[name]().sum())
+
+    rates = compare({name: (functools.partial(note, name), len(target.indices)) for name in runs}, setting)
+    result = {"unit": "images/s", "contenders": summary(rates), "n": len(target.split)}
+    result |= {"right": len(target.indices), "withstand": standing}
+    return result | ({"absent": {"foolbox": absent}} if absent else {})
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--turns", type=int, default=7, help="turns of each (default: 7)")
-    options = parser.parse_args()
-    session = utils.start("benchmark", preset="quick")
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (50_000, 3, 32, 32), generator=generator, dtype=torch.uint8)
-    labels = torch.randint(0, 10, (50_000,), generator=generator)
-    split = utils.Split(images.to(session.device), labels.to(session.device), list("0123456789"), "noise")
-    print(f"\n{'images a second':<34} {'usual way':>10} {'ours':>10}    ratio  (of {options.turns} turns)")
-    results = list(measure(split, session.device, options.turns))
-    target = RESULTS / f"speed-{session.device.type}.json"
-    write_json(target, {"environment": environment(session.device), "batch_size": BATCH, "results": results})
-    print(f"\nwritten to {target.relative_to(utils.ROOT)}")
+def peak_memory(setting, arguments):
+    found = {who: memory.peak(who, arguments, setting.batch, setting.device) for who in ("ours", "usual way")}
+    return {"unit": "MiB", "peak": found, "batch": setting.batch}
+
+
+def cases(setting):
+    loaders, cuda = Loaders(setting), setting.device.type == "cuda"
+    yield "loading", "augmented batches", functools.partial(loading, setting, loaders)
+    for network, arguments in setting.networks().items():
+        for name, attack in setting.shortened(TRAINING).items():
+            measure = functools.partial(training, setting, loaders, arguments, attack)
+            yield "training", f"{network}, {name}", measure
+    widths = () if setting.tiny else (16, 64)
+    resnets = {f"ResNet-18 width {width}": {"name": "resnet18", "width": width} for width in widths}
+    for network, arguments in (setting.networks() | resnets).items():
+        batch = 32 if arguments.get("width") == 64 and not cuda else setting.batch  # seconds a step
+        for precision in ("bfloat16", "float32")[not fast_bfloat16(setting.device) :]:
+            measure = functools.partial(share, setting, arguments, precision, batch)
+            yield "share", f"{network}, {precision}", measure
+    for network, arguments in setting.networks().items():
+        deep = arguments["name"] != "shallow_cnn"
+        pictures = 2000 if cuda and not setting.tiny else 100 if deep or setting.tiny else 1000
+        steps = 20 if setting.tiny else 60 if deep else 300
+        target = functools.cache(functools.partial(Target, setting, arguments, pictures, steps))
+        for name, attack in setting.shortened(EVALUATION).items():
+            yield "evaluation", f"{network}, {name}", functools.partial(evaluation, setting, target, attack)
+    for network, arguments in list(setting.networks().items())[: 1 if setting.tiny else None]:
+        yield "memory", network, functools.partial(peak_memory, setting, arguments)
+
+
+def main(arguments=None):
+    suite.run(__doc__, "speed", cases, arguments)
 
 
 if __name__ == "__main__":

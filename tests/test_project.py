@@ -61,8 +61,14 @@ def test_every_module_has_a_test():
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("benchmarks/[a-z]*.py")), ids=lambda path: path.stem)
-def test_benchmarks_can_be_started(path):
-    assert importlib.import_module(f"benchmarks.{path.stem}").main
+def test_a_benchmark_is_a_command_or_serves_one(path):
+    """Either `python -m` starts it, through its main(), or another one imports it."""
+    module = importlib.import_module(f"benchmarks.{path.stem}")
+    if "__main__" in path.read_text():
+        assert callable(module.main)
+    else:
+        others = "".join(other.read_text() for other in path.parent.glob("*.py") if other != path)
+        assert re.search(rf"from benchmarks(\.| import .*\b){path.stem}\b", others), f"nobody uses {path.name}"
 
 
 def test_the_lock_holds_every_requirement():

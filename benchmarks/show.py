@@ -1,0 +1,188 @@
+"""The README's table and the figures of the benchmarks, made from the JSONs in benchmarks/results.
+
+python -m benchmarks.show
+python -m benchmarks.show --results FOLDER     # draws there and prints the table; the README stays as it is
+"""
+
+import argparse
+from pathlib import Path
+
+import matplotlib as mpl
+
+from benchmarks import plots
+from benchmarks.plots import number
+from benchmarks.suite import RESULTS
+from files import replacing
+from runs import read_json
+from utils import ROOT
+
+BEGIN, END = "<!-- written by make bench: begin -->", "<!-- written by make bench: end -->"
+NOTHING = "Not measured yet: `make bench` does it and writes its numbers here."
+GROUPS = {"training": "Training step", "loading": "Data loading", "evaluation": "Evaluation"}
+
+
+def table(folder):
+    """Everything between the markers, for all devices that were measured."""
+    parts = []
+    for device in ("cpu", "cuda"):
+        parts += [make(read_json(path), device) for make, path in _found(folder, device)]
+    return "\n\n".join(parts) or NOTHING
+
+
+def _found(folder, device):
+    makers = {"speed": _speed, "scaling": _scaling, "autoattack": _autoattack}
+    for name, make in makers.items():
+        path = Path(folder) / f"{name}-{device}.json"
+        if path.exists():
+            yield make, path
+
+
+def _where(known):
+    """Machine, versions and commit in a line."""
+    machine = known["environment"]
+    threads = "" if machine["cuda"] else f", {_count(machine['threads'], 'thread')}"
+    commit = f", commit {machine['commit']}" if machine["commit"] else ""
+    return f"{machine['device']}{threads}, torch {machine['torch']}{commit}, {machine['started'][:10]}"
+
+
+def _count(number, word):
+    return f"{number} {word}{'s' * (number != 1)}"
+
+
+def _rows(head, rows):
+    """A table of Markdown; numbers stand right."""
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _range(spread):
+    return "{} ({}–{})".format(*(number(spread[key]) for key in ("median", "lowest", "highest")))
+
+
+def _speed(known, device):
+    results = known["results"]
+    said = [f"**Speed, {_where(known)}.** `{known['command']}`."]
+    if known["tiny"]:
+        said.append("Tiny: this shows that it runs, and measures nothing.")
+    if not known["complete"]:
+        said.append("Some cases only.")
+    compared = [result for result in results if result["group"] in GROUPS]
+    parts = [" ".join(said)]
+    if compared:
+        turns = sorted({len(result["contenders"]["ours"]["turns"]) for result in compared})
+        counts = " to ".join(map(str, dict.fromkeys([turns[0], turns[-1]])))
+        parts.append(
+            f"Pictures a second, medians of {counts} turns, and how many times as fast as its peers ours is, with "
+            f"the lowest and the highest of the turns. Training in batches of {known['batch']}, ours in "
+            f"{known['precision']}; evaluation in float32."
+        )
+        head = [
+            "",
+            "ours",
+            "ours, float32",
+            "usual way: torchattacks",
+            "foolbox",
+            "ours ÷ usual",
+            "ours ÷ foolbox",
+        ]
+        parts.append(_rows(head, [_speed_row(result) for result in compared]))
+        figure = f"benchmarks/results/speed-{device}.png"
+        parts.append(f"![Speed as a multiple of the usual way's]({figure})")
+    limits = _limits(results)
+    return "\n\n".join(parts + ([limits] if limits else []))
+
+
+def _speed_row(result):
+    rows = result["contenders"]
+    usual = "torchattacks" if result["group"] == "evaluation" else "usual way"
+    rates = [
+        number(rows[name]["rate"]["median"]) if name in rows else "–"
+        for name in ("ours", "ours, float32", usual, "foolbox")
+    ]
+    absent = result.get("absent", {}).get("foolbox")
+    if absent == "foolbox is not installed":
+        rates[-1] = absent
+    ratios = [_range(rows[name]["ratio"]) if name in rows else "–" for name in (usual, "foolbox")]
+    name = f"{GROUPS[result['group']]}: {result['case']}"
+    return [name, *rates, *ratios]
+
+
+def _limits(results):
+    """What the PGD-10 step achieves and takes, network by network."""
+    rows = {}
+    for result in results:
+        if result["group"] == "share":
+            network, precision = result["case"].rsplit(", ", 1)
+            achieved = result["contenders"]["ours"]["rate"]["median"]
+            part = 100 * result["contenders"]["torch.matmul"]["ratio"]["median"]
+            name = f"{network}, batch {result['batch']}"
+            rows.setdefault(name, {})[precision] = f"{part:.0f} % ({number(achieved / 1e9)} GFLOP/s)"
+        elif result["group"] == "memory":
+            name = f"{result['case']}, batch {result['batch']}"
+            rows.setdefault(name, {}).update({who: f"{number(size)} MiB" for who, size in result["peak"].items()})
+    if not rows:
+        return ""
+    columns = ["bfloat16", "float32", "ours", "usual way"]
+    head = ["PGD-10 step", "of the matmul peak, bfloat16", "float32", "peak memory, ours", "usual way"]
+    return _rows(head, [[name, *(row.get(column, "–") for column in columns)] for name, row in rows.items()])
+
+
+def _scaling(known, device):
+    said = f"**How the cost of ours grows, {_where(known)}.** `{known['command']}`."
+    rows = [[result["case"], result["where"], plots.growth(result)] for result in known["results"]]
+    figure = f"![Time of a step and of an evaluation](benchmarks/results/scaling-{device}.png)"
+    return "\n\n".join([said, _rows(["", "measured on", "growth"], rows), figure])
+
+
+def _autoattack(known, device):
+    names = list(dict.fromkeys(row["name"] for result in known["results"] for row in result["results"]))
+    rows = []
+    for result in known["results"]:
+        cells = {
+            row["name"]: f"{100 * row['robust_accuracy']:.1f} %, {row['seconds']:.0f} s ({row['times_ours']:.1f})"
+            for row in result["results"]
+        }
+        network = f"{result['model']['name']}, {result['run']}, {result['data']}, n = {result['n']}"
+        rows.append([network, *(cells.get(name, "–") for name in names)])
+    said = f"**AutoAttack, {_where(known)}.** Robust accuracy, time, and in brackets how many times ours."
+    return f"{said}\n\n" + _rows(["", *names], rows)
+
+
+def filled(readme, text):
+    """The README with `text` between its markers."""
+    before, rest = readme.split(BEGIN)
+    _, after = rest.split(END)
+    return f"{before}{BEGIN}\n\n{text}\n\n{END}{after}"
+
+
+def pictures(folder):
+    """Draw what was measured; returns the files."""
+    drawn = []
+    for device in ("cpu", "cuda"):
+        for name, draw in (("speed", plots.plot_speed), ("scaling", plots.plot_scaling)):
+            path = Path(folder) / f"{name}-{device}.json"
+            if path.exists():
+                with replacing(path.with_suffix(".png")) as partial, mpl.rc_context(plots.STYLE):
+                    draw(read_json(path)).savefig(partial)
+                drawn.append(path.with_suffix(".png"))
+    return drawn
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, help="folder of the JSONs (default: benchmarks/results)")
+    folder = parser.parse_args(arguments).results
+    written = pictures(folder or RESULTS)
+    text = table(folder or RESULTS)
+    print(text)
+    if folder is None:
+        readme = ROOT / "README.md"
+        whole = filled(readme.read_text(encoding="utf-8"), text)
+        with replacing(readme) as partial:
+            partial.write_text(whole, encoding="utf-8")
+        written.append(readme)
+    print("\nwritten:", *written, sep="\n  ")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""The benchmarks run, compare like with like and keep what they measure; the README says what they found."""
+
+import re
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import models
+from attacks import FGSM, NIFGSM, PGD, VMIFGSM
+from benchmarks import peers, plots, scaling, show, speed, suite, timing
+from runs import read_json
+
+
+@pytest.fixture(scope="module")
+def tiny(folders, tmp_path_factory):
+    """A folder with the results of the smallest run there is."""
+    folder = tmp_path_factory.mktemp("benchmarks")
+    for command in (speed, scaling):
+        command.main(["--tiny", "--output", str(folder)])
+    return folder
+
+
+def read(folder, name):
+    (path,) = folder.glob(f"{name}-*.json")
+    return read_json(path)
+
+
+def test_everything_is_measured_and_kept(tiny):
+    known = read(tiny, "speed")
+    assert known["complete"]
+    assert known["tiny"]
+    assert known["environment"]["torch"] == torch.__version__
+    assert known["versions"]["torchattacks"]
+    assert known["command"].startswith("python -m benchmarks.speed --tiny")
+    groups = [result["group"] for result in known["results"]]
+    assert set(groups) == {"loading", "training", "share", "evaluation", "memory"}
+    assert groups.count("training") == groups.count("evaluation") == 8
+    for result in known["results"]:
+        for row in result.get("contenders", {}).values():
+            assert row["rate"]["lowest"] > 0
+    assert {r["along"] for r in read(tiny, "scaling")["results"]} == set(plots.AXES)
+
+
+def test_tables_and_figures_are_made_of_the_results(tiny):
+    text = show.table(tiny)
+    assert "Tiny: this shows that it runs" in text
+    assert "Training step: shallow CNN, VMI-FGSM" in text
+    assert {path.stem.split("-")[0] for path in show.pictures(tiny)} == {"speed", "scaling"}
+    assert show.table(tiny / "nowhere") == show.NOTHING
+
+
+def test_the_readme_holds_what_the_command_would_write():
+    readme = (show.ROOT / "README.md").read_text(encoding="utf-8")
+    assert show.filled(readme, show.table(suite.RESULTS)) == readme, "run python -m benchmarks.show"
+    for picture in re.findall(r"\]\((benchmarks/[^)]+)\)", readme):
+        assert (show.ROOT / picture).exists()
+
+
+def test_the_readme_keeps_what_stands_around_the_table():
+    readme = f"before\n{show.BEGIN}\nold\n{show.END}\nafter"
+    once = show.filled(readme, "new")
+    assert once == f"before\n{show.BEGIN}\n\nnew\n\n{show.END}\nafter"
+    assert show.filled(once, "new") == once
+
+
+def test_a_run_that_is_broken_off_keeps_its_results(tmp_path):
+    def stop():
+        raise KeyboardInterrupt
+
+    def cases(setting):
+        yield "one", "done", lambda: {"unit": "s", "peak": {"ours": 1.0}}
+        yield "two", "broken", stop
+
+    with pytest.raises(KeyboardInterrupt):
+        suite.run("", "speed", cases, ["--tiny", "--output", str(tmp_path)])
+    known = read(tmp_path, "speed")
+    assert [result["case"] for result in known["results"]] == ["done"]
+    assert not known["complete"]
+    with pytest.raises(SystemExit, match="no case has three"):
+        suite.run("", "speed", cases, ["--tiny", "--output", str(tmp_path), "--only", "three"])
+
+
+def test_turns_alternate_and_ratios_are_taken_turn_by_turn():
+    calls = []
+    setting = SimpleNamespace(device=torch.device("cpu"), turns=2, tiny=True)
+    contenders = {name: (lambda name=name: calls.append(name), 1) for name in ("ours", "peer")}
+    rates = timing.compare(contenders, setting)
+    assert calls == ["ours", "peer"] * 2
+    assert {name: len(values) for name, values in rates.items()} == {"ours": 2, "peer": 2}
+    rows = timing.summary({"ours": [2.0, 9.0, 4.0], "peer": [1.0, 3.0, 4.0]})
+    assert rows["peer"]["ratio"] == {"median": 2.0, "lowest": 1.0, "highest": 3.0}
+    assert rows["ours"]["ratio"]["median"] == 1.0
+
+
+@pytest.mark.parametrize("arguments", [{"name": "shallow_cnn"}, {"name": "resnet18", "width": 4}])
+def test_the_usual_network_computes_the_same(arguments):
+    model = models.build(num_classes=10, **arguments).eval()
+    usual, images = peers.usual_network(model).eval(), torch.rand(4, 3, 32, 32)
+    torch.testing.assert_close(usual(images), model(images), rtol=1e-4, atol=1e-4)
+    assert all(weight.is_contiguous() for weight in usual.parameters())
+    assert sum(weight.numel() for weight in usual.parameters()) == sum(w.numel() for w in model.parameters())
+
+
+@pytest.mark.parametrize("attack", [FGSM(), PGD(steps=3), NIFGSM(), VMIFGSM(steps=2, neighbours=3)], ids=repr)
+def test_peers_attack_with_our_settings(attack):
+    model = peers.usual_network(models.build("shallow_cnn", 10)).eval()
+    images, labels = torch.rand(4, 3, 32, 32), torch.arange(4)
+    crafts = [peers.with_torchattacks(attack, model)]
+    if peers.why_not_foolbox(attack) is None:
+        crafts.append(peers.with_foolbox(attack, model))
+    for craft in crafts:
+        change = (craft(images, labels) - images).abs().amax()
+        assert 0 < change <= attack.eps + 1e-6
+    theirs = crafts[0]
+    assert theirs.eps == attack.eps
+    for ours, name in {"steps": "steps", "step_size": "alpha", "neighbours": "N", "radius": "beta"}.items():
+        if hasattr(theirs, name):
+            assert getattr(theirs, name) == getattr(attack, ours)
+
+
+def test_what_is_not_installed_says_so(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert peers.why_not_foolbox(PGD()) == "foolbox is not installed"
+
+
+def test_flops_of_a_step_are_those_of_the_closed_form():
+    first = 2 * 28 * 28 * 6 * 75  # two per multiplication and addition
+    forward = first + 2 * (10 * 10 * 16 * 150 + 400 * 120 + 120 * 84 + 84 * 10)
+    network = peers.usual_network(models.build("shallow_cnn", 10))
+    assert timing.flops_of_step(network, crafting=10) == 23 * forward - first
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [(0.1234, "0.12"), (45.67, "45.7"), (456.7, "457"), (12345, "12,300")]
+)
+def test_numbers_show_what_counts(value, shown):
+    assert plots.number(value) == shown
