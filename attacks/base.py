@@ -112,7 +112,7 @@ def evaluating(model):
     """Put every submodule into eval mode and ask no gradient for any weight: crafting needs neither.
 
     Each module and weight gets its own flag back afterwards, whatever happens. Without gradients for weights less
-    is kept in memory, and the networks of `models` take their fused form.
+    is kept in memory, and the networks of `models` take their fused form. Inside, no weight may be changed.
     """
     modules = list(model.modules()) if isinstance(model, nn.Module) else []
     training = [module for module in modules if module.training]
@@ -123,9 +123,12 @@ def evaluating(model):
         module.training = False
     for weight in learning:
         weight.requires_grad = False
+    keeping = [(module, module.keep_folds()) for module in modules if hasattr(module, "keep_folds")]
     try:
         yield
     finally:
+        for module, before in keeping:
+            module._folds = before
         for weight in learning:
             weight.requires_grad = True
         for module in modules:

@@ -75,7 +75,8 @@ class PlainNormalise(nn.Module):
 def usual_network(model):
     """The network of one of our models, with its weights, as it is usually written.
 
-    That is NCHW, and the shallow CNN with its ReLU before the pooling. ResNets keep what our blocks do in place.
+    That is NCHW, and the shallow CNN with its ReLU before the pooling. ResNets keep what our blocks do in place,
+    not their fused form: that is for weights which ask for no gradient, and peers' do.
     """
     network = copy.deepcopy(model.network)
     if model.spec["name"] == "shallow_cnn":
@@ -174,15 +175,13 @@ def our_step(model, attack=None, precision="auto", learning_rate=0.01):
     recipe = Recipe(
         epochs=1, learning_rate=learning_rate, schedule="constant", defence=defence, precision=precision
     )
-    device = next(model.parameters()).device
-    state = State(model, recipe, steps=10**6, device=device)
-    generator = torch.Generator(device).manual_seed(0)
-    model.train()
+    state = State(model.train(), recipe, steps=10**6, device=next(model.parameters()).device)
 
     def step(images, labels):
-        train_step(state, images, labels, generator)
+        train_step(state, images, labels)
         state.step += 1
 
+    step.precision = state.precision
     return step
 
 

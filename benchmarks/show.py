@@ -73,8 +73,8 @@ def _speed(known, device):
         counts = " to ".join(map(str, dict.fromkeys([turns[0], turns[-1]])))
         parts.append(
             f"Pictures a second, medians of {counts} turns, and how many times as fast as its peers ours is, with "
-            f"the lowest and the highest of the turns. Training in batches of {known['batch']}, ours in "
-            f"{known['precision']}; evaluation in float32."
+            f"the lowest and the highest of the turns. Training in batches of {known['batch']}, ours in whichever "
+            "precision has been measured to be faster there; evaluation in float32."
         )
         head = [
             "",

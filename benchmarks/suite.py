@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import utils
-from attacks import fast_bfloat16
 from runs import environment, write_json
 
 RESULTS = utils.ROOT / "benchmarks" / "results"
@@ -98,7 +97,6 @@ def header(name, setting, arguments):
     return {
         "command": " ".join(["python", "-m", f"benchmarks.{name}", *map(str, arguments)]),
         "environment": environment(setting.device),
-        "precision": "bfloat16" if fast_bfloat16(setting.device) else "float32",  # what Recipe's "auto" is here
         "versions": {peer: _version(peer) for peer in PEERS},
         "batch": setting.batch,
         "tiny": setting.tiny,

@@ -84,17 +84,40 @@ def _through_relu(gradient, out):
     return torch.ops.aten.threshold_backward(gradient, out, 0)
 
 
-def chain(x, pairs, shortcut=None):
+class _Folds(dict):
+    """Folded layers by dtype. A copy of a network does not take them along: its weights may go their own way."""
+
+    def __deepcopy__(self, memo):
+        return None
+
+
+class Folding(nn.Module):
+    """A part of a network that may keep its folded layers while its weights stay as they are, if told so."""
+
+    _folds = None
+
+    def keep_folds(self):
+        """Fold once from here on; returns what `_folds` is to be set to again at the end."""
+        before, self._folds = self._folds, _Folds()
+        return before
+
+
+def chain(x, block, pairs, shortcut=None):
     """Convolutions with their BatchNorms, `pairs`, and ReLU after each; None where that cannot be done in one go.
 
-    `shortcut`, added before the last ReLU, is None, a pair, or empty for the input itself.
+    They are those of `block`, a Folding. `shortcut`, added before the last ReLU, is None, a pair, or empty for the
+    input itself.
     """
     every = [*pairs, shortcut] if shortcut else pairs
     dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
     if not _possible(x, dtype, every):
         return None
-    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-        folded = [_fold(convolution, norm, dtype) for convolution, norm in every]
+    folded = block._folds.get(dtype) if block._folds is not None else None
+    if folded is None:
+        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+            folded = [_fold(convolution, norm, dtype) for convolution, norm in every]
+        if block._folds is not None:
+            block._folds[dtype] = folded
     layers = tuple(folded[: len(pairs)])
     return _Chain.apply(x.to(dtype), layers, folded[-1] if shortcut else shortcut)
 

@@ -6,22 +6,22 @@ He et al. 2015, arXiv:1512.03385; the pre-activation form: He et al. 2016, arXiv
 import torch
 from torch import nn
 
-from models.fused import chain
+from models.fused import Folding, chain
 
 
 def _conv3(inputs, outputs, stride=1):
     return nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
 
 
-class Stem(nn.Sequential):
+class Stem(nn.Sequential, Folding):
     """A 3x3 convolution, and BatchNorm and ReLU unless the blocks begin with them."""
 
     def forward(self, x):
-        out = chain(x, [tuple(self[:2])]) if len(self) > 1 else None
+        out = chain(x, self, [tuple(self[:2])]) if len(self) > 1 else None
         return super().forward(x) if out is None else out
 
 
-class BasicBlock(nn.Module):
+class BasicBlock(Folding):
     """Two 3x3 convolutions around a shortcut."""
 
     expansion = 1
@@ -34,14 +34,14 @@ class BasicBlock(nn.Module):
 
     def forward(self, x):
         pairs = [(self.conv1, self.bn1), (self.conv2, self.bn2)]
-        if (out := chain(x, pairs, list(self.shortcut.children()))) is not None:
+        if (out := chain(x, self, pairs, list(self.shortcut.children()))) is not None:
             return out
         out = torch.relu_(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
         return torch.relu_(out.add_(self.shortcut(x)))
 
 
-class Bottleneck(nn.Module):
+class Bottleneck(Folding):
     """A 3x3 convolution between two 1x1, around a shortcut."""
 
     expansion = 4
@@ -56,7 +56,7 @@ class Bottleneck(nn.Module):
 
     def forward(self, x):
         pairs = [(self.conv1, self.bn1), (self.conv2, self.bn2), (self.conv3, self.bn3)]
-        if (out := chain(x, pairs, list(self.shortcut.children()))) is not None:
+        if (out := chain(x, self, pairs, list(self.shortcut.children()))) is not None:
             return out
         out = torch.relu_(self.bn1(self.conv1(x)))
         out = torch.relu_(self.bn2(self.conv2(out)))

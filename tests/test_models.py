@@ -1,5 +1,7 @@
 """Networks: shapes, sizes, normalisation inside, and clear errors."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -158,6 +160,23 @@ def test_the_fused_form_sees_weights_that_move():
         before = model(images)
         model.network.stages[0][0].conv1.weight.data.mul_(2)
         assert not torch.allclose(model(images), before)
+
+
+def test_folded_weights_are_kept_while_an_attack_lasts_and_no_longer(monkeypatch):
+    model, (images, _) = lived_in("resnet18", width=4), pictures(2)
+    folded, fold = [], models.fused._fold
+    monkeypatch.setattr(models.fused, "_fold", lambda *given: folded.append(given) or fold(*given))
+    with evaluating(model):
+        for _ in range(3):
+            before = model(images)
+        copied = copy.deepcopy(model)
+    assert len(folded) == 20
+    for changed in (model, copied):
+        with torch.no_grad():
+            changed.network.stages[0][0].conv1.weight.mul_(2)
+            assert not torch.allclose(changed(images), before)
+            changed.network.stages[0][0].conv1.weight.mul_(0.5)
+            assert torch.allclose(changed(images), before, atol=1e-5)
 
 
 def test_a_second_derivative_of_the_fused_form_is_refused():
