@@ -8,7 +8,7 @@ from attacks.bridge import Torchattacks
 from attacks.fab import FAB
 from attacks.momentum import MIFGSM, NIFGSM, VMIFGSM, VNIFGSM
 from attacks.pgd import FGSM, PGD
-from attacks.search import fast_bfloat16, margin
+from attacks.search import fast_bfloat16, margin, wide
 
 __all__ = [
     "APGD",
@@ -31,6 +31,7 @@ __all__ = [
     "in_255ths",
     "input_gradient",
     "margin",
+    "wide",
 ]
 
 NAMES = {

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from torch.nn.functional import cross_entropy
 
-from attacks import FGSM, Attack, evaluating
+from attacks import FGSM, Attack, evaluating, wide
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Standard:
 
     def loss(self, model, images, labels, *, progress, generator, smoothing=0.0, memory=None):
         logits = model(images)
-        return cross_entropy(logits.float(), labels, label_smoothing=smoothing), logits
+        return cross_entropy(wide(logits), labels, label_smoothing=smoothing), logits
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Adversarial:
             with evaluating(model):
                 images = attack.craft(model, images, labels, generator)
         logits = model(images)
-        return cross_entropy(logits.float(), labels, label_smoothing=smoothing), logits
+        return cross_entropy(wide(logits), labels, label_smoothing=smoothing), logits
 
     def _attack_at(self, progress):
         attack = self.attack

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import cross_entropy
 
+from attacks import wide
 from attacks.base import check_setting
 from defences.single_step import EPS_HINT
 
@@ -40,7 +41,7 @@ class Free:
         perturbation = kept.detach().requires_grad_()  # shares the memory of what is kept
         perturbation.register_hook(lambda gradient: self._move(kept, gradient))
         logits = model((images + perturbation).clamp(0, 1))
-        return cross_entropy(logits.float(), labels, label_smoothing=smoothing), logits
+        return cross_entropy(wide(logits), labels, label_smoothing=smoothing), logits
 
     def _move(self, kept, gradient):
         kept.add_(gradient.sign(), alpha=self.eps).clamp_(-self.eps, self.eps)

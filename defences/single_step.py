@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import cross_entropy
 
-from attacks import evaluating, input_gradient
+from attacks import evaluating, input_gradient, wide
 from attacks.base import check_setting
 from attacks.pgd import bounds
 
@@ -45,7 +45,7 @@ class NFGSM:
         with evaluating(model):
             gradient = input_gradient(model, noisy, labels)
         logits = model(noisy.add_(gradient.sign_(), alpha=self.step * self.eps).clamp_(0, 1))
-        return cross_entropy(logits.float(), labels, label_smoothing=smoothing), logits
+        return cross_entropy(wide(logits), labels, label_smoothing=smoothing), logits
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Guided:
             adversarial = self._craft(model, images, labels, clean.detach(), generator)
         logits = model(adversarial)
         pull = self.weight * _distance(clean, logits).mean()
-        return cross_entropy(clean.float(), labels, label_smoothing=smoothing) + pull, logits
+        return cross_entropy(wide(clean), labels, label_smoothing=smoothing) + pull, logits
 
     def _craft(self, model, images, labels, clean, generator):
         # A tensor, not a Python condition: the device decides, and nobody waits for it.
@@ -89,7 +89,7 @@ class Guided:
         with torch.enable_grad():
             logits = model(points)
             climbed = (
-                cross_entropy(logits.float(), labels, reduction="sum") + guided * _distance(clean, logits).sum()
+                cross_entropy(wide(logits), labels, reduction="sum") + guided * _distance(clean, logits).sum()
             )
         gradient = torch.autograd.grad(climbed, points)[0]
         return points.detach().add_(gradient.sign_(), alpha=self.eps).clamp_(*bounds(images, self.eps))
@@ -97,4 +97,4 @@ class Guided:
 
 def _distance(logits, others):
     """Squared distance of the probabilities, for each example (N,): 0 to 2."""
-    return (logits.float().softmax(1) - others.float().softmax(1)).square().sum(1)
+    return (wide(logits).softmax(1) - wide(others).softmax(1)).square().sum(1)

@@ -12,7 +12,6 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-_CPU_DTYPES = (torch.float32, torch.bfloat16)
 _HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
 
 
@@ -34,7 +33,7 @@ class Layer:
         return Layer(weight, None, self.stride, self.padding)
 
     def __call__(self, x, relu, add=None):
-        if x.device.type == "cpu":
+        if _by_onednn(x):
             after = "relu" if relu else "none"
             settings = (self.weight, self.bias, self.padding, self.stride, [1, 1], 1)
             if add is None:
@@ -48,11 +47,16 @@ class Layer:
 
     def backward(self, gradient, x, add=None):
         """The gradient for `x`, plus `add`."""
-        if x.device.type == "cpu" and add is not None and self.mirrored is not None:
+        if _by_onednn(x) and add is not None and self.mirrored is not None:
             return self.mirrored(gradient, False, add)
         settings = (None, self.stride, self.padding, [1, 1], False, [0, 0], 1, [True, False, False])
         out = torch.ops.aten.convolution_backward(gradient, x, self.weight, *settings)[0]
         return out if add is None else out.add_(add)
+
+
+def _by_onednn(x):
+    """Its convolutions take addition and ReLU along."""
+    return _HAS_ONEDNN and x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16)
 
 
 class _Chain(torch.autograd.Function):
@@ -131,7 +135,7 @@ def chain(x, block, pairs, shortcut=None):
     """
     every = [*pairs, shortcut] if shortcut else pairs
     dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
-    if not _possible(x, dtype, every):
+    if not _possible(every):
         return None
     folded = block._folds.get(dtype) if block._folds is not None else None
     if folded is None:
@@ -143,9 +147,7 @@ def chain(x, block, pairs, shortcut=None):
     return _Chain.apply(x.to(dtype), layers, folded[-1] if shortcut else shortcut)
 
 
-def _possible(x, dtype, pairs):
-    if x.device.type == "cpu" and not (_HAS_ONEDNN and dtype in _CPU_DTYPES):
-        return False
+def _possible(pairs):
     for pair in pairs:
         if pair[1].training or any(module._forward_hooks or module._forward_pre_hooks for module in pair):
             return False

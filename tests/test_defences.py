@@ -10,7 +10,10 @@ from torch.nn.functional import cross_entropy
 
 import models
 from attacks import FGSM, PGD
+from benchmarks.peers import usual_network
 from defences import L2SP, NFGSM, Adversarial, FeatureDistillation, Free, Guided, Penalty, Standard
+from recipes import Recipe
+from steps import State, train_step
 
 
 @pytest.fixture
@@ -242,3 +245,44 @@ def test_errors_are_clear():
         Guided(weight=-1)
     with pytest.raises(ValueError, match=r"Free: replays=0.5; a whole number"):
         Free(replays=0.5)
+
+
+def textbook_pgd(model, images, labels):
+    """Madry et al. as everybody writes it: the gradient of the mean cross-entropy, its sign, two clamps."""
+    adversarial = images.clone()
+    for _ in range(10):
+        adversarial.requires_grad_()
+        gradient = torch.autograd.grad(cross_entropy(model(adversarial), labels), adversarial)[0]
+        change = (adversarial.detach() + 2 / 255 * gradient.sign() - images).clamp(-8 / 255, 8 / 255)
+        adversarial = (images + change).clamp(0, 1)
+    return adversarial
+
+
+@pytest.mark.parametrize("arguments", [{"name": "shallow_cnn"}, {"name": "resnet18", "width": 4}], ids=str)
+def test_twenty_steps_reach_the_weights_of_the_textbook(arguments):
+    """In float64: in float32 the signs of tiny gradients hang on the order of additions, and drive runs apart."""
+    ours = models.build(num_classes=10, **arguments).double()
+    plain = usual_network(ours).double()
+    recipe = Recipe(
+        epochs=1,
+        learning_rate=0.05,
+        schedule="constant",
+        defence=Adversarial(PGD(random_start=False)),
+        precision="float32",
+    )
+    state = State(ours.train(), recipe, 20, torch.device("cpu"))
+    optimizer = torch.optim.SGD(plain.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4, nesterov=True)
+    draw = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        images = torch.rand(8, 3, 32, 32, generator=draw, dtype=torch.float64)
+        labels = torch.randint(10, (8,), generator=draw)
+        train_step(state, images.contiguous(memory_format=torch.channels_last), labels)
+        state.step += 1
+        adversarial = textbook_pgd(plain.eval(), images, labels)
+        optimizer.zero_grad()
+        cross_entropy(plain.train()(adversarial), labels).backward()
+        optimizer.step()
+    moved = max((one - two).abs().max() for one, two in zip(ours.parameters(), plain.parameters(), strict=True))
+    assert moved < 1e-5
+    start = models.build(num_classes=10, **arguments).double()
+    assert max((a - b).abs().max() for a, b in zip(ours.parameters(), start.parameters(), strict=True)) > 0.01
