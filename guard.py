@@ -17,7 +17,7 @@ from utils import derive_seed
 
 
 def eps_of(defence, progress=1.0):
-    """The ε at which a defence is to be watched; None where it takes more than two steps."""
+    """The ε at which a defence is to be watched; None where it takes more than one step."""
     if isinstance(defence, Penalty):
         return eps_of(defence.defence, progress)
     known = getattr(defence, "single_step_eps", None)
@@ -29,7 +29,7 @@ def look(state, split, robust):
 
     `robust` is what validation has found. The averaged weights, which it may have looked at, lag behind.
     """
-    eps = eps_of(state.defence, state.step / state.total)
+    eps = eps_of(state.recipe.defence, state.step / state.total)  # also of a rescued run
     if eps is None:
         return None, None
     few = split.first(state.recipe.validation_images)

@@ -91,7 +91,7 @@ class State:
 
     def keep(self):
         """Remember these weights as good ones, where the guard may want them back. Checkpoints hold both."""
-        if guard.eps_of(self.defence) is not None:
+        if guard.eps_of(self.recipe.defence) is not None:
             self.good = copy.deepcopy(self.snapshot())
 
     def save(self, run):

@@ -181,7 +181,7 @@ def our_step(model, attack=None, precision="auto", learning_rate=0.01):
         train_step(state, images, labels)
         state.step += 1
 
-    step.precision = state.precision
+    step.state = state
     return step
 
 

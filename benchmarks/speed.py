@@ -89,7 +89,7 @@ def training(setting, loaders, arguments, attack):
 
     contenders = {name: (functools.partial(run, *pair), setting.batch) for name, pair in steps.items()}
     result = {"unit": "images/s", "contenders": summary(compare(contenders, setting, REST))}
-    result["precision"] = steps["ours"][0].precision
+    result["precision"] = steps["ours"][0].state.precision
     return result | ({"absent": {"foolbox": absent}} if absent else {})
 
 

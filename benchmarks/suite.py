@@ -25,6 +25,7 @@ class Setting:
     session: utils.Session
     turns: int
     tiny: bool
+    output: Path
 
     @property
     def device(self):
@@ -73,7 +74,7 @@ def run(doc, name, cases, arguments=None):
     """Measure the cases that are asked for. Broken off, it leaves the JSON of the cases that are done."""
     chosen = options(doc, arguments)
     session = utils.start("benchmark", preset="smoke" if chosen.tiny else "quick", data="shapes")
-    setting = Setting(session, turns=1 if chosen.tiny else chosen.turns, tiny=chosen.tiny)
+    setting = Setting(session, 1 if chosen.tiny else chosen.turns, chosen.tiny, chosen.output)
     target = chosen.output / f"{name}-{session.device.type}.json"
     kept = header(name, setting, sys.argv[1:] if arguments is None else arguments)
     found = False
@@ -116,7 +117,7 @@ def line(result):
     """A case in one line of the terminal."""
     if "contenders" not in result:
         points = zip(result.get("values", []), result.get("seconds", []), strict=True)
-        values = result.get("peak") or {value: point["median"] for value, point in points}
+        values = result.get("peak") or result.get("found") or {value: point["median"] for value, point in points}
         return ", ".join(f"{name}: {value:.3g}" for name, value in values.items()) + f" {result['unit']}"
     parts = []
     for name, row in result["contenders"].items():

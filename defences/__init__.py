@@ -7,7 +7,7 @@ step, which checkpoints hold: tensors, to be changed in place. The loss is a sca
 of the images that the model was trained on, for the curve of training accuracy. A defence may have
 
     replays                     the number of steps in a row that show the same batch
-    single_step_eps(progress)   the ε (L∞) that it has reached, where at most two steps make its examples, or None,
+    single_step_eps(progress)   the ε (L∞) that it has reached, where a single step makes its examples, or None,
                                 for guard.py to watch over it
     at(progress)                the defence that it is at that moment: steps of equal ones can be one CUDA graph
 """

@@ -44,8 +44,8 @@ class Adversarial:
             raise ValueError(f"grow={self.grow}: {self.attack} has no `steps` that could rise; PGD() has")
 
     def single_step_eps(self, progress):
-        few = isinstance(self.attack, FGSM) or getattr(self.attack, "steps", math.inf) <= 2
-        if not few or getattr(self.attack, "norm", "Linf") != "Linf":
+        single = isinstance(self.attack, FGSM) or getattr(self.attack, "steps", math.inf) == 1
+        if not single or getattr(self.attack, "norm", "Linf") != "Linf":
             return None
         return self.attack.eps * (1 if progress >= self.ramp else progress / self.ramp)
 

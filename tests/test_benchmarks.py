@@ -8,7 +8,7 @@ import torch
 
 import models
 from attacks import FGSM, NIFGSM, PGD, VMIFGSM
-from benchmarks import peers, plots, scaling, show, speed, suite, timing
+from benchmarks import gpu, peers, plots, scaling, show, speed, suite, timing
 from runs import read_json
 
 
@@ -40,6 +40,17 @@ def test_everything_is_measured_and_kept(tiny):
         for row in result.get("contenders", {}).values():
             assert row["rate"]["lowest"] > 0
     assert {r["along"] for r in read(tiny, "scaling")["results"]} == set(plots.AXES)
+
+
+def test_what_a_gpu_will_show_runs_here_at_its_smallest(folders, tmp_path):
+    gpu.main(["--tiny", "--output", str(tmp_path)])
+    known = read(tmp_path, "gpu")
+    assert known["complete"]
+    groups = {result["group"]: result for result in known["results"]}
+    assert set(groups) == {"graphs", "training", "share", "record"}
+    assert groups["graphs"]["weights_apart_after_20_steps"] == 0
+    assert 0 <= groups["record"]["found"]["worst case"] <= groups["record"]["found"]["clean"]
+    assert read(tmp_path, "fast_robust")["seeds"][0]["seed"] == 0
 
 
 def test_tables_and_figures_are_made_of_the_results(tiny):

@@ -224,8 +224,8 @@ def test_the_column_is_the_accuracy_of_the_live_weights_under_fgsm(blobs, tmp_pa
     [
         (Standard(), None),
         (Adversarial(PGD()), None),
-        (Adversarial(PGD(steps=3), grow=0.5), None),
-        (Adversarial(PGD(eps=0.1, steps=2)), 0.1),
+        (Adversarial(PGD(steps=2), grow=0.5), None),
+        (Adversarial(PGD(eps=0.1, steps=1)), 0.1),
         (Adversarial(FGSM(eps=0.1)), 0.1),
         (Adversarial(FGSM(eps=0.5, norm="L2")), None),
         (Adversarial(VMIFGSM(steps=1)), EPS),
