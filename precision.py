@@ -18,7 +18,7 @@ from utils import runs_root
 log = logging.getLogger("study")
 
 GAIN = 1.1  # bfloat16 rounds more, so it must win by so much
-TURNS = 3
+TURNS = 7
 
 
 def chosen(recipe, model, shape, device):

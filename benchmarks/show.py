@@ -18,6 +18,7 @@ from utils import ROOT
 
 BEGIN, END = "<!-- written by make bench: begin -->", "<!-- written by make bench: end -->"
 NOTHING = "Not measured yet: `make bench` does it and writes its numbers here."
+DRAWN = {"speed": plots.plot_speed, "scaling": plots.plot_scaling, "defences": plots.plot_defences}
 GROUPS = {"training": "Training step", "loading": "Data loading", "evaluation": "Evaluation"}
 
 
@@ -30,7 +31,7 @@ def table(folder):
 
 
 def _found(folder, device):
-    makers = {"speed": _speed, "scaling": _scaling, "autoattack": _autoattack}
+    makers = {"speed": _speed, "scaling": _scaling, "defences": _defences, "autoattack": _autoattack}
     for name, make in makers.items():
         path = Path(folder) / f"{name}-{device}.json"
         if path.exists():
@@ -134,6 +135,24 @@ def _scaling(known, device):
     return "\n\n".join([said, _rows(["", "measured on", "growth"], rows), figure])
 
 
+def _defences(known, device):
+    data, rows = known["data"], []
+    first = known["results"][0]["ms_per_picture"]
+    for result in known["results"]:
+        cost = result["ms_per_picture"]
+        accuracies = [f"{100 * found['accuracy']:.1f}" for found in result["scores"].values()]
+        rows.append([result["defence"], number(cost), f"{cost / first:.1f}×", *accuracies])
+    n = known["results"][0]["n"]
+    said = (
+        f"**Robustness for the money, {_where(known)}.** `{known['command']}`: ResNet-18 of width "
+        f"{known['width']}, {data['train']} training pictures of {data['name']}, {known['epochs']} epochs, "
+        f"accuracy in % on {n} test pictures, one seed."
+    )
+    head = ["", "ms a picture", "cost", *known["results"][0]["scores"]]
+    figure = f"![Accuracy under attack against cost](benchmarks/results/defences-{device}.png)"
+    return "\n\n".join([said, _rows(head, rows), figure])
+
+
 def _autoattack(known, device):
     names = list(dict.fromkeys(row["name"] for result in known["results"] for row in result["results"]))
     rows = []
@@ -159,7 +178,7 @@ def pictures(folder):
     """Draw what was measured; returns the files."""
     drawn = []
     for device in ("cpu", "cuda"):
-        for name, draw in (("speed", plots.plot_speed), ("scaling", plots.plot_scaling)):
+        for name, draw in DRAWN.items():
             path = Path(folder) / f"{name}-{device}.json"
             if path.exists():
                 with replacing(path.with_suffix(".png")) as partial, mpl.rc_context(plots.STYLE):

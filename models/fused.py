@@ -110,14 +110,14 @@ def _as_whole_numbers(gradient, active):
 
 
 class _Folds(dict):
-    """Folded layers by dtype. A copy of a network does not take them along: its weights may go their own way."""
+    """What was made of weights, by dtype. A copy of a network does not take it along: its weights may change."""
 
     def __deepcopy__(self, memo):
         return None
 
 
 class Folding(nn.Module):
-    """A part of a network that may keep its folded layers while its weights stay as they are, if told so."""
+    """A part of a network that may keep what it makes of its weights, while it knows that they stay."""
 
     _folds = None
 

@@ -4,9 +4,11 @@ Pooling comes before the ReLU: the function and its gradient are the same, on a 
 """
 
 import torch
-from torch import nn
+from torch import nn, relu_
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import conv2d, pad
+from torch.nn.functional import conv2d, linear, pad
+
+from models.fused import Folding
 
 
 class MaxPool(nn.MaxPool2d):
@@ -68,28 +70,31 @@ class _PoolPairs(torch.autograd.Function):
         return rows.view(torch.bfloat16).view(count, 2 * height, width, channels).permute(0, 3, 1, 2)
 
 
-def _convolve_and_pool(x, convolution):
-    """relu(max_pool2d(convolution(x), 2)) in bfloat16, with two columns of pixels as one of twice the channels.
+def _in_pairs(x):
+    """(N, C, H, W) in bfloat16 as (N, 2C, H, W/2): two columns as one. In memory they lie side by side."""
+    count, channels, height, width = x.shape
+    x = x.to(torch.bfloat16).permute(0, 2, 3, 1)
+    return x.reshape(count, height, width // 2, 2 * channels).permute(0, 3, 1, 2)
 
-    In memory they lie side by side already. Three channels, or six, leave most of the processor's lanes empty, and
-    so do six outputs; twice as many cost less, though a sixth of the products are with zeros.
+
+def _for_pairs(convolution):
+    """The weight and bias of a convolution that takes pixels in pairs and gives them in pairs, in bfloat16.
+
+    Three channels, or six, leave most of the processor's lanes empty, and so do six outputs; twice as many cost
+    less, though a sixth of the products are with zeros.
     """
     weight = convolution.weight
-    count, channels, height, width = x.shape
-    outputs, _, side, _ = weight.shape
-    x = (
-        x.to(torch.bfloat16)
-        .permute(0, 2, 3, 1)
-        .reshape(count, height, width // 2, 2 * channels)
-        .permute(0, 3, 1, 2)
-    )
+    outputs, channels, side, _ = weight.shape
     both = torch.stack([pad(weight, (0, 1)), pad(weight, (1, 0))], 1)  # for the left and the right column
     both = both.reshape(2 * outputs, channels, side, (side + 1) // 2, 2).permute(0, 2, 3, 4, 1)
     both = both.reshape(2 * outputs, side, (side + 1) // 2, 2 * channels).permute(0, 3, 1, 2)
-    return _PoolPairs.apply(conv2d(x, both, convolution.bias.repeat_interleave(2)))
+    return both.to(torch.bfloat16), convolution.bias.repeat_interleave(2).to(torch.bfloat16)
 
 
-class ShallowCNN(nn.Sequential):
+_LAYERS = [nn.Conv2d, MaxPool, nn.ReLU] * 2 + [nn.Flatten, nn.Linear, nn.ReLU, nn.Linear, nn.ReLU, nn.Linear]
+
+
+class ShallowCNN(nn.Sequential, Folding):
     """Two 5x5 convolutions and three linear layers: 62,006 parameters for 10 classes."""
 
     def __init__(self, num_classes):
@@ -110,21 +115,31 @@ class ShallowCNN(nn.Sequential):
 
     def forward(self, x):
         layers = list(self)
-        if self._in_bfloat16_on_cpu(x, layers):
-            x = _convolve_and_pool(x, layers[0])
-            x = _convolve_and_pool(x, layers[3])
-            layers = layers[6:]
-        for layer in layers:
-            x = layer(x)
-        return x
+        if not self._in_bfloat16_on_cpu(x, layers):
+            return super().forward(x)
+        *convolutions, one, two, head = self._weights(layers)
+        for weight, bias in convolutions:
+            x = _PoolPairs.apply(conv2d(_in_pairs(x), weight, bias))
+        return linear(relu_(linear(relu_(linear(x.flatten(1), *one)), *two)), *head)
+
+    def _weights(self, layers):
+        """Those of the two convolutions, for pairs, and of the linear layers, in bfloat16."""
+        if self._folds:
+            return self._folds[torch.bfloat16]
+        found = [_for_pairs(layers[place]) for place in (0, 3)]
+        found += [(layers[place].weight.bfloat16(), layers[place].bias.bfloat16()) for place in (7, 9, 11)]
+        if self._folds is not None:
+            self._folds[torch.bfloat16] = found
+        return found
 
     @staticmethod
     def _in_bfloat16_on_cpu(x, layers):
         if x.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
             return False
+        if [type(layer) for layer in layers] != _LAYERS or torch.get_autocast_dtype("cpu") != torch.bfloat16:
+            return False
         even = x.shape[2] % 4 == x.shape[3] % 4 == 0  # so that the second pair of columns comes out even, too
-        watched = any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers[:6])
-        return even and torch.get_autocast_dtype("cpu") == torch.bfloat16 and not watched
+        return even and not any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers)
 
 
 class WideShallowCNN(nn.Sequential):

@@ -8,7 +8,7 @@ import torch
 
 import models
 from attacks import FGSM, NIFGSM, PGD, VMIFGSM
-from benchmarks import gpu, peers, plots, scaling, show, speed, suite, timing
+from benchmarks import defences, gpu, peers, plots, scaling, show, speed, suite, timing
 from runs import read_json
 
 
@@ -51,6 +51,16 @@ def test_what_a_gpu_will_show_runs_here_at_its_smallest(folders, tmp_path):
     assert groups["graphs"]["weights_apart_after_20_steps"] == 0
     assert 0 <= groups["record"]["found"]["worst case"] <= groups["record"]["found"]["clean"]
     assert read(tmp_path, "fast_robust")["seeds"][0]["seed"] == 0
+
+
+def test_every_defence_has_a_row_and_a_place_in_the_figure(folders, tmp_path):
+    tiny = ["--preset", "smoke", "--pictures", "128", "--epochs", "1", "--width", "4", "--tested", "20"]
+    defences.main([*tiny, "--output", str(tmp_path)])
+    known = read(tmp_path, "defences")
+    assert [result["defence"] for result in known["results"]] == [*defences.DEFENCES, *defences.SMALL]
+    text = show.table(tmp_path)
+    assert all(f"| {name} |" in text for name in defences.DEFENCES)
+    assert [path.stem for path in show.pictures(tmp_path)] == ["defences-cpu"]
 
 
 def test_tables_and_figures_are_made_of_the_results(tiny):

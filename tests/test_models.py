@@ -208,6 +208,20 @@ def test_the_shallow_network_in_bfloat16_is_the_same_function(side):
     assert distance(near, exact) < 1.2 * distance(rough, exact)
 
 
+def test_the_shallow_network_has_its_own_weights_while_an_attack_lasts_and_no_longer():
+    network, (images, _) = models.build("shallow_cnn", 10).network, pictures(4)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        with evaluating(network):
+            before = network(images)
+            assert torch.equal(network(images), before)
+        network[0].weight.mul_(2)
+        assert not torch.equal(network(images), before)
+        network[2] = nn.Tanh()  # somebody's own layer counts
+        other = network(images)
+        network[2] = nn.ReLU()
+        assert not torch.equal(network(images), other)
+
+
 def test_the_shallow_network_pools_by_its_layers_where_someone_watches_or_sizes_are_odd():
     network, (images, _) = models.build("shallow_cnn", 10).network, pictures(2)
     seen = []
