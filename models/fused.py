@@ -14,6 +14,8 @@ from torch.autograd.function import once_differentiable
 
 _HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
 
+_NEARLY_ZERO = 1e-20  # what a negative number is multiplied by; lost in rounding, and negative still
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -32,23 +34,26 @@ class Layer:
         weight = self.weight.transpose(0, 1).flip(2, 3).contiguous(memory_format=torch.channels_last)
         return Layer(weight, None, self.stride, self.padding)
 
-    def __call__(self, x, relu, add=None):
-        if _by_onednn(x):
-            after = "relu" if relu else "none"
-            settings = (self.weight, self.bias, self.padding, self.stride, [1, 1], 1)
-            if add is None:
-                return torch.ops.mkldnn._convolution_pointwise(x, *settings, after, [], "")
-            after = after if relu else None
-            return torch.ops.mkldnn._convolution_pointwise.binary(x, add, *settings, "add", None, after, [], "")
-        out = nn.functional.conv2d(x, self.weight, self.bias, self.stride, self.padding)
-        if add is not None:
-            out += add
-        return out.relu_() if relu else out
+    def __call__(self, x, add=None):
+        if not _by_onednn(x):
+            out = nn.functional.conv2d(x, self.weight, self.bias, self.stride, self.padding)
+            return out if add is None else out.add_(add)
+        settings = (self.weight, self.bias, self.padding, self.stride, [1, 1], 1)
+        if add is None:
+            return torch.ops.mkldnn._convolution_pointwise(x, *settings, "none", [], "")
+        return torch.ops.mkldnn._convolution_pointwise.binary(x, add, *settings, "add", None, None, [], "")
+
+    def activated(self, x):
+        """With ReLU. Where oneDNN does both at once, negatives become nearly zero: its own ReLU makes 0 of NaN."""
+        if not _by_onednn(x):
+            return self(x).relu_()
+        settings = (self.weight, self.bias, self.padding, self.stride, [1, 1], 1)
+        return torch.ops.mkldnn._convolution_pointwise(x, *settings, "leaky_relu", [_NEARLY_ZERO], "")
 
     def backward(self, gradient, x, add=None):
         """The gradient for `x`, plus `add`."""
         if _by_onednn(x) and add is not None and self.mirrored is not None:
-            return self.mirrored(gradient, False, add)
+            return self.mirrored(gradient, add)
         settings = (None, self.stride, self.padding, [1, 1], False, [0, 0], 1, [True, False, False])
         out = torch.ops.aten.convolution_backward(gradient, x, self.weight, *settings)[0]
         return out if add is None else out.add_(add)
@@ -69,9 +74,9 @@ class _Chain(torch.autograd.Function):
     def forward(ctx, x, layers, shortcut):
         kept = [x]
         for layer in layers[:-1]:
-            kept.append(layer(kept[-1], True))
-        add = None if shortcut is None else shortcut(x, False) if shortcut else x
-        out = layers[-1](kept[-1], True, add)
+            kept.append(layer.activated(kept[-1]))
+        add = None if shortcut is None else shortcut(x) if shortcut else x
+        out = layers[-1](kept[-1], add).relu_()
         ctx.save_for_backward(x, out)
         ctx.between = kept[1:]  # nobody else has them
         ctx.layers, ctx.shortcut = layers, shortcut

@@ -45,7 +45,8 @@ class _PoolPairs(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x):
         count, channels, height, width = x.shape
-        rows = x.permute(0, 2, 3, 1).reshape(count, height // 2, 2, width, channels).view(torch.int16).clamp(min=0)
+        rows = x.permute(0, 2, 3, 1).reshape(count, height // 2, 2, width, channels).clamp(min=0)
+        rows = rows.view(torch.int16).bitwise_and_(0x7FFF)  # so that NaN, of either sign, is the largest
         up, down = rows[:, :, 0], rows[:, :, 1]
         words = torch.maximum(up, down).view(torch.int32)
         left, right = words & 0xFFFF, words >> 16

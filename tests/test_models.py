@@ -178,6 +178,20 @@ def test_folded_weights_are_kept_while_an_attack_lasts_and_no_longer(monkeypatch
             assert torch.allclose(changed(images), before, atol=1e-5)
 
 
+@pytest.mark.parametrize("bad", [float("nan"), -float("nan"), float("inf")])
+@pytest.mark.parametrize("precise", [True, False], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("name", "place"), [("resnet18", 0), ("resnet18", 3), ("resnet18", 20), ("shallow_cnn", 0)]
+)
+def test_broken_weights_still_break_the_logits(name, place, precise, bad):
+    model = models.build(name, 10, **({"width": 4} if name == "resnet18" else {})).eval()
+    convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
+    weight = convolutions[min(place, len(convolutions) - 1)].weight
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=not precise):
+        weight[0, 0, 0, 0], weight[0, 0, 1, 1] = bad, -bad
+        assert not torch.isfinite(model(pictures(4)[0])).all()
+
+
 def test_a_second_derivative_of_the_fused_form_is_refused():
     model, (images, _) = lived_in("resnet18", width=4), pictures(2)
     with evaluating(model):
