@@ -115,7 +115,7 @@ def _as_whole_numbers(gradient, active):
 
 
 class _Folds(dict):
-    """What was made of weights, by dtype. A copy of a network does not take it along: its weights may change."""
+    """What was made of weights. A copy of a network does not take it along: its weights may change."""
 
     def __deepcopy__(self, memo):
         return None
@@ -142,23 +142,35 @@ def chain(x, block, pairs, shortcut=None):
     dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
     if not _possible(every):
         return None
-    folded = block._folds.get(dtype) if block._folds is not None else None
+    known = block._folds
+    folded = None if known is None else known.get((dtype, x.device))
     if folded is None:
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
             folded = [_fold(convolution, norm, dtype) for convolution, norm in every]
-        if block._folds is not None:
-            block._folds[dtype] = folded
+        if known is not None:
+            known[dtype, x.device] = folded
     layers = tuple(folded[: len(pairs)])
     return _Chain.apply(x.to(dtype), layers, folded[-1] if shortcut else shortcut)
 
 
 def _possible(pairs):
-    for pair in pairs:
-        if pair[1].training or any(module._forward_hooks or module._forward_pre_hooks for module in pair):
+    """Are these plain layers that nobody watches, is BatchNorm frozen, and does no weight want a gradient?"""
+    for convolution, norm in pairs:
+        plain = is_plain(convolution, nn.Conv2d) and is_plain(norm, nn.BatchNorm2d)
+        if not plain or norm.training or norm.running_mean is None or not norm.affine:
             return False
-        if torch.is_grad_enabled() and any(weight.requires_grad for part in pair for weight in part.parameters()):
+        settings = (convolution.bias, convolution.groups, convolution.dilation, convolution.padding_mode)
+        if settings != (None, 1, (1, 1), "zeros"):
+            return False
+        weights = (convolution.weight, norm.weight, norm.bias)
+        if torch.is_grad_enabled() and any(weight.requires_grad for weight in weights):
             return False
     return True
+
+
+def is_plain(module, kind):
+    """Does a module do what modules of this kind do, with no hook that would see it?"""
+    return type(module).forward is kind.forward and not module._forward_hooks and not module._forward_pre_hooks
 
 
 def _fold(convolution, norm, dtype):

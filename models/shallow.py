@@ -8,7 +8,7 @@ from torch import nn, relu_
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import conv2d, linear, pad
 
-from models.fused import Folding
+from models.fused import Folding, is_plain
 
 
 class MaxPool(nn.MaxPool2d):
@@ -137,10 +137,10 @@ class ShallowCNN(nn.Sequential, Folding):
     def _in_bfloat16_on_cpu(x, layers):
         if x.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
             return False
-        if [type(layer) for layer in layers] != _LAYERS or torch.get_autocast_dtype("cpu") != torch.bfloat16:
+        if torch.get_autocast_dtype("cpu") != torch.bfloat16 or len(layers) != len(_LAYERS):
             return False
         even = x.shape[2] % 4 == x.shape[3] % 4 == 0  # so that the second pair of columns comes out even, too
-        return even and not any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers)
+        return even and all(is_plain(layer, kind) for layer, kind in zip(layers, _LAYERS, strict=True))
 
 
 class WideShallowCNN(nn.Sequential):

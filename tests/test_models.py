@@ -150,6 +150,10 @@ def test_the_fused_form_is_taken_only_where_it_may_be(monkeypatch):
         block.conv2.register_forward_hook(lambda *_: seen.append(1))
         assert count(lambda: model(images)) == everywhere - 1
         assert seen
+        other = model.network.stages[1][1]
+        for name, own in (("bn1", nn.GroupNorm(1, 8)), ("conv2", nn.Conv2d(8, 8, 3, padding=1, groups=2))):
+            setattr(other, name, own)  # somebody's own layers
+            assert count(lambda: model(images)) == everywhere - 2
 
 
 def test_the_fused_form_sees_weights_that_move():
