@@ -55,6 +55,7 @@ class Graphed:
         return self.outputs
 
     def _capture(self, function, tensors):
+        before = self.generator.get_state()
         self.inputs = [tensor.clone(memory_format=torch.preserve_format) for tensor in tensors]
         try:
             graph = torch.cuda.CUDAGraph()
@@ -64,6 +65,7 @@ class Graphed:
                 self.outputs = function(*self.inputs)
         except Exception as error:  # whatever a model, a defence or an attack of the user's own does
             self.give_up(f"{type(error).__name__}: {error}".splitlines()[0])
+            _release(self.generator, before)
             return
         self.replay = graph.replay
         log.info("%s: from here on each step is one CUDA graph", self.name)
@@ -79,3 +81,13 @@ def _beside(function, tensors):
     for tensor in outputs:
         tensor.record_stream(current)
     return outputs
+
+
+def _release(generator, state):
+    """Out of a failed capture, in which torch 2.11 leaves the generators that took part."""
+    device = generator.device
+    if device.type != "cuda":
+        return
+    for one in (generator, torch.cuda.default_generators[device.index or 0]):
+        one.graphsafe_set_state(torch.Generator(device).graphsafe_get_state())
+    generator.set_state(state)

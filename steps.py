@@ -15,7 +15,7 @@ from torch.nn.functional import interpolate
 
 import guard
 import precision
-from defences import Standard
+from defences import Standard, moment
 from graphs import WARM_UP, Graphed
 from models import Model, rate_of
 
@@ -217,10 +217,9 @@ def train_step(state, images, labels):
     memory.
     """
     progress = state.step / state.total
-    defence = state.defence
-    try:
-        defence = defence.at(progress)
-    except AttributeError:  # somebody's own: fine, but for a graph
+    defence = moment(state.defence, progress)
+    if defence is None:  # somebody's own: fine, but for a graph
+        defence = state.defence
         if state.graphed.possible:
             state.graphed.give_up(f"{defence} has no at(progress), which would say when its steps are alike")
     _set_rates(state, progress)
@@ -272,6 +271,6 @@ def _follow(average, model, share):
     """Move the averaged weights and statistics by this share towards the model's; counters are copied."""
     for slow, fast in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
         if slow.is_floating_point():
-            slow.lerp_(fast, share)
+            slow.lerp_(fast, share.to(slow.dtype) if isinstance(share, torch.Tensor) else share)
         else:
             slow.copy_(fast)

@@ -3,7 +3,7 @@
     python -m benchmarks.defences                      # ResNet-18 of width 16 on Shapes
     python -m benchmarks.defences --data cifar --pictures 10000 --epochs 8
 
-All start from the weights of a short standard training, see the same number of pictures (Free shows each batch
+All start from the weights of a standard training, see the same number of pictures (Free shows each batch
 several times) and are tested on the same test pictures. Seconds are those of training steps alone, one defence
 after the other: on a machine that does something else meanwhile they mean little.
 """
@@ -16,7 +16,7 @@ import models
 import utils
 from attacks import FGSM, PGD
 from defences import NFGSM, Adversarial, Free, Guided, Standard
-from runs import environment, write_json
+from runs import environment, read_json, write_json
 from trainer import Recipe, test, train
 
 RESULTS = utils.ROOT / "benchmarks" / "results"
@@ -43,6 +43,11 @@ def trained(session, data, width, epochs, name, start=None, **recipe):
 
 
 def row(name, run, data, few):
+    here, there = environment(data.train.labels.device), read_json(run.folder / "environment.json")
+    if there["commit"] != here["commit"] or "same_run_as" in there:
+        raise SystemExit(
+            f"{run.folder} was not trained by this code: its times are others'. Delete it to train again"
+        )
     attacks = [FGSM(), PGD(), PGD(steps=20, restarts=2)]
     scores = test(run.model, data.test.first(few), attacks)
     scores.save(run.folder)
@@ -72,7 +77,7 @@ def main(arguments=None):
     options = parser.parse_args(arguments)
     session = utils.start("defences", preset=options.preset, data=options.data)
     data = utils.load_data(session.dataset("cifar10"), session, train_pictures=options.pictures)
-    start = trained(session, data, options.width, max(1, options.epochs // 4), "start").model
+    start = trained(session, data, options.width, options.epochs, "start", learning_rate=0.1).model
     target = options.output / f"defences-{session.device.type}.json"
     said = " ".join(["python", "-m", "benchmarks.defences", *(sys.argv[1:] if arguments is None else arguments)])
     known = {

@@ -46,7 +46,7 @@ def one_seed(session, data, seed, options):
     folder = session.folder(f"resnet18-epochs{options.epochs}" if options.epochs else "resnet18", seed)
     fresh, begun, timed = not folder.exists(), time.perf_counter(), folder / "wall.json"
     run = train(model, data, recipe_for(session, options.epochs, seed), folder)
-    if fresh:
+    if fresh and "same_run_as" not in read_json(folder / "environment.json"):  # trained here, not copied
         write_json(timed, {"seconds": time.perf_counter() - begun})
     weak = {
         "steps": session.pick(smoke=2, quick=5, full=None),

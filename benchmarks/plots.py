@@ -134,6 +134,8 @@ def plot_defences(known):
     with mpl.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(6.6, 3.6), layout="constrained")
         for result in known["results"]:
+            if result["verdict"] == "invalid":
+                continue
             found = result["scores"][worst]
             cost, height = result["ms_per_picture"], 100 * found["accuracy"]
             low, high = (100 * end for end in found["interval"])

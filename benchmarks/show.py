@@ -141,7 +141,11 @@ def _defences(known, device):
     for result in known["results"]:
         cost = result["ms_per_picture"]
         accuracies = [f"{100 * found['accuracy']:.1f}" for found in result["scores"].values()]
-        rows.append([result["defence"], number(cost), f"{cost / first:.1f}×", *accuracies])
+        if result["verdict"] == "invalid":
+            accuracies = [f"~~{shown}~~" for shown in accuracies]
+        rescued = result["rescued_in_epoch"]
+        name = result["defence"] + (f" (collapsed in epoch {rescued}, PGD-2 from there)" if rescued else "")
+        rows.append([name, number(cost), f"{cost / first:.1f}×", *accuracies])
     n = known["results"][0]["n"]
     said = (
         f"**Robustness for the money, {_where(known)}.** `{known['command']}`: ResNet-18 of width "

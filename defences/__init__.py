@@ -12,9 +12,19 @@ of the images that the model was trained on, for the curve of training accuracy.
     at(progress)                the defence that it is at that moment: steps of equal ones can be one CUDA graph
 """
 
-from defences.adversarial import Adversarial, Standard
+from defences.adversarial import Adversarial, Standard, moment
 from defences.free import Free
 from defences.penalties import L2SP, FeatureDistillation, Penalty
 from defences.single_step import NFGSM, Guided
 
-__all__ = ["L2SP", "NFGSM", "Adversarial", "FeatureDistillation", "Free", "Guided", "Penalty", "Standard"]
+__all__ = [
+    "L2SP",
+    "NFGSM",
+    "Adversarial",
+    "FeatureDistillation",
+    "Free",
+    "Guided",
+    "Penalty",
+    "Standard",
+    "moment",
+]

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from attacks import evaluating
+from defences.adversarial import moment
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,8 @@ class Penalty:
         return loss + self.strength * self.distance(model, images, self.source.to(images.device)), logits
 
     def at(self, progress):
-        return replace(self, defence=self.defence.at(progress))
+        inner = moment(self.defence, progress)
+        return inner and replace(self, defence=inner)
 
     @property
     def replays(self):

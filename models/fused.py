@@ -11,8 +11,13 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
+from torch.nn.utils.parametrize import is_parametrized
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-_HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+_FOR_ONEDNN = ()  # what its convolutions compute in, here
+if torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_pointwise"):
+    _HAS_BFLOAT16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()  # not on CPUs without AVX-512
+    _FOR_ONEDNN = (torch.float32, torch.bfloat16) if _HAS_BFLOAT16 else (torch.float32,)
 
 _NEARLY_ZERO = 1e-20  # what a negative number is multiplied by; lost in rounding, and negative still
 
@@ -61,7 +66,7 @@ class Layer:
 
 def _by_onednn(x):
     """Its convolutions take addition and ReLU along."""
-    return _HAS_ONEDNN and x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16)
+    return x.device.type == "cpu" and x.dtype in _FOR_ONEDNN
 
 
 class _Chain(torch.autograd.Function):
@@ -120,6 +125,9 @@ class _Folds(dict):
     def __deepcopy__(self, memo):
         return None
 
+    def __reduce__(self):
+        return type(None), ()
+
 
 class Folding(nn.Module):
     """A part of a network that may keep what it makes of its weights, while it knows that they stay."""
@@ -135,12 +143,15 @@ class Folding(nn.Module):
 def chain(x, block, pairs, shortcut=None):
     """Convolutions with their BatchNorms, `pairs`, and ReLU after each; None where that cannot be done in one go.
 
-    They are those of `block`, a Folding. `shortcut`, added before the last ReLU, is None, a pair, or empty for the
-    input itself.
+    They are those of `block`, a Folding. What is added before the last ReLU is None, or what `shortcut` gives: an
+    Identity, or a Sequential of a pair.
     """
+    if shortcut is not None:
+        simple = is_plain(shortcut, nn.Identity) or (is_plain(shortcut, nn.Sequential) and len(shortcut) == 2)
+        shortcut = tuple(shortcut.children())
     every = [*pairs, shortcut] if shortcut else pairs
     dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
-    if not _possible(every):
+    if (shortcut is not None and not simple) or not _possible(every) or _watched():
         return None
     known = block._folds
     folded = None if known is None else known.get((dtype, x.device))
@@ -160,7 +171,7 @@ def _possible(pairs):
         if not plain or norm.training or norm.running_mean is None or not norm.affine:
             return False
         settings = (convolution.bias, convolution.groups, convolution.dilation, convolution.padding_mode)
-        if settings != (None, 1, (1, 1), "zeros"):
+        if settings != (None, 1, (1, 1), "zeros") or isinstance(convolution.padding, str):
             return False
         weights = (convolution.weight, norm.weight, norm.bias)
         if torch.is_grad_enabled() and any(weight.requires_grad for weight in weights):
@@ -169,8 +180,15 @@ def _possible(pairs):
 
 
 def is_plain(module, kind):
-    """Does a module do what modules of this kind do, with no hook that would see it?"""
-    return type(module).forward is kind.forward and not module._forward_hooks and not module._forward_pre_hooks
+    """Does a module do what modules of this kind do, with weights that are just weights and no hook to see it?"""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return type(module).forward is kind.forward and not any(hooks) and not is_parametrized(module)
+
+
+def _watched():
+    """Does somebody transform, trace or count what is computed, who would not understand a block in one go?"""
+    transformed = torch._C._are_functorch_transforms_active() or torch.jit.is_tracing()
+    return transformed or _get_current_dispatch_mode() is not None
 
 
 def _fold(convolution, norm, dtype):

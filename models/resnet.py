@@ -6,7 +6,7 @@ He et al. 2015, arXiv:1512.03385; the pre-activation form: He et al. 2016, arXiv
 import torch
 from torch import nn
 
-from models.fused import Folding, chain
+from models.fused import Folding, chain, is_plain
 
 
 def _conv3(inputs, outputs, stride=1):
@@ -17,7 +17,8 @@ class Stem(nn.Sequential, Folding):
     """A 3x3 convolution, and BatchNorm and ReLU unless the blocks begin with them."""
 
     def forward(self, x):
-        out = chain(x, self, [tuple(self[:2])]) if len(self) > 1 else None
+        whole = len(self) == 3 and is_plain(self[2], nn.ReLU)
+        out = chain(x, self, [tuple(self[:2])]) if whole else None
         return super().forward(x) if out is None else out
 
 
@@ -34,7 +35,7 @@ class BasicBlock(Folding):
 
     def forward(self, x):
         pairs = [(self.conv1, self.bn1), (self.conv2, self.bn2)]
-        if (out := chain(x, self, pairs, list(self.shortcut.children()))) is not None:
+        if (out := chain(x, self, pairs, self.shortcut)) is not None:
             return out
         out = torch.relu_(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
@@ -56,7 +57,7 @@ class Bottleneck(Folding):
 
     def forward(self, x):
         pairs = [(self.conv1, self.bn1), (self.conv2, self.bn2), (self.conv3, self.bn3)]
-        if (out := chain(x, self, pairs, list(self.shortcut.children()))) is not None:
+        if (out := chain(x, self, pairs, self.shortcut)) is not None:
             return out
         out = torch.relu_(self.bn1(self.conv1(x)))
         out = torch.relu_(self.bn2(self.conv2(out)))

@@ -125,11 +125,13 @@ class ShallowCNN(nn.Sequential, Folding):
 
     def _weights(self, layers):
         """Those of the two convolutions, for pairs, and of the linear layers, in bfloat16."""
-        if self._folds:
+        still = self._folds is not None and not any(weight.requires_grad for weight in self.parameters())
+        if still and self._folds:
             return self._folds[torch.bfloat16]
-        found = [_for_pairs(layers[place]) for place in (0, 3)]
-        found += [(layers[place].weight.bfloat16(), layers[place].bias.bfloat16()) for place in (7, 9, 11)]
-        if self._folds is not None:
+        with torch.inference_mode(False):  # what is kept may have to lead a gradient back later
+            found = [_for_pairs(layers[place]) for place in (0, 3)]
+            found += [(layers[place].weight.bfloat16(), layers[place].bias.bfloat16()) for place in (7, 9, 11)]
+        if still:
             self._folds[torch.bfloat16] = found
         return found
 

@@ -9,7 +9,7 @@ import torch
 import models
 from attacks import FGSM, NIFGSM, PGD, VMIFGSM
 from benchmarks import defences, gpu, peers, plots, scaling, show, speed, suite, timing
-from runs import read_json
+from runs import read_json, write_json
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +60,10 @@ def test_every_defence_has_a_row_and_a_place_in_the_figure(folders, tmp_path):
     assert [result["defence"] for result in known["results"]] == [*defences.DEFENCES, *defences.SMALL]
     text = show.table(tmp_path)
     assert all(f"| {name} |" in text for name in defences.DEFENCES)
+    known["results"][3] |= {"rescued_in_epoch": 2, "verdict": "invalid"}
+    write_json(tmp_path / "defences-cpu.json", known)
+    assert "| N-FGSM (collapsed in epoch 2, PGD-2 from there) |" in show.table(tmp_path)
+    assert f"~~{100 * known['results'][3]['scores']['clean']['accuracy']:.1f}~~" in show.table(tmp_path)
     assert [path.stem for path in show.pictures(tmp_path)] == ["defences-cpu"]
 
 

@@ -133,6 +133,35 @@ def test_a_defence_that_does_not_say_when_steps_are_alike_is_not_captured(record
     assert caplog.text.count("no at(progress)") == 1
 
 
+class Growing(NFGSM):
+    """A loss of one's own on top of another's: what at() says of that one's steps does not hold for it."""
+
+    def loss(self, model, images, labels, *, progress, **rest):
+        SEEN.append(progress)
+        return super().loss(model, images, labels, progress=progress, **rest)
+
+
+class Weighted(Adversarial):
+    def loss(self, model, images, labels, **rest):
+        SEEN.append("mine")
+        return super().loss(model, images, labels, **rest)
+
+
+SEEN = []
+
+
+@pytest.mark.parametrize("defence", [Growing(), Weighted(PGD(steps=1)), Weighted(PGD(steps=1), ramp=0.5)], ids=str)
+def test_the_loss_of_a_subclass_is_the_one_that_counts(recorded, defence):
+    SEEN.clear()
+    recipe = Recipe(epochs=10, batch_size=8, defence=defence, precision="float32")
+    state = steps.State(small_network().train(), recipe, 1, torch.device("cpu"), (3, 8, 8))
+    for _ in range(8):
+        steps.train_step(state, torch.rand(8, 3, 8, 8), torch.arange(8) % 4)
+        state.step += 1
+    assert len(SEEN) == 8
+    assert state.graphed.captures == 0
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 @pytest.mark.parametrize("defence", [Standard(), Adversarial(PGD(steps=2)), NFGSM(), Free(replays=2)])
 def test_cuda_graphs_reach_the_weights_of_plain_steps(defence):

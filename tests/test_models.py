@@ -250,3 +250,97 @@ def test_the_shallow_network_pools_by_its_layers_where_someone_watches_or_sizes_
         odd = models.build("shallow_cnn", 10).network
         odd[7] = nn.Linear(16 * 5 * 5, 120)
         assert odd(pictures(2, 34)[0][:, :, :33, :33]).shape == (2, 10)
+
+
+class Halved(nn.Module):
+    def forward(self, x):
+        return 0.5 * x
+
+
+class Noise(nn.Module):
+    def forward(self, weight):
+        return weight + 0.1 * torch.randn_like(weight)
+
+
+def change_stem(network):
+    network.stem[2] = nn.SiLU()
+
+
+def lengthen_stem(network):
+    network.stem.append(nn.AvgPool2d(2))
+
+
+def change_shortcut(network):
+    network.stages[1][0].shortcut = nn.Conv2d(4, 8, 1, 2)
+
+
+def scale_shortcut(network):
+    network.stages[0][0].shortcut = Halved()
+
+
+def pool_shortcut(network):
+    network.stages[1][0].shortcut = nn.Sequential(
+        nn.AvgPool2d(2), nn.Conv2d(4, 8, 1, bias=False), nn.BatchNorm2d(8)
+    )
+
+
+def pad_by_name(network):
+    network.stages[0][0].conv1.padding = "same"
+
+
+@pytest.mark.parametrize(
+    "change", [change_stem, lengthen_stem, change_shortcut, scale_shortcut, pool_shortcut, pad_by_name]
+)
+def test_somebodys_own_parts_of_a_resnet_count(change):
+    model, (images, labels) = lived_in("resnet18", width=4), pictures(4)
+    change(model.network)
+    plain = model.eval()(images)  # weights ask for gradients: layer by layer
+    gradient = input_gradient(model, images, labels)
+    with evaluating(model):
+        assert torch.allclose(model(images), plain, atol=1e-4)
+        assert torch.allclose(input_gradient(model, images, labels), gradient, atol=1e-4)
+
+
+def test_weights_that_are_drawn_anew_stay_so_while_an_attack_lasts():
+    model, (images, _) = lived_in("resnet18", width=4), pictures(2)
+    nn.utils.parametrize.register_parametrization(model.network.stages[0][0].conv1, "weight", Noise())
+    with evaluating(model):
+        assert not torch.equal(model(images), model(images))
+
+
+def test_where_onednn_has_no_bfloat16_torch_computes(monkeypatch):
+    model, (images, labels) = lived_in("resnet18", width=4), pictures(4)
+    with evaluating(model), torch.autocast("cpu", torch.bfloat16):
+        there = input_gradient(model, images, labels)
+        monkeypatch.setattr(models.fused, "_FOR_ONEDNN", (torch.float32,))
+        assert distance(input_gradient(model, images, labels), there.double()) < 0.4
+
+
+def test_flops_are_counted_as_ever():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model, (images, _) = lived_in("resnet18", width=4), pictures(1)
+    counts = []
+    for grad in (True, False):
+        with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(grad):
+            model(images)
+        counts.append(counter.get_total_flops())
+    assert counts[0] == counts[1] > 1e6
+
+
+def test_a_network_pickled_in_the_middle_of_an_attack_keeps_nothing(tmp_path):
+    model, (images, _) = lived_in("resnet18", width=4), pictures(2)
+    with evaluating(model):
+        model(images)
+        torch.save(model, tmp_path / "model.pt")
+    loaded = torch.load(tmp_path / "model.pt", weights_only=False)
+    assert loaded.network.stem._folds is None
+
+
+def test_inference_mode_leaves_weights_that_can_lead_a_gradient_back():
+    for name in ("shallow_cnn", "resnet18"):
+        model, (images, labels) = models.build(name, 10), pictures(4)
+        with evaluating(model), torch.autocast("cpu", torch.bfloat16):
+            with torch.inference_mode():
+                model(images)
+            assert input_gradient(model, images, labels).any()
