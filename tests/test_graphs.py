@@ -3,8 +3,6 @@
 The machine that runs the tests may have no CUDA: a stand-in records what would be captured and replays it.
 """
 
-import logging
-
 import pytest
 import torch
 from conftest import small_network
@@ -105,32 +103,37 @@ def test_a_restored_state_is_captured_anew(recorded):
     assert state.graphed.captures == 2
 
 
-def test_what_cannot_be_captured_runs_as_it_is_written_and_the_log_says_why(monkeypatch, caplog):
+@pytest.fixture
+def warned(monkeypatch):
+    """What the log warns of."""
+    said = []
+    monkeypatch.setattr(graphs.log, "warning", lambda text, *parts: said.append(text % parts))
+    return said
+
+
+def test_what_cannot_be_captured_runs_as_it_is_written_and_the_log_says_why(monkeypatch, warned):
     monkeypatch.setattr(graphs, "_beside", lambda function, tensors: function(*tensors))
-    monkeypatch.setattr(logging.getLogger("study"), "propagate", True)
     graphed = Graphed(torch.Generator(), "a run")
     graphed.possible = True  # without CUDA, capturing itself fails
-    with caplog.at_level("WARNING", "study"):
-        for count in range(WARM_UP + 3):
-            assert float(graphed("same", lambda x: (x + 1,), torch.tensor(float(count)))[0]) == count + 1
-    assert len(caplog.records) == 1
-    assert "a run: no CUDA graph" in caplog.text
+    for count in range(WARM_UP + 3):
+        assert float(graphed("same", lambda x: (x + 1,), torch.tensor(float(count)))[0]) == count + 1
+    assert len(warned) == 1
+    assert "a run: no CUDA graph" in warned[0]
 
 
-def test_a_defence_that_does_not_say_when_steps_are_alike_is_not_captured(recorded, caplog, monkeypatch):
+def test_a_defence_that_does_not_say_when_steps_are_alike_is_not_captured(recorded, warned):
     class Own:
         def loss(self, model, images, labels, **rest):
             logits = model(images)
             return torch.nn.functional.cross_entropy(logits, labels), logits
 
-    monkeypatch.setattr(logging.getLogger("study"), "propagate", True)
     recipe = Recipe(epochs=10, batch_size=8, defence=Own(), precision="float32")
     state = steps.State(small_network().train(), recipe, 1, torch.device("cpu"), (3, 8, 8))
-    with caplog.at_level("WARNING", "study"):
-        for _ in range(WARM_UP + 2):
-            steps.train_step(state, torch.rand(8, 3, 8, 8), torch.arange(8) % 4)
+    for _ in range(WARM_UP + 2):
+        steps.train_step(state, torch.rand(8, 3, 8, 8), torch.arange(8) % 4)
     assert state.graphed.captures == 0
-    assert caplog.text.count("no at(progress)") == 1
+    assert len(warned) == 1
+    assert "no at(progress)" in warned[0]
 
 
 class Growing(NFGSM):
