@@ -19,13 +19,13 @@ import torchattacks
 
 import utils
 from attacks import AutoAttack
+from benchmarks.suite import RESULTS
 from finetune_framework import load_source
 from outcomes import attacked, predict
 from runs import environment, write_json
 
 BATCH = 250
 EPS = 8 / 255
-RESULTS = utils.ROOT / "benchmarks" / "results"
 
 
 def ours(precision):

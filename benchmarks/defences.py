@@ -15,11 +15,11 @@ from pathlib import Path
 import models
 import utils
 from attacks import FGSM, PGD
+from benchmarks.suite import RESULTS
 from defences import NFGSM, Adversarial, Free, Guided, Standard
 from runs import environment, read_json, write_json
 from trainer import Recipe, test, train
 
-RESULTS = utils.ROOT / "benchmarks" / "results"
 DEFENCES = {
     "standard": Standard(),
     "Free, 4 replays": Free(replays=4),

@@ -16,13 +16,13 @@ from pathlib import Path
 import models
 import utils
 from attacks import PGD, AutoAttack
+from benchmarks.suite import RESULTS
 from defences import Adversarial
 from runs import as_dict, environment, read_json, write_json
 from scores import over_seeds
 from trainer import Recipe, test, train
 
 GOAL = {"worst_case": 0.48, "seconds": 120}
-RESULTS = utils.ROOT / "benchmarks" / "results"
 WIDTH = {"quick": 8, "full": 64, "smoke": 4}
 
 

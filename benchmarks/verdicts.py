@@ -17,12 +17,12 @@ import torch
 import utils
 from attacks import FGSM, NIFGSM, PGD, VMIFGSM
 from audit import audit
+from benchmarks.suite import RESULTS
 from evaluation import test
 from finetune_framework import load_source
 from flaws.catalogue import Lab, confusion, plant
 from runs import environment, fingerprint, read_json, write_json
 
-RESULTS = utils.ROOT / "benchmarks" / "results"
 NOT_SOUND = {"better than chance", "constant predictor"}
 # At 8/255 the ResNet-18 loses so little on Shapes that there would be nothing to hide.
 LABS = {"small CNN": ("01_shallow_cnn", 8 / 255), "ResNet-18": ("03_from_scratch", 16 / 255)}

@@ -120,10 +120,7 @@ def _as_whole_numbers(gradient, active):
 
 
 class _Folds(dict):
-    """What was made of weights. A copy of a network does not take it along: its weights may change."""
-
-    def __deepcopy__(self, memo):
-        return None
+    """What was made of weights. A copy of a network, pickled or not, has none: its weights may change."""
 
     def __reduce__(self):
         return type(None), ()
