@@ -8,15 +8,15 @@ import hashlib
 import json
 import logging
 import shutil
-import tempfile
+from http.client import HTTPException
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import torch as safetensors
 
 import shapes
-from files import replacing
+from files import NotWritten, held, impatient, replacing
 
 CIFAR10_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 DATASETS = {"cifar10": 10, "cifar100": 100, "shapes10": 10, "shapes100": 100}
@@ -33,13 +33,20 @@ def load(name, folder):
     Raises DataError for files that cannot be used.
     """
     path = folder / f"{name}.safetensors"
-    if not path.exists() or _outdated(name, path):
-        _make_cache(name, path)
+    if _outdated(name, path):
+        try:
+            with held(folder / f".{name}.lock", f"{path} is being made", wait=True):
+                if _outdated(name, path):  # while this process waited, another one may have made it
+                    _make_cache(name, path)
+        except NotWritten as error:
+            raise DataError(f"{error}. STUDY_DATA in the environment names another folder for data") from error
     return _read_cache(name, path)
 
 
 def _outdated(name, path):
-    """Whether a cache of Shapes was drawn by another version of the drawing; an unreadable one is not."""
+    """Whether a cache is not there, or Shapes as another version draws them; an unreadable one is not."""
+    if not path.exists():
+        return True
     if not name.startswith("shapes"):
         return False
     try:
@@ -62,11 +69,9 @@ def _make_cache(name, path):
     metadata = {"name": name, "classes": json.dumps(classes), "sha256": _checksum(tensors)}
     if name.startswith("shapes"):
         metadata["version"] = shapes.VERSION
-    try:
-        with replacing(path) as partial:
-            save_file(tensors, partial, metadata=metadata)
-    except OSError as error:
-        raise DataError(f"{path} cannot be written: {error.strerror or error}; nothing was left behind") from error
+    content = safetensors.save(tensors, metadata)
+    with replacing(path) as partial:
+        partial.write_bytes(content)
 
 
 def _checksum(tensors):
@@ -130,18 +135,22 @@ def _read_cifar(name, folder):
             f"{archive} is damaged or cut off (its checksum is not {kind.tgz_md5}). "
             f"Delete it, and {name} will be fetched again"
         )
-    # Everything half-done stays in a folder of its own, which goes whatever happens.
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=folder) as scratch:
+    # Everything half-done stays in a folder of its own, which goes whatever happens, here or at the next start.
+    scratch = folder / f".{name}-download"
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir()
+    try:
         if archive.is_file():
             shutil.copy(archive, scratch)
-        try:
+        with impatient():
             return _load_cifar(kind, scratch, download=True)
-        except (OSError, RuntimeError, EOFError) as error:
-            raise DataError(
-                f"{name} could not be fetched from {kind.url}: {error}. Nothing was left behind. Check the "
-                f'network and try again, or put the archive at {archive}, or run without CIFAR: data="shapes"'
-            ) from error
+    except (OSError, RuntimeError, EOFError, HTTPException) as error:
+        raise DataError(
+            f"{name} could not be fetched from {kind.url}: {error}. Nothing was left behind. Check the network "
+            f'and the disk and try again, or put the archive at {archive}, or run without CIFAR: data="shapes"'
+        ) from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _load_cifar(kind, root, download):

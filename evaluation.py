@@ -93,15 +93,15 @@ def _evaluate(source, victim, split, attacks, seed, progress, carried, folder=No
     outcomes, seconds, extents = {CLEAN: right.cpu()}, {CLEAN: time.perf_counter() - begun}, {}
     kept = Kept(folder, source, victim, split)
     bar = tqdm(total=len(attacks) * int(right.sum()), desc="test", disable=not progress, unit="image")
-    for label, attack in attacks.items():
-        bar.set_description(f"test {label}")
-        indices = right.nonzero()[:, 0]
-        stood, extents[label] = attacked(source, victim, split, attack, indices, seed_for(attack, seed), bar, kept)
-        outcome = torch.zeros_like(right)
-        outcome[indices] = stood
-        outcomes[label], seconds[label] = outcome.cpu(), extents[label].seconds
-    bar.close()
-    kept.remove()
+    indices = right.nonzero()[:, 0]
+    with kept, bar:
+        for label, attack in attacks.items():
+            bar.set_description(f"test {label}")
+            its_seed = seed_for(attack, seed)
+            stood, extents[label] = attacked(source, victim, split, attack, indices, its_seed, bar, kept)
+            outcome = torch.zeros_like(right)
+            outcome[indices] = stood
+            outcomes[label], seconds[label] = outcome.cpu(), extents[label].seconds
     described = {label: repr(attack) for label, attack in attacks.items()}
     scores = Scores(split.name, outcomes, described, seconds, carried=carried, weights=fingerprint(victim))
     scores.findings = audit.examine(victim, split, logits, scores, attacks, extents)

@@ -16,9 +16,8 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from attacks import evaluating
-from files import replacing
+from files import read_json, replacing
 from outcomes import predict
-from runs import read_json
 from scores import CLEAN, wilson
 
 COLOURS = ("#4c4c4c", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe & Ito 2008

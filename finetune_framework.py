@@ -20,8 +20,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 import models
+from files import read_json
 from models.backbones import head_name, replace_head
-from runs import RunFolder, read_json
+from runs import ANEW, RunFolder, header_of
 
 PICTURE = 32  # pixels a side, to see where the resolution falls
 
@@ -65,9 +66,29 @@ def load_source(where, architecture=None, num_classes=None, **options):
 def _from_run(path):
     if not (path / "weights.safetensors").exists():
         raise SourceError(f"{path} is not finished: run its cell again, it goes on where it was")
-    model = from_spec(read_json(path / "recipe.json")["model"])
+    spec = read_json(path / "recipe.json", ANEW).get("model")
+    _check_size(spec, path)
+    model = from_spec(spec)
     RunFolder(path).load_result(model)
     return model
+
+
+def _check_size(spec, path):
+    """Refuse a recipe.json that asks for another network than the weights are of, before it takes any memory."""
+    if not isinstance(spec, dict):
+        return
+    try:
+        with torch.device("meta"):
+            hollow = models.build(**_arguments(spec))
+    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+        raise SourceError(f"{path} describes no network that can be built ({error}). {ANEW}") from error
+    there = header_of(path / "weights.safetensors")[1]
+    for name, value in hollow.state_dict().items():
+        if not name.startswith(f"network.{hollow.head}.") and there.get(name) != value.shape:
+            raise SourceError(
+                f"{path}: recipe.json asks for {name!r} of shape {tuple(value.shape)}, weights.safetensors has "
+                f"{there.get(name, 'none')}: they do not belong together. {ANEW}"
+            )
 
 
 def from_spec(spec):
@@ -76,13 +97,16 @@ def from_spec(spec):
         raise SourceError(
             f"the model {spec!r} was not made by models.build, so it cannot be made again from its name"
         )
-    arguments = {key: value for key, value in spec.items() if key != "adapted"}
-    if arguments["name"].startswith("imagenet/"):
-        arguments["pretrained"] = False
-    model = models.build(**arguments)
+    model = models.build(**_arguments(spec))
     for adapted in spec.get("adapted", []):
         model = adapt(model, **adapted)
     return model
+
+
+def _arguments(spec):
+    """Those of models.build; weights are not fetched."""
+    arguments = {key: value for key, value in spec.items() if key != "adapted"}
+    return arguments | ({"pretrained": False} if arguments["name"].startswith("imagenet/") else {})
 
 
 def _read_weights(path):
@@ -146,8 +170,8 @@ def adapt(source, num_classes, train="all", *, seed=0, rates=None):
     rate; the longest name that fits counts. The new head depends on `seed` alone. Raises ValueError for
     unknown names or where nothing would train.
     """
-    if num_classes is not None and (not isinstance(num_classes, int) or num_classes < 2):
-        raise ValueError(f"num_classes={num_classes!r}: None or a whole number of at least 2 is needed")
+    if num_classes is not None:
+        models.check_num_classes(num_classes)
     model = copy.deepcopy(source)
     for module in model.modules():
         _thaw(module)

@@ -60,7 +60,7 @@ def attacked(source, victim, split, attack, indices, seed, bar=None, kept=None):
     Examples are crafted on `source` and judged by `victim`. An attack of several stages gives each stage what the
     ones before have left, in full batches. `kept` holds the batches that an earlier, interrupted call has done.
     """
-    device, kept = split.labels.device, Kept(None) if kept is None else kept
+    device, kept = split.labels.device, Kept() if kept is None else kept
     extents, standing = [[0.0, 0.0, 0.0, 0, 0, 0.0]], torch.ones_like(indices, dtype=torch.bool)
     left = len(indices)
     for number, stage in enumerate(attack.stages):

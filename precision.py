@@ -4,7 +4,6 @@ Which one wins is measured once and remembered in runs/precision.json, so that i
 the next; delete the file to measure again. Accuracy is always judged in float32, whatever a run was trained in.
 """
 
-import json
 import logging
 import math
 import time
@@ -12,7 +11,8 @@ import time
 import torch
 
 from attacks import evaluating, fast_bfloat16, input_gradient
-from runs import environment, structure, write_json
+from files import Damaged, read_json, write_json
+from runs import environment, structure
 from utils import runs_root
 
 log = logging.getLogger("study")
@@ -45,9 +45,9 @@ def chosen(recipe, model, shape, device):
 
 def _read(path):
     try:
-        known = json.loads(path.read_text())
+        known = read_json(path)
         return {key: times for key, times in known.items() if {"float32", "bfloat16"} <= times.keys()}
-    except (OSError, ValueError, AttributeError):  # not there, or not ours: measured anew
+    except (FileNotFoundError, Damaged, AttributeError):  # not there, or not ours: measured anew
         return {}
 
 

@@ -18,8 +18,8 @@ from jinja2 import Template
 from audit import in_order
 from checks import robust_overfitting
 from figures import STYLE, demo
-from files import replacing
-from runs import RunFolder, read_json, weights_in, write_json
+from files import read_json, replacing, write_json
+from runs import RunFolder, weights_in
 from scores import SAVED_AS, WORST, Finding, Scores, over_seeds
 
 # ---------------------------------------------------------------------------------------------------
@@ -273,7 +273,7 @@ def keep(study, target):
     same = [group[0] | {"runs": len(group)} for group in environments.values()]
     command = (study / "command.txt").read_text().splitlines()
     write_json(target / "provenance.json", {"commands": command, "environments": same})
-    for path in (study / "scores.csv", *sorted(study.glob("*/figures/*.png"))):
+    for path in (study / "scores.csv", *sorted(study.glob("*/figures/[!.]*.png"))):
         with replacing(target / path.relative_to(study)) as partial:
             shutil.copyfile(path, partial)
 
@@ -295,7 +295,7 @@ def _experiment(study, name, scores):
         "table": table(_short(scores)).to_html() if scores else None,
         "seeds": combined.to_html() if (combined := seeds_table(scores)) else None,
         "findings": found.to_html(index=False) if len(found) else None,
-        "figures": [_figure(path) for path in sorted((study / name / "figures").glob("*.png"))],
+        "figures": [_figure(path) for path in sorted((study / name / "figures").glob("[!.]*.png"))],
     }
 
 

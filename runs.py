@@ -4,44 +4,48 @@ recipe.json           what decides the run: recipe, model, initial weights, data
 environment.json      versions, device, commit
 history.csv           a row an epoch
 events.out.tfevents.* the same for TensorBoard
-last.pt               where to go on from; gone when the run is finished
+last.pt, previous.pt  where to go on from, and the one before; gone when the run is finished
 best.safetensors      the weights after the best epoch so far, by robust accuracy on the validation split
 weights.safetensors   the result: the weights after the last epoch
 scores.json, .csv     what test() found, if it was saved here
+
+Every file that is read again shows when it was damaged or taken from another run.
 """
 
 import copy
-import fcntl
 import functools
 import hashlib
+import io
 import json
+import logging
 import os
 import platform
 import shutil
 import subprocess
-from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from pickle import UnpicklingError
 
 import pandas as pd
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import torch as safetensors
 
-from files import replacing
+from files import Damaged, held, read_json, replacing, write_json
 from utils import ROOT, runs_root
 
 # What a run that is taken over brings along, besides its weights and its environment.
 SHARED = ("history", "best", "events")
+ANEW = "Delete the run's folder to train again"
+
+log = logging.getLogger("study")
 
 
 class RunRefused(RuntimeError):
     """The folder holds another run; the message names the fields that differ."""
 
 
-class RunDamaged(RuntimeError):
+class RunDamaged(Damaged):
     """A file of a run cannot be used; the message names it and what to do."""
 
 
@@ -57,27 +61,16 @@ class RunFolder:
 
     @property
     def begun(self):
-        return self.finished or (self.path / "last.pt").exists()
+        return self.finished or any(path.exists() for path in self.checkpoints)
 
-    @contextmanager
-    def locked(self):
-        """Hold the folder against other processes; raises RunRefused where one has it. A dead one's is void."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / ".lock").open("a+") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                lock.seek(0)
-                raise RunRefused(
-                    f"{self.path} is being trained by {lock.read().strip() or 'another process'}"
-                ) from None
-            lock.truncate(0)
-            lock.write(f"process {os.getpid()} since {datetime.now(UTC).isoformat(timespec='seconds')}\n")
-            lock.flush()
-            try:
-                yield
-            finally:
-                lock.truncate(0)
+    @property
+    def checkpoints(self):
+        """Where to go on from: the newest first."""
+        return self.path / "last.pt", self.path / "previous.pt"
+
+    def locked(self, doing="trained"):
+        """Hold the folder against other processes; raises Held where one has it."""
+        return held(self.path / ".lock", f"{self.path} is being {doing}")
 
     def claim(self, identity, device):
         """Make the folder this run's, or check that it is; raises RunRefused where it holds another run.
@@ -86,9 +79,6 @@ class RunFolder:
         """
         identity = json.loads(json.dumps(identity))
         recipe = self.path / "recipe.json"
-        for name in ("last", "best", "weights", "history", "recipe", "environment"):
-            for partial in self.path.glob(f".{name}-*"):  # of a process that was killed while it wrote
-                partial.unlink()
         if not self.begun:
             write_json(self.path / "environment.json", environment(device))
             write_json(recipe, identity)
@@ -97,7 +87,7 @@ class RunFolder:
             raise RunRefused(
                 f"{self.path} holds weights but no recipe.json, so nobody knows of what. Delete the folder"
             )
-        differences = list(_differences(read_json(recipe), identity))
+        differences = list(_differences(read_json(recipe, ANEW), identity))
         if differences:
             shown = "\n".join(
                 f"  {field}: {there!r} in the folder, {here!r} asked" for field, there, here in differences
@@ -106,29 +96,75 @@ class RunFolder:
                 f"{self.path} holds another run:\n{shown}\nGive this run another folder, or delete that one."
             )
 
+    @property
+    def identity(self):
+        """A checksum over what decides the run, which its other files carry too; None without a recipe.json."""
+        recipe = self.path / "recipe.json"
+        if not recipe.exists():
+            return None
+        return hashlib.sha256(json.dumps(read_json(recipe, ANEW), sort_keys=True).encode()).hexdigest()[:16]
+
     def save_checkpoint(self, state):
-        with replacing(self.path / "last.pt") as partial:
-            torch.save(state, partial)
+        """Write the state; it counts when it has been read back, and the one before it is kept beside it."""
+        last, previous = self.checkpoints
+        state = state | {"run": self.identity}
+        content = io.BytesIO()
+        torch.save(state | {"sha256": _digest(state)}, content)
+        with replacing(last) as partial:
+            partial.write_bytes(content.getbuffer())
+            self._read_checkpoint(partial, "cpu")
+            if last.exists():
+                last.replace(previous)
 
     def load_checkpoint(self, device):
-        """The last state saved, or None; never unpickles anything but tensors and plain values."""
-        path = self.path / "last.pt"
-        if not path.exists():
-            return None
-        try:
-            return torch.load(path, map_location=device, weights_only=True)
-        except (RuntimeError, UnpicklingError, EOFError, OSError, ValueError, KeyError, IndexError) as error:
+        """The last state that can be read, or None; never unpickles anything but tensors and plain values."""
+        damages = []
+        for path in self.checkpoints:
+            if path.exists():
+                try:
+                    state = self._read_checkpoint(path, device)
+                except RunDamaged as damage:
+                    damages.append(damage)
+                    continue
+                for damage in damages:
+                    log.warning("%s. Going on from %s, which is older", damage, path.name)
+                return state
+        if damages:
             raise RunDamaged(
-                f"{path} is damaged ({_first_line(error)}). Delete it, and the run begins anew"
-            ) from error
+                f"{' and '.join(map(str, damages))}. Delete {'it' if len(damages) == 1 else 'both'}, and the run "
+                "begins anew"
+            )
+        return None
+
+    def _read_checkpoint(self, path, device):
+        """The state in a file, if it is what was written, by this run."""
+        try:
+            state = torch.load(path, map_location=device, weights_only=True)
+            written = state.pop("sha256", None)
+        except Exception as error:  # a broken file makes torch raise whatever it likes
+            raise RunDamaged(f"{path} is damaged ({_first_line(error)})") from error
+        if written is not None and written != _digest(state):
+            raise RunDamaged(f"{path} is damaged: its checksum differs")
+        if state.pop("run", None) not in (None, self.identity):
+            raise RunDamaged(f"{path} is of another run")
+        return state
 
     def save_history(self, history):
         with replacing(self.path / "history.csv") as partial:
             pd.DataFrame(history).to_csv(partial, index=False)
 
     def load_history(self):
+        """A row an epoch. Raises RunDamaged where it is not the one that the finished run wrote."""
         path = self.path / "history.csv"
-        return pd.read_csv(path) if path.exists() else pd.DataFrame()
+        if not path.exists():
+            return pd.DataFrame()
+        written = weights_in(self.path, what="history")
+        if written not in (None, _checksum_of(path)):
+            raise RunDamaged(f"{path} was changed after the run had written it: its checksum differs. {ANEW}")
+        try:
+            return pd.read_csv(path)
+        except ValueError as error:  # also pandas' own
+            raise RunDamaged(f"{path} is damaged ({_first_line(error)}). {ANEW}") from error
 
     def copy_finished_twin(self, model):
         """Take over the finished run of the same study that is exactly this one; returns its name, or None.
@@ -142,22 +178,23 @@ class RunFolder:
         if self.begun or not known or runs_root() not in self.path.resolve().parents:
             return None
         study = runs_root() / self.path.resolve().relative_to(runs_root()).parts[0]
-        asked = read_json(self.path / "recipe.json")
         for weights in sorted(study.glob("*/*/weights.safetensors")):
             twin = weights.parent
-            if (twin / "recipe.json").exists() and read_json(twin / "recipe.json") == asked:
-                try:
-                    RunFolder(twin).load_result(copy.deepcopy(model))
-                except RunDamaged:
+            try:
+                if RunFolder(twin).identity != self.identity:
                     continue
-                names = [path.name for path in twin.iterdir() if path.name.startswith(SHARED)]
-                for name in (*names, weights.name):  # the weights last: they make a run a finished one
-                    with replacing(self.path / name) as partial:
-                        shutil.copyfile(twin / name, partial)
-                name = str(twin.relative_to(study))
+                RunFolder(twin).load_result(copy.deepcopy(model))
+                RunFolder(twin).load_history()
                 environment = read_json(twin / "environment.json")
-                write_json(self.path / "environment.json", {"same_run_as": name} | environment)
-                return name
+            except (Damaged, FileNotFoundError):
+                continue
+            names = [path.name for path in twin.iterdir() if path.name.startswith(SHARED)]
+            name = str(twin.relative_to(study))
+            write_json(self.path / "environment.json", {"same_run_as": name} | environment)
+            for file in (*names, weights.name):  # the weights last: they make a run a finished one
+                with replacing(self.path / file) as partial:
+                    shutil.copyfile(twin / file, partial)
+            return name
         return None
 
     def load_result(self, model):
@@ -178,30 +215,36 @@ class RunFolder:
         path = self.path / name
         try:
             load_weights(model, path)
-            written = weights_in(self.path, name)
         except (SafetensorError, RuntimeError, OSError) as error:
             what = _first_line(error)
             raise RunDamaged(
                 f"{path} is damaged, missing or of another model ({what}). Delete {remedy} to train again"
             ) from error
-        if written != fingerprint(model):
+        says = header_of(path)[0]
+        if says.get("weights") != fingerprint(model) or says.get("run") not in (None, self.identity):
             raise RunDamaged(f"{path} holds other weights than this run wrote. Delete {remedy} to train again")
 
     def save_best(self, model, epoch):
-        metadata = {"weights": fingerprint(model), "epoch": epoch}
-        save_weights(model, self.path / "best.safetensors", metadata)
+        self._save(model, "best.safetensors", {"epoch": epoch})
 
     def finish(self, model, metadata):
-        """Write the result; the checkpoint is no longer needed."""
-        save_weights(model, self.path / "weights.safetensors", metadata)
-        (self.path / "last.pt").unlink(missing_ok=True)
+        """Write the result; when it can be read back, the checkpoints are no longer needed."""
+        history = _checksum_of(self.path / "history.csv")
+        self._save(model, "weights.safetensors", metadata | {"history": history})
+        self.load_result(copy.deepcopy(model))
+        for path in self.checkpoints:
+            path.unlink(missing_ok=True)
+
+    def _save(self, model, name, metadata):
+        save_weights(model, self.path / name, {"weights": fingerprint(model), "run": self.identity} | metadata)
 
 
 def save_weights(model, path, metadata=None):
     """The weights as safetensors, with string metadata."""
     tensors = {name: value.contiguous().clone() for name, value in model.state_dict().items()}
+    content = safetensors.save(tensors, {key: str(value) for key, value in (metadata or {}).items()})
     with replacing(path) as partial:
-        save_file(tensors, partial, metadata={key: str(value) for key, value in (metadata or {}).items()})
+        partial.write_bytes(content)
 
 
 def weights_in(folder, name="weights.safetensors", what="weights"):
@@ -209,13 +252,22 @@ def weights_in(folder, name="weights.safetensors", what="weights"):
     path = Path(folder) / name
     if not path.exists():
         return None
-    with safe_open(path, "pt") as file:
-        return (file.metadata() or {}).get(what)
+    return header_of(path)[0].get(what)
+
+
+def header_of(path):
+    """What a file of weights says of itself: its metadata, and the shapes of its tensors by name."""
+    try:
+        with safe_open(path, "pt") as file:
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            return file.metadata() or {}, shapes
+    except (SafetensorError, OSError) as error:
+        raise RunDamaged(f"{path} is damaged ({_first_line(error)}). Delete it to train again") from error
 
 
 def load_weights(model, path):
     """Read weights into the model; raises where names or shapes differ."""
-    model.load_state_dict(load_file(path))
+    model.load_state_dict(safetensors.load_file(path))
 
 
 def structure(model):
@@ -248,8 +300,39 @@ def fingerprint(model):
     digest = hashlib.sha256()
     for name, value in model.state_dict().items():
         digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        digest.update(_bytes(value))
     return digest.hexdigest()[:16]
+
+
+def _bytes(tensor):
+    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+
+
+def _digest(state):
+    """A checksum over tensors and plain values, nested as they like."""
+    digest = hashlib.sha256()
+
+    def add(value):
+        if isinstance(value, torch.Tensor):
+            digest.update(f"{value.dtype} {tuple(value.shape)}".encode())
+            digest.update(_bytes(value))
+        elif isinstance(value, dict):
+            digest.update(f"{len(value)} pairs".encode())
+            for pair in value.items():
+                add(pair)
+        elif isinstance(value, (list, tuple)):
+            digest.update(f"{len(value)} values".encode())
+            for inner in value:
+                add(inner)
+        else:
+            digest.update(repr(value).encode())
+
+    add(state)
+    return digest.hexdigest()
+
+
+def _checksum_of(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else "missing"
 
 
 def as_dict(settings):
@@ -270,15 +353,6 @@ def as_dict(settings):
         f"{settings!r} cannot be written into recipe.json; make {type(settings).__name__} a frozen dataclass, "
         "so that its settings say which run this is"
     )
-
-
-def read_json(path):
-    return json.loads(Path(path).read_text(encoding="utf-8"))
-
-
-def write_json(path, value):
-    with replacing(path) as partial:
-        partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def environment(device):

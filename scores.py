@@ -7,8 +7,7 @@ from dataclasses import asdict, dataclass, field
 import pandas as pd
 import torch
 
-from files import replacing
-from runs import read_json, write_json
+from files import Damaged, read_json, replacing, write_json
 
 CLEAN = "clean"
 WORST = "worst case"
@@ -276,14 +275,22 @@ class Scores:
     @classmethod
     def read(cls, path):
         """Read the .json that `write` wrote."""
-        values = read_json(path)
-        values["findings"] = [
-            Finding(**finding | {"rows": tuple(finding["rows"])}) for finding in values["findings"]
-        ]
-        values["outcomes"] = {
-            label: torch.tensor([bit == "1" for bit in bits]) for label, bits in values["outcomes"].items()
-        }
-        return cls(**values)
+        remedy = "Delete it and run test() again"
+        values = read_json(path, remedy)
+        try:
+            values["findings"] = [
+                Finding(**finding | {"rows": tuple(finding["rows"])}) for finding in values["findings"]
+            ]
+            values["outcomes"] = {
+                label: torch.tensor([bit == "1" for bit in bits]) for label, bits in values["outcomes"].items()
+            }
+            scores = cls(**values)
+            whole = scores.n > 0 and {len(outcome) for outcome in scores.outcomes.values()} == {scores.n}
+        except (KeyError, TypeError, AttributeError) as error:
+            raise Damaged(f"{path} holds no scores ({error!r}). {remedy}") from error
+        if not whole or scores.outcomes.keys() != {CLEAN, *scores.attacks}:
+            raise Damaged(f"{path} does not hold an outcome of each picture under each attack. {remedy}")
+        return scores
 
     def __str__(self):
         return self._heading() + "\n" + self._shown().to_string() + "".join(f"\n{f}" for f in self.findings)

@@ -1,16 +1,33 @@
-"""The stop button and a preemption's SIGTERM: they take effect between two steps, after the run was saved."""
+"""The stop button and a preemption's SIGTERM: what is done is saved, and the same command goes on from there."""
 
 import logging
 import signal
 import threading
 
 RESUME = 75  # the exit code EX_TEMPFAIL: start me again, and I go on
+GRACE = 8  # seconds that a step may still take after SIGTERM; who sends it often kills after ten
 
 log = logging.getLogger("study")
 
 
+def leave_on_sigterm():
+    """From here on SIGTERM ends the process with the code RESUME, as an exception, so that work is put away."""
+    if (
+        threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    ):
+        signal.signal(signal.SIGTERM, _leave)
+
+
+def _leave(number, frame):
+    raise SystemExit(RESUME)
+
+
 class Stop:
-    """While it is entered, the first signal is noted, a second one takes effect at once."""
+    """While it is entered, a signal is noted, to take effect between two steps; a second SIGINT does so at once.
+
+    After SIGTERM the step has GRACE seconds: one that takes longer is given up, and the last checkpoint counts.
+    """
 
     def __init__(self):
         self.requested = None
@@ -18,21 +35,29 @@ class Stop:
 
     def __enter__(self):
         if threading.current_thread() is threading.main_thread():
-            self.previous = {
-                number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)
-            }
+            handlers = {signal.SIGINT: self._note, signal.SIGTERM: self._note, signal.SIGALRM: self._too_late}
+            self.previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         return self
 
     def __exit__(self, kind, error, trace):
+        if self.previous:
+            signal.alarm(0)
         for number, handler in self.previous.items():
             signal.signal(number, handler)
         if self.requested and kind is None:  # it came when there was nothing left to do
             self.leave("stopped; this run was just finished")
 
     def _note(self, number, frame):
-        if self.requested:
+        if number == signal.SIGTERM:
+            if self.requested != number:
+                signal.alarm(GRACE)
+        elif self.requested:
             raise KeyboardInterrupt
         self.requested = number
+
+    def _too_late(self, number, frame):
+        log.warning("stopped in the middle of a step, which took too long: the last checkpoint counts")
+        raise SystemExit(RESUME)
 
     def leave(self, message):
         """End what is running: like an interrupted cell or, after SIGTERM, with the exit code RESUME."""

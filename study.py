@@ -4,19 +4,26 @@
     python study.py 01 --preset full         one notebook, by the beginning of its name
     python study.py --data cifar -p epochs=3 any parameter of the notebooks' first cell
 
-Executed notebooks, report.html and scores.csv land in runs/<preset>-<data>/. Ends with 1 if a notebook failed.
+Executed notebooks, report.html and scores.csv land in runs/<preset>-<data>/. Ends with 1 if a notebook failed;
+after Ctrl-C (130) or SIGTERM (75) the same command goes on where it was.
 """
 
 import argparse
 import ast
 import json
 import shlex
+import signal
 import sys
 import threading
 import time
+from contextlib import contextmanager
 
-import runs
+import psutil
+
 import utils
+from files import Damaged, Held, held, read_json, replacing
+from runs import RunFolder
+from stopping import GRACE, RESUME
 
 NOTEBOOKS = utils.ROOT / "notebooks"
 
@@ -30,11 +37,7 @@ def main(arguments=None):
     study = session.runs.parent
     parameters = {"preset": session.preset, "data": session.family, "seed": session.seed}
     parameters |= asked
-    study.mkdir(parents=True, exist_ok=True)
-    command = shlex.join(["python", "study.py", *(sys.argv[1:] if arguments is None else arguments)])
-    before = (study / "command.txt").read_text() if (study / "command.txt").exists() else ""
-    if command not in before.splitlines():
-        (study / "command.txt").write_text(before + command + "\n")
+    _note(shlex.join(["python", "study.py", *(sys.argv[1:] if arguments is None else arguments)]), study)
     begun = time.monotonic()
     failures = []
     for index, notebook in enumerate(notebooks):
@@ -48,7 +51,8 @@ def main(arguments=None):
         if failure:
             failures.append(notebook.stem)
             print(failure, file=sys.stderr)
-    _report(study, options.keep)
+    if not _report(study, options.keep):
+        failures.append("the report")
     print(
         f"done in {_minutes(time.monotonic() - begun)}" + (f"; failed: {', '.join(failures)}" if failures else "")
     )
@@ -64,6 +68,16 @@ def _parse(arguments):
     parser.add_argument("-p", "--parameter", action="append", default=[], metavar="NAME=VALUE")
     parser.add_argument("--keep", metavar="FOLDER", help="copy scores, figures and provenance there")
     return parser.parse_args(arguments)
+
+
+def _note(command, study):
+    """Add the command to those that the study was made by."""
+    with held(study / ".lock", f"{study} is being written", wait=True):
+        path = study / "command.txt"
+        before = path.read_text(encoding="utf-8") if path.exists() else ""
+        if command not in before.splitlines():
+            with replacing(path) as partial:
+                partial.write_text(before + command + "\n", encoding="utf-8")
 
 
 def _choose(beginnings):
@@ -103,21 +117,36 @@ def _parameters_of(notebooks, asked):
 
 def _execute(notebook, target, parameters):
     """Run one notebook and keep it as it ran, also when it breaks off; returns what went wrong, or None."""
+    ended = threading.Event()
+    threading.Thread(target=_watch, args=(target.parents[1] / notebook.stem, ended), daemon=True).start()
+    try:
+        with (
+            held(target.with_name(f".{notebook.stem}.lock"), f"{notebook.stem} is being run"),
+            _stopping_together(),
+            replacing(target) as partial,
+        ):
+            failure = _papermill(notebook, partial, target, parameters)
+        return failure
+    except Held as error:
+        return f"{error}"
+    finally:
+        ended.set()
+
+
+def _papermill(notebook, partial, target, parameters):
     import papermill
     from nbclient.exceptions import DeadKernelError
     from traitlets.config import Config
 
-    target.parent.mkdir(parents=True, exist_ok=True)
-    ended = threading.Event()
-    threading.Thread(target=_watch, args=(target.parents[1] / notebook.stem, ended), daemon=True).start()
+    manager = {"transport_encryption": "required", "shutdown_wait_time": 2 * GRACE}
     try:
         papermill.execute_notebook(
             str(notebook),
-            str(target),
+            str(partial),
             parameters,
             kernel_name="python3",
             cwd=str(NOTEBOOKS),
-            config=Config(KernelManager={"transport_encryption": "required"}),
+            config=Config(KernelManager=manager),
         )
     except DeadKernelError:
         return f"{notebook.name}: its kernel died (out of memory, or killed). The notebook up to there: {target}"
@@ -126,9 +155,38 @@ def _execute(notebook, target, parameters):
             f"{notebook.name} failed in cell {error.exec_count} with {error.ename}: {error.evalue}\n"
             f"    {error.source.strip().splitlines()[0]}\nThe notebook up to there: {target}"
         )
-    finally:
-        ended.set()
     return None
+
+
+@contextmanager
+def _stopping_together():
+    """Ctrl-C and SIGTERM go on to the kernel, which has a session of its own and saves; then all ends."""
+    asked = []
+
+    def ask(number, frame):
+        if not asked:
+            asked.append(number)
+            for child in psutil.Process().children():
+                child.terminate()
+            signal.alarm(GRACE + 1)
+
+    def end(*_):
+        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        raise SystemExit(RESUME if asked[0] == signal.SIGTERM else 128 + asked[0])
+
+    handlers = {signal.SIGINT: ask, signal.SIGTERM: ask, signal.SIGALRM: end}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    except Exception:
+        if not asked:
+            raise
+    finally:
+        signal.alarm(0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if asked:
+        end()
 
 
 def _watch(experiment, ended):
@@ -144,17 +202,18 @@ def _watch(experiment, ended):
 def _progress(experiment):
     """The epochs done of the run that is being trained, and about how long the rest takes; None without one."""
     for recipe in sorted(experiment.glob("*/recipe.json")):
-        run = runs.RunFolder(recipe.parent)
+        run = RunFolder(recipe.parent)
         history = run.load_history()
         if run.finished or not len(history):
             continue
-        epochs = runs.read_json(recipe)["recipe"]["epochs"]
+        epochs = read_json(recipe)["recipe"]["epochs"]
         left = (epochs - len(history)) * history["time/epoch_s"].mean()
         return f"{run.path.name}: {len(history)} of {epochs} epochs, about {_minutes(left)} left in this run"
     return None
 
 
 def _report(study, keep):
+    """Write the page; returns False where a damaged file was in the way."""
     import report
     import summary
 
@@ -164,9 +223,9 @@ def _report(study, keep):
         print(f"\nreport: {page}\nscores: {study / 'scores.csv'}")
         if keep:
             report.keep(study, keep)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, Damaged) as error:
         print(f"no report: {error}", file=sys.stderr)
-        return
+        return not isinstance(error, Damaged)
     invalid = []
     for folder in sorted(path for path in study.iterdir() if path.is_dir()):
         found = report.findings(report.load_scores(folder))
@@ -174,6 +233,7 @@ def _report(study, keep):
     print(f"\n{len(invalid)} findings say that a number is invalid" + (":" if invalid else ""))
     for experiment, row in invalid:
         print(f"INVALID: {experiment}, {row.model}, {row.rows}: {row.check}: {row.why}")
+    return True
 
 
 def _minutes(seconds):

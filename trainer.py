@@ -81,9 +81,10 @@ def train(model, data, recipe, folder, *, progress=True):
     Safe to call again: a finished run is loaded, a broken one goes on from its last checkpoint to the
     weights that it would have reached: on the CPU bit for bit, on CUDA up to the order of the device's own
     additions. Training with a single step is rescued where it collapses (guard.py). Raises RunRefused where the
-    folder holds another run or another process trains in it, RunDamaged for files that cannot be used,
-    ValueError for a model that does not fit the data, TrainingDiverged when the loss is not finite,
-    KeyboardInterrupt after saving when it is stopped.
+    folder holds another run, Held where another process trains in it, RunDamaged for files that cannot be used,
+    NotWritten where the disk does not take them, ValueError for a model that does not fit the data,
+    TrainingDiverged when the loss is not finite. Stopped, it saves and raises KeyboardInterrupt, or SystemExit
+    with the code 75 after SIGTERM.
     """
     device = data.train.labels.device
     identity = {
@@ -96,11 +97,15 @@ def train(model, data, recipe, folder, *, progress=True):
     model = copy.deepcopy(model).to(device, memory_format=torch.channels_last)
     _check(model, data, recipe)
     run = RunFolder(folder)
-    with run.locked():
+    elsewhere = None
+    if run.finished:  # it is read only, so it needs no lock
         run.claim(identity, device)
-        elsewhere = run.copy_finished_twin(model)
-        if not run.finished:
-            return _train(model, data, recipe, run, device, progress)
+    else:
+        with run.locked():
+            run.claim(identity, device)
+            elsewhere = run.copy_finished_twin(model)
+            if not run.finished:
+                return _train(model, data, recipe, run, device, progress)
     run.load_result(model)
     source = f" (the same run as {elsewhere})" if elsewhere else ""
     log.info("%s is finished: loaded, not trained again%s", run.path.name, source)

@@ -1,10 +1,10 @@
 """A test that was stopped goes on where it was: the batches that are done, and what they may be used for."""
 
 import hashlib
-import json
 import logging
 import math
 import time
+from contextlib import ExitStack
 from dataclasses import fields
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import torch
 
 import attacks
 from attacks import evaluating, input_gradient
-from files import replacing
+from files import Damaged, held, read_json, write_json
 from runs import fingerprint, structure
 
 SAVE_EVERY = 5.0  # seconds, at least, between two writes of what is done
@@ -24,26 +24,49 @@ class Kept(dict):
     """Batches that are done, in a file of a folder, so that a test that was stopped goes on where it was.
 
     They are used again only for the same pictures, and for models that have the same weights, code, logits and
-    gradients; the file goes when the test is done.
+    gradients; the file goes when the test is done. Without a folder nothing is kept. Raises Held, when it is
+    entered, where another process tests or trains in the folder.
     """
 
-    def __init__(self, folder, source=None, victim=None, split=None):
+    def __init__(self, folder=None, source=None, victim=None, split=None):
         super().__init__()
         self.path = None if folder is None else Path(folder) / "test-unfinished.json"
-        self.written = time.monotonic()
-        if self.path is None:
-            return
-        self.key, self.probe = _key(source, victim, split), _probe(source, victim, split)
+        self.of = source, victim, split
+
+    def __enter__(self):
+        self.hold = ExitStack()
+        if self.path is not None:
+            folder = self.path.parent
+            self.hold.enter_context(held(folder / ".lock", f"{folder} is being tested"))
+            self.key, self.probe = _key(*self.of), _probe(*self.of)
+            self.written = time.monotonic()
+            self._load()
+        return self
+
+    def __exit__(self, kind, error, trace):
+        """The file goes when the test is done; where it breaks off, everything that is done is saved."""
+        with self.hold:
+            if self.path is not None and kind is None:
+                self.path.unlink(missing_ok=True)
+            elif self:
+                self._save()
+                log.info("%s: the test was stopped; %d batches are kept", self.path.parent.name, len(self))
+
+    def _load(self):
         if not self.path.exists():
             return
         try:
-            saved = json.loads(self.path.read_text())
+            saved = read_json(self.path)
             near = len(saved["probe"]) == len(self.probe) and all(map(_near, saved["probe"], self.probe))
             if saved["key"] == self.key and near:
                 self.update(saved["batches"])
                 log.info("%s: the test goes on after %d batches", self.path.parent.name, len(self))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            log.info("%s cannot be read (%s): the test begins anew", self.path, error)
+        except (Damaged, KeyError, TypeError, ValueError) as error:
+            log.warning("%s cannot be used (%s): the test begins anew", self.path, error)
+
+    def _save(self):
+        write_json(self.path, {"key": self.key, "probe": self.probe, "batches": self})
+        self.written = time.monotonic()
 
     def once(self, known_by, compute):
         """What `compute` returned, now or before it was interrupted; `known_by` are the arguments of `_place`."""
@@ -52,18 +75,9 @@ class Kept(dict):
         place = _place(*known_by)
         if place not in self:
             self[place] = compute()
-            self._save()
+            if time.monotonic() - self.written > SAVE_EVERY:
+                self._save()
         return self[place]
-
-    def _save(self):
-        if time.monotonic() - self.written > SAVE_EVERY:
-            with replacing(self.path) as partial:
-                partial.write_text(json.dumps({"key": self.key, "probe": self.probe, "batches": self}))
-            self.written = time.monotonic()
-
-    def remove(self):
-        if self.path is not None:
-            self.path.unlink(missing_ok=True)
 
 
 def _place(attack, seed, stage, batch, indices):

@@ -17,6 +17,7 @@ import torch
 
 import data_files
 from data_files import DATASETS, DataError
+from stopping import leave_on_sigterm
 
 ROOT = Path(__file__).resolve().parent
 PRESETS = ("smoke", "quick", "full")
@@ -93,6 +94,7 @@ def start(experiment, preset="auto", seed=0, data="auto", device="auto"):
     family = data if data != "auto" else "cifar" if preset == "full" else "shapes"
 
     torch.manual_seed(seed)
+    leave_on_sigterm()
     _keep_freed_memory()
     if chosen.type == "cuda":
         torch.backends.cudnn.benchmark = True

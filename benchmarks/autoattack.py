@@ -20,9 +20,10 @@ import torchattacks
 import utils
 from attacks import AutoAttack
 from benchmarks.suite import RESULTS
+from files import write_json
 from finetune_framework import load_source
 from outcomes import attacked, predict
-from runs import environment, write_json
+from runs import environment
 
 BATCH = 250
 EPS = 8 / 255

@@ -17,7 +17,8 @@ import utils
 from attacks import FGSM, PGD
 from benchmarks.suite import RESULTS
 from defences import NFGSM, Adversarial, Free, Guided, Standard
-from runs import environment, read_json, write_json
+from files import read_json, write_json
+from runs import environment
 from trainer import Recipe, test, train
 
 DEFENCES = {

@@ -18,7 +18,8 @@ import utils
 from attacks import PGD, AutoAttack
 from benchmarks.suite import RESULTS
 from defences import Adversarial
-from runs import as_dict, environment, read_json, write_json
+from files import read_json, write_json
+from runs import as_dict, environment
 from scores import over_seeds
 from trainer import Recipe, test, train
 

@@ -17,6 +17,7 @@ from benchmarks import fast_robust, suite
 from benchmarks.peers import our_step
 from benchmarks.speed import TRAINING, Loaders, share, training
 from benchmarks.timing import compare, summary
+from files import read_json
 
 MINUTES = 8  # after which no case is begun
 BATCHES = (128, 256, 512, 1024, 2048)
@@ -51,7 +52,7 @@ def record(setting, target):
     """One seed of fast_robust."""
     arguments = ["--preset", "smoke"] if setting.tiny else []
     fast_robust.main([*RECORD, *arguments, "--output", str(target)])
-    known = fast_robust.read_json(target / f"fast_robust-{setting.device.type}.json")
+    known = read_json(target / f"fast_robust-{setting.device.type}.json")
     row = known["seeds"][0]
     found = {"wall s": row["wall_seconds"] or float("nan"), "steps s": row["steps_seconds"]}
     return {

@@ -12,8 +12,7 @@ import matplotlib as mpl
 from benchmarks import plots
 from benchmarks.plots import number
 from benchmarks.suite import RESULTS
-from files import replacing
-from runs import read_json
+from files import read_json, replacing
 from utils import ROOT
 
 BEGIN, END = "<!-- written by make bench: begin -->", "<!-- written by make bench: end -->"

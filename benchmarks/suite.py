@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import utils
-from runs import environment, write_json
+from files import write_json
+from runs import environment
 
 RESULTS = utils.ROOT / "benchmarks" / "results"
 PEERS = ("torchvision", "torchattacks", "foolbox")

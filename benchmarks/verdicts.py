@@ -19,9 +19,10 @@ from attacks import FGSM, NIFGSM, PGD, VMIFGSM
 from audit import audit
 from benchmarks.suite import RESULTS
 from evaluation import test
+from files import read_json, write_json
 from finetune_framework import load_source
 from flaws.catalogue import Lab, confusion, plant
-from runs import environment, fingerprint, read_json, write_json
+from runs import environment, fingerprint
 
 NOT_SOUND = {"better than chance", "constant predictor"}
 # At 8/255 the ResNet-18 loses so little on Shapes that there would be nothing to hide.

@@ -12,11 +12,12 @@ from models.backbones import WeightsError
 from models.resnet import preact_resnet18, resnet18, resnet34, resnet50
 from models.shallow import ShallowCNN, WideShallowCNN
 
-__all__ = ["NETWORKS", "Model", "Normalise", "WeightsError", "build", "rate_of"]
+__all__ = ["NETWORKS", "Model", "Normalise", "WeightsError", "build", "check_num_classes", "rate_of"]
 
 # Mean and standard deviation of the CIFAR-10 training pictures, per channel, in [0, 1].
 CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR10_STD = (0.2470, 0.2435, 0.2616)
+MOST_CLASSES = 100_000
 
 NETWORKS = {
     "shallow_cnn": ShallowCNN,
@@ -83,8 +84,7 @@ def build(name, num_classes, *, seed=0, mean=None, std=None, resize=None, **opti
     those of the data that the network was made for. `options` go to the network: `width` for ResNets.
     Raises ValueError for an unknown name or a useless number, WeightsError where weights cannot be had.
     """
-    if not isinstance(num_classes, int) or num_classes < 2:
-        raise ValueError(f"num_classes={num_classes!r}: a whole number of at least 2 is needed")
+    check_num_classes(num_classes)
     if resize is not None and (not isinstance(resize, int) or resize < 8):
         raise ValueError(f"resize={resize!r}: None or a side of at least 8 pixels is needed")
     from_imagenet = name.startswith(backbones.PREFIX)
@@ -102,6 +102,12 @@ def build(name, num_classes, *, seed=0, mean=None, std=None, resize=None, **opti
     spec = {"name": name, "num_classes": num_classes, "seed": seed, "mean": list(mean), "std": list(std)}
     spec |= {"resize": resize} | options
     return Model(network, Normalise(mean, std), resize, spec).to(memory_format=torch.channels_last)
+
+
+def check_num_classes(num_classes):
+    """Raise ValueError unless it is a whole number from 2 to MOST_CLASSES."""
+    if isinstance(num_classes, bool) or not isinstance(num_classes, int) or not 2 <= num_classes <= MOST_CLASSES:
+        raise ValueError(f"num_classes={num_classes!r}: a whole number from 2 to {MOST_CLASSES} is needed")
 
 
 def rate_of(name, rates):

@@ -6,11 +6,14 @@ alexnet, vgg11_bn, squeezenet1_0, densenet121 and whatever torchvision adds go t
 
 import os
 from contextlib import contextmanager
+from http.client import HTTPException
 from pathlib import Path
 from pickle import UnpicklingError
 
 import torch
 from torch import nn
+
+from files import impatient
 
 PREFIX = "imagenet/"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as torchvision trained with
@@ -39,9 +42,9 @@ def backbone(name, num_classes, pretrained=True):
 def _fetch(published, name):
     weights = published.get_model_weights(name).DEFAULT
     try:
-        with _only_tensors():
+        with _only_tensors(), impatient():
             return published.get_model(name, weights=weights)
-    except (OSError, RuntimeError, UnpicklingError) as error:
+    except (OSError, RuntimeError, UnpicklingError, HTTPException) as error:
         place = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
         raise WeightsError(
             f"the ImageNet weights of {name} could not be had from {weights.url}: {error}. Check the network, "

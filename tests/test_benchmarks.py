@@ -9,7 +9,7 @@ import torch
 import models
 from attacks import FGSM, NIFGSM, PGD, VMIFGSM
 from benchmarks import defences, gpu, peers, plots, scaling, show, speed, suite, timing
-from runs import read_json, write_json
+from files import read_json, write_json
 
 
 @pytest.fixture(scope="module")

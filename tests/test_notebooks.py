@@ -10,8 +10,8 @@ import papermill
 import pytest
 
 import report
-import runs
 import summary
+from files import read_json
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 
@@ -85,7 +85,7 @@ def test_nothing_is_trained_twice(study):
     recipes, shared = {}, {}
     for path in sorted(folder.glob("*/*/recipe.json")):
         name = str(path.parent.relative_to(folder))
-        environment = runs.read_json(path.parent / "environment.json")
+        environment = read_json(path.parent / "environment.json")
         if "same_run_as" in environment:
             shared[name] = environment["same_run_as"]
             assert path.read_text() == (folder / shared[name] / "recipe.json").read_text()

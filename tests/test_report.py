@@ -10,7 +10,8 @@ import torch
 
 import figures
 import report
-from runs import read_json, write_json
+from files import read_json, write_json
+from runs import save_weights
 from scores import Scores
 
 
@@ -105,7 +106,7 @@ def test_overfitting_is_looked_for_where_somebody_trained_adversarially(tmp_path
             {"recipe": {"defence": defence, "validation_images": 1000}, "data": {"val": 1000}},
         )
         pd.DataFrame({"epoch": [1, 2], "accuracy/robust": [0.5, 0.4]}).to_csv(folder / "history.csv", index=False)
-        (folder / "weights.safetensors").touch()
+        save_weights(torch.nn.Linear(1, 1), folder / "weights.safetensors")
         assert list(report._found_beside(folder, Scores.load(folder), "best")) == []
     found = {
         name: list(report._found_beside(tmp_path / name, score, "last"))

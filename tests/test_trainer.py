@@ -27,6 +27,7 @@ import utils
 from attacks import PGD
 from curves import SCALARS
 from defences import Adversarial, Free, Standard
+from files import Held
 from runs import RunDamaged, RunFolder, RunRefused, fingerprint
 from trainer import Recipe, TrainingDiverged, train
 
@@ -254,16 +255,17 @@ def test_damaged_files_of_a_run_are_named(blobs, tmp_path, content):
 
 def test_two_processes_do_not_train_in_one_folder(blobs, tmp_path):
     run = RunFolder(tmp_path / "run")
-    with run.locked(), pytest.raises(RunRefused, match=f"being trained by process {os.getpid()} since 20"):
+    with run.locked(), pytest.raises(Held, match=f"being trained by process {os.getpid()} on .* since 20"):
         go(blobs, tmp_path / "run")
     go(blobs, tmp_path / "run")
 
 
 def test_what_a_killed_process_left_is_cleared(blobs, tmp_path):
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / ".last-abc.pt").write_bytes(b"half")
+    for name in ("last.partial.pt", "best.partial.safetensors", "recipe.partial.json"):
+        (tmp_path / "run" / f".{name}").write_bytes(b"half")
     run = go(blobs, tmp_path / "run")
-    assert not (run.folder / ".last-abc.pt").exists()
+    assert not [path for path in run.folder.iterdir() if "partial" in path.name]
 
 
 def test_tied_weights_can_be_saved(blobs, tmp_path):
