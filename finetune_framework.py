@@ -67,6 +67,8 @@ def _from_run(path):
     if not (path / "weights.safetensors").exists():
         raise SourceError(f"{path} is not finished: run its cell again, it goes on where it was")
     spec = read_json(path / "recipe.json", ANEW).get("model")
+    if spec is None:
+        raise SourceError(f"{path / 'recipe.json'} does not say of which model. {ANEW}")
     _check_size(spec, path)
     model = from_spec(spec)
     RunFolder(path).load_result(model)

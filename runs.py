@@ -143,9 +143,9 @@ class RunFolder:
             written = state.pop("sha256", None)
         except Exception as error:  # a broken file makes torch raise whatever it likes
             raise RunDamaged(f"{path} is damaged ({_first_line(error)})") from error
-        if written is not None and written != _digest(state):
-            raise RunDamaged(f"{path} is damaged: its checksum differs")
-        if state.pop("run", None) not in (None, self.identity):
+        if written != _digest(state):
+            raise RunDamaged(f"{path} is damaged: its checksum differs, or there is none")
+        if state.pop("run") != self.identity:
             raise RunDamaged(f"{path} is of another run")
         return state
 

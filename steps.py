@@ -86,7 +86,7 @@ class State:
             self.average.load_state_dict(saved["average"])
         self.optimizer.load_state_dict(saved["optimizer"])
         for name in PLAIN:
-            setattr(self, name, saved.get(name, getattr(self, name)))  # older checkpoints lack some
+            setattr(self, name, saved[name])
         self.graphed.forget()  # the optimizer's tensors are others now
 
     def keep(self):
@@ -101,7 +101,7 @@ class State:
         saved = run.load_checkpoint(self.device)
         if saved is None:
             return
-        self.good = saved.pop("good", None)
+        self.good = saved.pop("good")
         self.restore(saved)
         log.info("%s goes on from step %d of %d (epoch %d)", run.path.name, self.step, self.total, self.epoch + 1)
 
