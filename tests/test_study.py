@@ -1,25 +1,45 @@
 """The main job: which notebooks, with what, and what it says when one fails."""
 
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
 import nbformat
+import psutil
 import pytest
+import torch
 
 import study
+from files import held
+
+ROOT = Path(__file__).parents[1]
+
+
+def write(path, *cells):
+    """A notebook of these cells, after one with the usual parameters."""
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    book = nbformat.v4.new_notebook(metadata={"kernelspec": kernel, "language_info": {"name": "python"}})
+    first = nbformat.v4.new_code_cell('preset = "auto"\ndata = "auto"\nseed = 0\nword = ""')
+    first.metadata["tags"] = ["parameters"]
+    book.cells = [first, *map(nbformat.v4.new_code_cell, cells)]
+    nbformat.write(book, path)
+
+
+def wait_until(true, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 @pytest.fixture
 def notebooks(tmp_path, monkeypatch):
     """A folder of small notebooks: one that works, one that fails in its second cell."""
-
-    def write(name, *cells):
-        kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
-        book = nbformat.v4.new_notebook(metadata={"kernelspec": kernel, "language_info": {"name": "python"}})
-        first = nbformat.v4.new_code_cell('preset = "auto"\ndata = "auto"\nseed = 0\nword = ""')
-        first.metadata["tags"] = ["parameters"]
-        book.cells = [first, *map(nbformat.v4.new_code_cell, cells)]
-        nbformat.write(book, tmp_path / name)
-
-    write("01_works.ipynb", "print(preset, data, seed, word)")
-    write("02_fails.ipynb", "print('before')", "broken = 1 / 0", "print('after')")
+    write(tmp_path / "01_works.ipynb", "print(preset, data, seed, word)")
+    write(tmp_path / "02_fails.ipynb", "print('before')", "broken = 1 / 0", "print('after')")
     monkeypatch.setattr(study, "NOTEBOOKS", tmp_path)
     monkeypatch.setenv("STUDY_RUNS", str(tmp_path / "runs"))
     return tmp_path
@@ -80,3 +100,84 @@ def test_a_parameter_reaches_the_notebooks_that_know_it(notebooks):
 )
 def test_values_are_read_as_json_or_python(text, value):
     assert study._parameter(text) == ("a", value)
+
+
+LONG = """import models, trainer, utils
+session = utils.start("03_long", preset=preset, data=data)
+shapes = utils.load_data("shapes10", session)
+recipe = trainer.Recipe(epochs=2000, precision="float32", validation_images=16)
+run = trainer.train(models.build("shallow_cnn", 10), shapes, recipe, session.folder("run"))"""
+
+
+@pytest.fixture
+def training(notebooks, session, shapes):
+    """A study whose notebook trains for long, as soon as it has saved: its process, its kernel, its checkpoint."""
+    write(notebooks / "03_long.ipynb", *LONG.splitlines())
+    main = f"""import sys, study
+study.NOTEBOOKS = study.utils.Path({str(notebooks)!r})
+sys.exit(study.main(["03", "--preset", "smoke"]))"""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "STUDY_DATA": str(session.data)}
+    process = subprocess.Popen([sys.executable, "-c", main], env=environment, stderr=subprocess.PIPE, text=True)
+    checkpoint = notebooks / "runs" / "smoke-shapes" / "03_long" / "run" / "last.pt"
+    wait_until(checkpoint.exists)
+    (kernel,) = psutil.Process(process.pid).children()
+    yield process, kernel, checkpoint
+    process.kill()
+
+
+def gone(process):
+    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_a_study_that_is_stopped_saves_and_takes_its_kernel_along(training, number, code):
+    process, kernel, checkpoint = training
+    begun = time.monotonic()
+    process.send_signal(number)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == code
+    assert time.monotonic() - begun < 10
+    assert "stopped; the same command goes on from here" in said
+    assert "Traceback" not in said
+    wait_until(lambda: gone(kernel))
+    assert torch.load(checkpoint, weights_only=True)["step"] > 0
+    assert (checkpoint.parents[2] / "notebooks" / "03_long.ipynb").exists()
+    with held(checkpoint.parent / ".lock", "the run is free again"):
+        pass
+
+
+def test_a_kernel_does_not_outlive_its_study(training):
+    """SIGKILL, which nobody can pass on: the kernel sees that its parent is gone."""
+    process, kernel, _ = training
+    process.kill()
+    process.wait()
+    wait_until(lambda: gone(kernel))
+
+
+def test_a_notebook_runs_once_at_a_time(notebooks, capsys):
+    kept = notebooks / "runs" / "smoke-shapes" / "notebooks"
+    with held(kept / ".01_works.lock", "01_works is being run"):
+        assert study.main(["01", "--preset", "smoke"]) == 1
+    assert f"01_works is being run by process {os.getpid()}" in capsys.readouterr().err
+    assert not (kept / "01_works.ipynb").exists()
+    assert study.main(["01", "--preset", "smoke"]) == 0
+
+
+def test_commands_are_noted_once_each(notebooks):
+    for _ in range(2):
+        study.main(["01", "--preset", "smoke"])
+    study.main(["01", "--preset", "smoke", "-p", "word=é"])
+    lines = (notebooks / "runs" / "smoke-shapes" / "command.txt").read_text(encoding="utf-8").splitlines()
+    assert len(lines) == 2
+    assert lines[1].endswith("word=é'")
+
+
+def test_a_damaged_file_is_named_and_the_study_does_not_end_well(notebooks, capsys):
+    scores = notebooks / "runs" / "smoke-shapes" / "01_works" / "run" / "scores.json"
+    scores.parent.mkdir(parents=True)
+    scores.write_text('{"split": "x", ')
+    assert study.main(["01", "--preset", "smoke"]) == 1
+    out = capsys.readouterr()
+    assert "scores.json is damaged" in out.err
+    assert "Delete it and run test() again" in out.err
+    assert "failed: the report" in out.out
