@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 import shutil
+import tarfile
 from http.client import HTTPException
 
 import numpy as np
@@ -144,7 +145,7 @@ def _read_cifar(name, folder):
             shutil.copy(archive, scratch)
         with impatient():
             return _load_cifar(kind, scratch, download=True)
-    except (OSError, RuntimeError, EOFError, HTTPException) as error:
+    except (OSError, RuntimeError, EOFError, HTTPException, tarfile.TarError) as error:
         raise DataError(
             f"{name} could not be fetched from {kind.url}: {error}. Nothing was left behind. Check the network "
             f'and the disk and try again, or put the archive at {archive}, or run without CIFAR: data="shapes"'

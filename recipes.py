@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, field
 
 from attacks import PGD, Attack
+from attacks.base import check_choice, check_setting
 from defences import Standard
 
 SCHEDULES = ("one_cycle", "piecewise", "constant")
@@ -43,24 +44,26 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self):
-        def need(name, good, wanted):
-            if not good(getattr(self, name)):
-                raise ValueError(f"Recipe: {name}={getattr(self, name)!r}; {wanted} is needed")
-
         for name in ("epochs", "batch_size", "validation_images"):
-            need(name, lambda v: isinstance(v, int) and v >= 1, "a whole number of at least 1")
-        need("seed", lambda v: isinstance(v, int) and v >= 0, "a whole number of at least 0")
-        need("learning_rate", lambda v: 0 < v < math.inf, "a number above 0")
-        need("warm_up", lambda v: 0 <= v < 1, "a share of the training, 0 to below 1,")
-        for name in ("momentum", "ema", "label_smoothing"):
-            need(name, lambda v: 0 <= v < 1, "a number from 0 to below 1")
-        need("weight_decay", lambda v: 0 <= v < math.inf, "a number of at least 0")
-        need("clip_gradient", lambda v: v is None or v > 0, "None or a length above 0")
-        need("low_resolution", lambda v: v is None or (isinstance(v, int) and v >= 1), "None or a side in pixels")
-        need("schedule", lambda v: v in SCHEDULES, " or ".join(SCHEDULES))
-        need("precision", lambda v: v in PRECISIONS, " or ".join(PRECISIONS))
-        need("defence", lambda v: callable(getattr(v, "loss", None)), "a defence such as Standard()")
-        need("validation_attack", lambda v: isinstance(v, Attack), "an attack such as PGD()")
+            check_setting(self, name, 1, math.inf, whole=True)
+        check_setting(self, "seed", 0, math.inf, whole=True)
+        check_setting(self, "learning_rate", 0, math.inf, open_low=True)
+        check_setting(self, "weight_decay", 0, math.inf)
+        for name in ("warm_up", "momentum", "ema", "label_smoothing"):
+            check_setting(self, name, 0, 1, open_high=True)
+        if self.clip_gradient is not None:
+            check_setting(self, "clip_gradient", 0, math.inf, open_low=True, hint="None clips nothing")
+        if self.low_resolution is not None:
+            check_setting(self, "low_resolution", 1, math.inf, whole=True, hint="None shrinks nothing")
+        check_choice(self, "schedule", SCHEDULES)
+        check_choice(self, "precision", PRECISIONS)
+        check_choice(self, "augment", (True, False))
+        for name, good, wanted in (
+            ("defence", callable(getattr(self.defence, "loss", None)), "a defence such as Standard()"),
+            ("validation_attack", isinstance(self.validation_attack, Attack), "an attack such as PGD()"),
+        ):
+            if not good:
+                raise ValueError(f"Recipe: {name}={getattr(self, name)!r}; {wanted} is needed")
 
     def learning_rate_at(self, progress):
         """The learning rate when `progress`, 0 to 1, of the training is done."""

@@ -297,10 +297,10 @@ def _diverged(state, run, what, step):
     rate = state.recipe.learning_rate_at(step / state.total)
     kept = "the last good checkpoint is kept" if (run.path / "last.pt").exists() else "no epoch was completed"
     where = f"step {step} of {state.total} (epoch {state.epoch + 1}, learning rate {rate:.4g})"
-    raise TrainingDiverged(
-        f"{run.path.name}: {what} at {where}; {kept} in {run.path}. A lower learning_rate or clip_gradient=1 "
-        "helps; both make another run, in a folder of its own"
-    )
+    remedy = "A lower learning_rate or clip_gradient=1 helps; both make another run, in a folder of its own"
+    if step == 0:
+        remedy = "Nothing was learned yet, so the initial weights or the model's own arithmetic are broken"
+    raise TrainingDiverged(f"{run.path.name}: {what} at {where}; {kept} in {run.path}. {remedy}")
 
 
 def _latest(state):

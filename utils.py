@@ -148,17 +148,26 @@ SMOKE_TRAIN, SMOKE_TEST = 640, 200
 
 
 class Split:
-    """Pictures and labels on a device: images uint8 (N, 3, 32, 32), labels int64 (N,).
+    """Pictures and labels on a device: images uint8 (N, 3, H, W), labels int64 (N,), N at least 1.
 
-    Batches are cut, shifted, flipped and converted here, without worker processes.
+    Batches are cut, shifted, flipped and converted here, without worker processes. Raises DataError for others.
     """
 
     def __init__(self, images, labels, classes, name):
-        if images.dtype != torch.uint8 or images.ndim != 4 or labels.shape != images.shape[:1]:
+        three = images.ndim == 4 and images.shape[1] == 3
+        if images.dtype != torch.uint8 or not three or labels.dtype != torch.int64 or labels.ndim != 1:
             raise DataError(
-                f"{name}: images {images.dtype} {tuple(images.shape)} with labels {tuple(labels.shape)}; uint8 "
-                "images (N, 3, H, W) and as many labels are needed. They become floats in [0, 1] batch by batch"
+                f"{name}: images {images.dtype} {tuple(images.shape)} with labels {labels.dtype} "
+                f"{tuple(labels.shape)}; uint8 images (N, 3, H, W) and int64 labels (N,) are needed. Pictures "
+                "become floats in [0, 1] batch by batch"
             )
+        if len(images) != len(labels) or not len(labels):
+            raise DataError(
+                f"{name}: {len(images)} pictures and {len(labels)} labels; as many are needed, and some"
+            )
+        low, high = labels.aminmax()
+        if low < 0 or high >= len(classes):
+            raise DataError(f"{name}: labels from {low} to {high}; 0 to {len(classes) - 1} is needed")
         self.images = images.contiguous(memory_format=torch.channels_last)
         self.labels = labels
         self.classes = classes

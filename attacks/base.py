@@ -254,22 +254,25 @@ def check_labels(labels, images, name):
         raise ValueError(f"{name} reach down to {int(labels.min())}: classes count from 0")
 
 
-def check_setting(attack, name, low, high, *, whole=False, open_low=False, hint=""):
+def check_setting(owner, name, low, high, *, whole=False, open_low=False, open_high=False, hint=""):
     """Raise ValueError unless a setting is a finite number in its range."""
-    value = getattr(attack, name)
+    value = getattr(owner, name)
     number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
-    if number and math.isfinite(value) and low <= value <= high and not (open_low and value == low):
+    outside = not number or value < low or value > high or value in (math.inf, -math.inf) or value != value
+    if not outside and not (open_low and value == low) and not (open_high and value == high):
         return
     kind = "a whole number" if whole else "a number"
     bounds = f"above {low:g}" if open_low else f"of at least {low:g}"
-    limit = "" if math.isinf(high) else f" and at most {high:g}"
+    limit = "" if math.isinf(high) else f" and below {high:g}" if open_high else f" and at most {high:g}"
     raise ValueError(
-        f"{type(attack).__name__}: {name}={value!r}; {kind} {bounds}{limit} is needed. {hint}".rstrip()
+        f"{type(owner).__name__}: {name}={value!r}; {kind} {bounds}{limit} is needed. {hint}".rstrip()
     )
 
 
-def check_choice(attack, name, choices):
+def check_choice(owner, name, choices):
     """Raise ValueError unless a setting is one of the choices."""
-    value = getattr(attack, name)
-    if value not in choices:
-        raise ValueError(f"{type(attack).__name__}: {name}={value!r}; one of {', '.join(choices)} is needed")
+    value = getattr(owner, name)
+    if type(value) not in map(type, choices) or value not in choices:
+        raise ValueError(
+            f"{type(owner).__name__}: {name}={value!r}; one of {', '.join(map(str, choices))} is needed"
+        )

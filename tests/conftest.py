@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from hypothesis import settings
 from torch import nn
 
 import evaluation
@@ -12,6 +13,10 @@ from defences import Adversarial, Standard
 from flaws.catalogue import Lab
 from trainer import Recipe, train
 from utils import Data, Split
+
+settings.register_profile("few", max_examples=30, deadline=None, derandomize=True)
+settings.register_profile("many", max_examples=1000, deadline=None)
+settings.load_profile("few")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -9,6 +9,7 @@ import os
 import pickle
 import tarfile
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torchvision import datasets as published
 
 import data_files
+import files
 import shapes as drawing
 from data_files import CIFAR10_CLASSES, DataError
 
@@ -127,6 +129,161 @@ def test_a_damaged_archive_is_named_and_kept(server, tmp_path):
     with pytest.raises(DataError, match=r"cifar-10-python\.tar\.gz is damaged or cut off"):
         data_files.load("cifar10", tmp_path)
     assert archive.read_bytes() == b"half"
+
+
+# --- servers that misbehave ---------------------------------------------------------------------------
+
+
+class Misbehaving(http.server.BaseHTTPRequestHandler):
+    """Serves the real archive in a way of its own."""
+
+    how, content, asked = "", b"", 0
+
+    def do_GET(self):
+        type(self).asked += 1
+        getattr(self, self.how)()
+
+    def begin(self, code=200, **headers):
+        self.send_response(code)
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), str(value))
+        self.end_headers()
+
+    def whole(self):
+        self.begin(Content_Length=len(self.content))
+        self.wfile.write(self.content)
+
+    def is_silent(self):
+        time.sleep(5)
+
+    def stalls(self):
+        self.begin(Content_Length=len(self.content))
+        self.wfile.write(self.content[:1000])
+        self.wfile.flush()
+        time.sleep(5)
+
+    def cuts(self):
+        self.begin(Content_Length=len(self.content))
+        self.wfile.write(self.content[:1000])
+
+    def cuts_chunks(self):
+        self.protocol_version = "HTTP/1.1"
+        self.begin(Transfer_Encoding="chunked")
+        self.wfile.write(b"ff\r\nhalf")
+
+    def hangs_up(self):
+        self.connection.close()
+
+    def answers_nonsense(self):
+        self.wfile.write(b"\0\1\2 what?\r\n\r\n")
+
+    def serves_a_page(self):
+        self.begin(Content_Type="text/html")
+        self.wfile.write(b"<html>log in first</html>")
+
+    def redirects_to_a_page(self):
+        if self.path == "/login":
+            self.serves_a_page()
+        else:
+            self.begin(302, Location="/login")
+
+    def redirects_for_ever(self):
+        self.begin(302, Location=self.path + "x")
+
+    def redirects_into_the_disk(self):
+        self.begin(302, Location="file:///etc/passwd")
+
+    def is_forbidden(self):
+        self.begin(403)
+
+    def is_out_of_order(self):
+        self.begin(503)
+
+    def is_too_much(self):
+        self.begin(429, Retry_After=99999)
+
+    def sends_another_archive(self):
+        self.begin()
+        self.wfile.write(self.content[::-1])
+
+    def log_message(self, *_):
+        pass
+
+
+WAYS = [name for name in vars(Misbehaving) if not name.startswith("_") and callable(vars(Misbehaving)[name])]
+WAYS = [name for name in WAYS if name not in ("do_GET", "begin", "whole", "log_message")]
+
+
+@pytest.fixture
+def misbehaving(server, monkeypatch):
+    """The server in a way that is still to be chosen; what it has asked for is counted."""
+
+    class Handler(Misbehaving):
+        content = (server / "cifar-10-python.tar.gz").read_bytes()
+
+    monkeypatch.setattr(files, "SILENCE", 1)
+    http_server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=http_server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{http_server.server_port}/cifar-10-python.tar.gz"
+    monkeypatch.setattr(published.CIFAR10, "url", url)
+    yield Handler
+    http_server.shutdown()
+    http_server.server_close()
+
+
+@pytest.mark.parametrize("how", WAYS)
+def test_a_server_that_misbehaves_is_named_and_the_next_try_works(misbehaving, tmp_path, how):
+    misbehaving.how = how
+    begun = time.monotonic()
+    with pytest.raises(DataError, match=r"could not be fetched from http://127(.|\n)*Nothing was left behind"):
+        data_files.load("cifar10", tmp_path / "data")
+    assert time.monotonic() - begun < 5
+    assert left_in(tmp_path / "data") == []
+    misbehaving.how = "whole"
+    assert len(data_files.load("cifar10", tmp_path / "data")[0]["train_labels"]) == 30
+
+
+def test_four_at_once_fetch_once(misbehaving, tmp_path):
+    misbehaving.how = "whole"
+    alone = data_files.load("cifar10", tmp_path / "alone")[2]
+    once, results = misbehaving.asked, []
+
+    def fetch():
+        results.append(data_files.load("cifar10", tmp_path / "data")[2])
+
+    threads = [threading.Thread(target=fetch) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == [alone] * 4
+    assert misbehaving.asked == 2 * once
+
+
+def test_what_a_killed_download_left_is_cleared(misbehaving, tmp_path):
+    misbehaving.how = "whole"
+    (tmp_path / "data" / ".cifar10-download").mkdir(parents=True)
+    (tmp_path / "data" / ".cifar10-download" / "cifar-10-python.tar.gz").write_bytes(b"half")
+    (tmp_path / "data" / ".cifar10.partial.safetensors").write_bytes(b"half")
+    data_files.load("cifar10", tmp_path / "data")
+    assert left_in(tmp_path / "data") == ["cifar10.safetensors"]
+
+
+def test_an_archive_cannot_write_elsewhere(misbehaving, tmp_path, monkeypatch):
+    """Names that climb out of the folder: even with the right checksum nothing comes to lie outside."""
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w:gz") as tar:
+        for name in ("../../../escaped", "/tmp/study-escaped", "cifar-10-batches-py/../../escaped"):
+            info = tarfile.TarInfo(name)
+            info.size = 4
+            tar.addfile(info, io.BytesIO(b"here"))
+    misbehaving.content, misbehaving.how = content.getvalue(), "whole"
+    monkeypatch.setattr(published.CIFAR10, "tgz_md5", hashlib.md5(misbehaving.content).hexdigest())
+    data = tmp_path / "a" / "b" / "data"
+    with pytest.raises(DataError, match="could not be fetched"):
+        data_files.load("cifar10", data)
+    assert not list(tmp_path.rglob("escaped"))
+    assert not os.path.exists("/tmp/study-escaped")
 
 
 # --- the cache file --------------------------------------------------------------------------------
