@@ -23,7 +23,7 @@ import time
 from itertools import pairwise
 from pathlib import Path
 
-from benchmarks import small_study
+from benchmarks import show, small_study
 from benchmarks.small_study import PHASES
 from benchmarks.suite import RESULTS
 from files import read_json, write_json
@@ -180,11 +180,9 @@ def main(arguments=None):
     values = {"environment": environment("cpu"), "command": command}
     values |= {"seed": options.seed, "seconds": time.perf_counter() - begun, "results": results, "resume": RESUME}
     write_json(options.output / "faults-cpu.json", values)
-    for result in results:
-        for row in result["phases"]:
-            print(result["signal"], row)
-        print(f"{result['signal']}: {len(result['differences'])} differences", *result["differences"], sep="\n  ")
-    return 1 if any(result["differences"] for result in results) else 0
+    differences = [difference for result in results for difference in result["differences"]]
+    print("", show.faults(values, "cpu"), *differences, sep="\n")
+    return 1 if differences else 0
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ def table(folder):
 
 def _found(folder, device):
     makers = {"speed": _speed, "scaling": _scaling, "defences": _defences, "autoattack": _autoattack}
+    makers["faults"] = faults
     for name, make in makers.items():
         path = Path(folder) / f"{name}-{device}.json"
         if path.exists():
@@ -168,6 +169,27 @@ def _autoattack(known, device):
         rows.append([network, *(cells.get(name, "–") for name in names)])
     said = f"**AutoAttack, {_where(known)}.** Robust accuracy, time, and in brackets how many times ours."
     return f"{said}\n\n" + _rows(["", *names], rows)
+
+
+def faults(known, device):
+    """A row a phase: how often the study was stopped there, and how long it took to end."""
+    results = {result["signal"]: result for result in known["results"]}
+    lasts = {row["phase"]: row["lasts"] for result in known["results"] for row in result["phases"]}
+    rows, counts = [], []
+    for phase, seconds in lasts.items():
+        found = [[row for row in result["phases"] if row["phase"] == phase] for result in results.values()]
+        cells = [", ".join(f"{row['stops']}, gone in {row['longest']:.2f} s" for row in some) for some in found]
+        rows.append([phase, f"{seconds:.1f} s", *(cell or "–" for cell in cells)])
+    for name, result in results.items():
+        stops = sum(row["stops"] for row in result["phases"])
+        differing = len({text.split(":")[0] for text in result["differences"]})
+        counts.append(f"{stops} times {name}, and {differing} of {result['studies']} ended differently")
+    said = (
+        f"**Faults, {_where(known)}.** `{known['command']}`: small studies, stopped at random moments of every "
+        "phase and started again until they are through; then their weights, scores, figures and report are "
+        f"compared with those of a study that nobody stopped. {'; '.join(counts)}."
+    )
+    return f"{said}\n\n" + _rows(["", "lasts", *results], rows)
 
 
 def filled(readme, text):

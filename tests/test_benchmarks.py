@@ -8,7 +8,7 @@ import torch
 
 import models
 from attacks import FGSM, NIFGSM, PGD, VMIFGSM
-from benchmarks import defences, gpu, peers, plots, scaling, show, speed, suite, timing
+from benchmarks import defences, faults, gpu, peers, plots, scaling, show, speed, suite, timing
 from files import read_json, write_json
 
 
@@ -161,3 +161,29 @@ def test_flops_of_a_step_are_those_of_the_closed_form():
 )
 def test_numbers_show_what_counts(value, shown):
     assert plots.number(value) == shown
+
+
+def test_a_study_killed_in_all_its_phases_ends_as_if_nothing_had_happened(tmp_path, capsys):
+    """The short form of benchmarks/faults.py: ten kills, and five times SIGTERM."""
+    assert faults.main(["--studies", "2", "--polite", "1", "--seed", "7", "--output", str(tmp_path)]) == 0
+    killed, asked = read(tmp_path, "faults")["results"]
+    assert sum(row["stops"] for row in killed["phases"]) == 10
+    assert {code for row in killed["phases"] for code in row["codes"]} == {-9}
+    assert sum(row["stops"] for row in asked["phases"]) == 5
+    assert {code for row in asked["phases"] for code in row["codes"]} == {75}
+    assert max(row["longest"] for row in asked["phases"]) < 10
+    assert "10 times SIGKILL, and 0 of 2 ended differently" in capsys.readouterr().out
+
+
+def test_a_study_that_ends_differently_is_told(tmp_path, monkeypatch, capsys):
+    """Something is lost in every study that was stopped: the table says so, and the command fails."""
+    whole = {"weights": "a", "report": "b", "scores": "c"}
+    monkeypatch.setattr(faults.Process, "through", lambda self: self.process.kill())
+    monkeypatch.setattr(faults, "length", lambda _: dict.fromkeys(faults.PHASES, 1.0))
+    monkeypatch.setattr(faults, "found", lambda _: whole)
+    stop = {"phase": "training", "code": -9, "seconds": 0.1}
+    monkeypatch.setattr(faults, "trial", lambda *_: ([stop], whole | {"scores": "d"}))
+    assert faults.main(["--studies", "1", "--polite", "0", "--output", str(tmp_path)]) == 1
+    said = capsys.readouterr().out
+    assert "differs in scores" in said
+    assert "1 times SIGKILL, and 1 of 1 ended differently" in said

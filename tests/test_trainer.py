@@ -3,12 +3,9 @@
 import json
 import logging
 import os
-import random
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 
@@ -153,36 +150,6 @@ def test_a_batch_is_replayed_with_the_same_shifts_and_all_are_shown_in_as_many_e
         numbers = [(255 * image.max()).round().int() for image in torch.cat(once)]
         assert sorted(map(int, numbers)) == list(range(240))
     assert not any(torch.equal(one, other) for one, other in zip(batches[:10], batches[10:], strict=True))
-
-
-KILLED = """
-import sys, torch
-sys.path[:0] = {path!r}
-from conftest import Blobs
-import test_trainer
-from utils import Data
-make = Blobs().split
-parts = make(256, 0, "train"), make(64, 1, "validation"), make(128, 2, "test")
-blobs = Data("blobs", *parts, list("abcd"), {{"name": "blobs"}})
-print("ready", flush=True)
-print(test_trainer.weights(test_trainer.go(blobs, {folder!r})), flush=True)
-"""
-
-
-def test_killed_at_random_moments_it_ends_in_the_same_weights(tmp_path, uninterrupted):
-    """SIGKILL, ten times, at moments spread over the run: a checkpoint is whole or the one before."""
-    script = tmp_path / "killed.py"
-    here = os.path.dirname(__file__)
-    script.write_text(KILLED.format(path=[here, os.path.dirname(here)], folder=str(tmp_path / "run")))
-    moments = random.Random(0)
-    for _ in range(10):
-        process = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True)
-        assert process.stdout.readline() == "ready\n"
-        time.sleep(moments.uniform(0.0, 1.2))
-        process.kill()
-        process.wait()
-    last = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
-    assert last.stdout.split()[-1] == weights(uninterrupted)
 
 
 def test_another_run_is_refused_and_nothing_is_lost(blobs, tmp_path):
