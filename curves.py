@@ -1,5 +1,7 @@
 """TensorBoard curves of a run, in the run's own folder, so that one folder is one run there too."""
 
+import re
+import time
 from dataclasses import fields
 
 import torch
@@ -8,12 +10,25 @@ SCALARS = ("loss/train", "loss/val", "accuracy/train", "accuracy/clean", "accura
 METRICS = ("accuracy/clean", "accuracy/robust")  # the columns of the hparams table
 
 
+def _date_back(folder):
+    """Let files from before come first, also where the clock was set back: TensorBoard goes by times in names."""
+    there = sorted(folder.glob("events.out.tfevents.*"))
+    latest = int(time.time()) - 1
+    for path in reversed(there):
+        head, stamp, rest = re.fullmatch(r"(events\.out\.tfevents\.)(\d+)(.*)", path.name).groups()
+        latest = min(latest, int(stamp))
+        if latest < int(stamp):
+            path.rename(folder / f"{head}{latest:010d}{rest}")
+        latest -= 1
+
+
 class Curves:
     """Writes one run's curves; with `first_epoch` > 0 it goes on from there and drops what was written beyond."""
 
     def __init__(self, folder, recipe, first_epoch=0):
         from torch.utils.tensorboard import SummaryWriter  # imported late: it costs a second
 
+        _date_back(folder)
         self.writer = SummaryWriter(folder, purge_step=first_epoch + 1)
         if first_epoch == 0:
             self._describe(recipe)

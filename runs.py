@@ -107,12 +107,13 @@ class RunFolder:
     def save_checkpoint(self, state):
         """Write the state; it counts when it has been read back, and the one before it is kept beside it."""
         last, previous = self.checkpoints
-        state = state | {"run": self.identity}
         content = io.BytesIO()
-        torch.save(state | {"sha256": _digest(state)}, content)
+        torch.save(state | {"run": self.identity}, content)
+        content.seek(0, io.SEEK_END)
+        content.write(hashlib.sha256(content.getbuffer()).digest())
         with replacing(last) as partial:
             partial.write_bytes(content.getbuffer())
-            self._read_checkpoint(partial, "cpu")
+            _checked_content(partial)
             if last.exists():
                 last.replace(previous)
 
@@ -139,13 +140,13 @@ class RunFolder:
     def _read_checkpoint(self, path, device):
         """The state in a file, if it is what was written, by this run."""
         try:
-            state = torch.load(path, map_location=device, weights_only=True)
-            written = state.pop("sha256", None)
+            state = torch.load(io.BytesIO(_checked_content(path)), map_location=device, weights_only=True)
+            run = state.pop("run")
+        except RunDamaged:
+            raise
         except Exception as error:  # a broken file makes torch raise whatever it likes
             raise RunDamaged(f"{path} is damaged ({_first_line(error)})") from error
-        if written != _digest(state):
-            raise RunDamaged(f"{path} is damaged: its checksum differs, or there is none")
-        if state.pop("run") != self.identity:
+        if run != self.identity:
             raise RunDamaged(f"{path} is of another run")
         return state
 
@@ -300,35 +301,17 @@ def fingerprint(model):
     digest = hashlib.sha256()
     for name, value in model.state_dict().items():
         digest.update(name.encode())
-        digest.update(_bytes(value))
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return digest.hexdigest()[:16]
 
 
-def _bytes(tensor):
-    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
-
-
-def _digest(state):
-    """A checksum over tensors and plain values, nested as they like."""
-    digest = hashlib.sha256()
-
-    def add(value):
-        if isinstance(value, torch.Tensor):
-            digest.update(f"{value.dtype} {tuple(value.shape)}".encode())
-            digest.update(_bytes(value))
-        elif isinstance(value, dict):
-            digest.update(f"{len(value)} pairs".encode())
-            for pair in value.items():
-                add(pair)
-        elif isinstance(value, (list, tuple)):
-            digest.update(f"{len(value)} values".encode())
-            for inner in value:
-                add(inner)
-        else:
-            digest.update(repr(value).encode())
-
-    add(state)
-    return digest.hexdigest()
+def _checked_content(path):
+    """The bytes of a checkpoint without the SHA-256 that they end in. Raises RunDamaged where it is another."""
+    content = memoryview(path.read_bytes())
+    content, written = content[:-32], content[-32:]
+    if hashlib.sha256(content).digest() != written:
+        raise RunDamaged(f"{path} is damaged: its checksum differs")
+    return content
 
 
 def _checksum_of(path):

@@ -40,7 +40,7 @@ class Stop:
         return self
 
     def __exit__(self, kind, error, trace):
-        if self.previous:
+        if self.requested == signal.SIGTERM:
             signal.alarm(0)
         for number, handler in self.previous.items():
             signal.signal(number, handler)

@@ -225,3 +225,17 @@ def test_patience_with_servers_ends_with_the_block(monkeypatch):
     with impatient():
         assert socket.getdefaulttimeout() == files.SILENCE
     assert socket.getdefaulttimeout() == before
+
+
+def test_a_folder_that_cannot_be_flushed_is_taken_all_the_same(tmp_path, monkeypatch):
+    """Some file systems flush files only; a disk that fails is another matter."""
+    real = os.fsync
+
+    def only_files(handle):
+        if os.path.isdir(f"/proc/self/fd/{handle}"):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", only_files)
+    write_json(tmp_path / "a.json", {"a": 1})
+    assert read_json(tmp_path / "a.json") == {"a": 1}

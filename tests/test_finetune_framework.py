@@ -3,6 +3,8 @@
 import copy
 import pickle
 import signal
+import socket
+import time
 from dataclasses import replace
 
 import pytest
@@ -10,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+import files
 import models
 import steps
 from attacks import PGD
@@ -371,6 +374,21 @@ def test_downloads_that_fail_say_where_to_put_the_file(tmp_path, monkeypatch):
     torch.save(network.state_dict(), place)
     loaded = load_source("imagenet/resnet18")
     assert torch.equal(loaded.network.fc.weight, network.fc.weight)
+
+
+def test_weights_from_a_server_that_is_silent_are_not_waited_for(tmp_path, monkeypatch):
+    from torchvision.models import ResNet18_Weights
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(files, "SILENCE", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/r-f37072fd.pth"
+        monkeypatch.setattr(ResNet18_Weights.DEFAULT, "_value_", replace(ResNet18_Weights.DEFAULT.value, url=url))
+        begun = time.monotonic()
+        with pytest.raises(models.WeightsError, match="timed out"):
+            load_source("imagenet/resnet18")
+    assert time.monotonic() - begun < 10
+    assert not list(tmp_path.rglob("*.pth"))
 
 
 @pytest.mark.parametrize(

@@ -216,7 +216,7 @@ def test_damaged_files_of_a_run_are_named(blobs, tmp_path, content):
         go(blobs, tmp_path / "run")
     (run.folder / "weights.safetensors").unlink()
     (run.folder / "last.pt").write_bytes(content)
-    with pytest.raises(RunDamaged, match=r"last\.pt is damaged .*begins anew"):
+    with pytest.raises(RunDamaged, match=r"last\.pt is damaged.*begins anew"):
         go(blobs, tmp_path / "run")
 
 
@@ -313,19 +313,26 @@ def test_the_folder_holds_what_is_promised(blobs, tmp_path):
     assert run.history["lr"].iloc[-1] < 0.02
 
 
-def test_tensorboard_shows_one_run_with_straight_curves(blobs, tmp_path, monkeypatch):
-    real = steps.train_step
+@pytest.mark.parametrize("back", [0, 3600, 10**8], ids=["now", "an hour back", "years back"])
+def test_tensorboard_shows_one_run_with_straight_curves(blobs, tmp_path, monkeypatch, back, uninterrupted):
+    """Broken off twice, also where the clock is set back each time: the same weights, and curves without loops."""
+    real, now = steps.train_step, time.time
 
     def stop_at(state, *rest):
-        if state.step == 12:
+        if state.step in stops:
+            stops.remove(state.step)
             os.kill(os.getpid(), signal.SIGINT)
         return real(state, *rest)
 
+    stops = [12, 20]
     monkeypatch.setattr(steps, "train_step", stop_at)
-    with pytest.raises(KeyboardInterrupt):
-        go(blobs, tmp_path / "run")
-    monkeypatch.setattr(steps, "train_step", real)
+    for times in range(2):
+        monkeypatch.setattr(time, "time", lambda times=times: now() - times * back)
+        with pytest.raises(KeyboardInterrupt):
+            go(blobs, tmp_path / "run")
+    monkeypatch.setattr(time, "time", lambda: now() - 2 * back)
     run = go(blobs, tmp_path / "run")
+    assert weights(run) == weights(uninterrupted)
     assert not [path for path in run.folder.rglob("*") if path.is_dir()]  # sub-folders would be phantom runs
     events = EventAccumulator(str(run.folder), size_guidance={"scalars": 0, "images": 0}).Reload()
     tags = events.Tags()
