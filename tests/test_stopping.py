@@ -93,7 +93,8 @@ def test_a_step_that_takes_too_long_is_given_up_for_the_last_checkpoint(blobs, t
 def test_a_test_that_is_stopped_keeps_every_batch_that_is_done(
     number, error, blobs, tmp_path, monkeypatch, caplog
 ):
-    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    before = {signal.SIGTERM: signal.signal(signal.SIGTERM, signal.SIG_DFL)}
+    before[signal.SIGINT] = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background
     leave_on_sigterm()
     monkeypatch.setitem(outcomes.BATCH, "cpu", 20)
     model, real, seen = small_network().eval(), PGD.craft, []
@@ -113,7 +114,8 @@ def test_a_test_that_is_stopped_keeps_every_batch_that_is_done(
     again = evaluation.test(model, blobs.train, [PGD(steps=3)], progress=False, folder=tmp_path)
     assert "goes on after 2 batches" in caplog.text
     assert all(torch.equal(whole.outcomes[label], again.outcomes[label]) for label in whole.outcomes)
-    signal.signal(signal.SIGTERM, before)
+    for known, handler in before.items():
+        signal.signal(known, handler)
 
 
 def test_a_handler_of_the_users_own_is_left_alone():
