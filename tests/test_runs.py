@@ -26,7 +26,7 @@ from attacks import PGD
 from defences import Standard
 from files import Damaged, write_json
 from finetune_framework import SourceError, load_source
-from runs import RunDamaged, RunFolder, RunRefused, fingerprint
+from runs import RunDamaged, RunFolder, RunRefused, fingerprint, structure
 from scores import Scores
 from trainer import Recipe, train
 
@@ -297,6 +297,15 @@ def test_where_both_are_broken_nothing_is_trained(how, broken_off, small):
     assert not os.path.exists("/tmp/study-was-here")
 
 
+def test_where_the_only_one_is_broken_it_alone_is_named(broken_off, small):
+    (broken_off / "previous.pt").unlink()
+    cut(broken_off / "last.pt")
+    with pytest.raises(
+        RunDamaged, match=r"last\.pt is damaged: its checksum differs\. Delete it, and the run begins"
+    ):
+        train_again(broken_off, small)
+
+
 def test_a_checkpoint_of_another_run_is_refused(folder, broken_off, small):
     for name in ("last.pt", "previous.pt"):
         shutil.copyfile(folder.parent / "other broken off" / name, broken_off / name)
@@ -381,6 +390,18 @@ def test_a_twin_that_is_broken_is_passed_over(small, tmp_path, monkeypatch):
         (first.folder / name).write_bytes(content)
     taken = train(models.build("shallow_cnn", 10), small, recipe, where / "02" / "run", progress=False)
     assert "same_run_as" in json.loads((taken.folder / "environment.json").read_text())
+
+
+def test_settings_count_and_what_has_no_name_does_not():
+    """An object's address differs from one process to the next; a setting that is None is a setting."""
+    networks = [small_network() for _ in range(3)]
+    for network in networks:
+        network[2].helper = object()
+        network[2].slope = None
+    networks[2][2].slope = 0.1
+    one, same, other = map(structure, networks)
+    assert one == same
+    assert one != other
 
 
 def test_a_finished_run_can_be_used_where_nothing_can_be_written(folder, small, monkeypatch):
