@@ -15,7 +15,7 @@ from trainer import Recipe, train
 from utils import Data, Split
 
 settings.register_profile("few", max_examples=30, deadline=None, derandomize=True)
-settings.register_profile("many", max_examples=1000, deadline=None)
+settings.register_profile("many", max_examples=1200, deadline=None)
 settings.load_profile("few")
 
 
