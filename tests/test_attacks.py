@@ -465,3 +465,30 @@ def test_autoattack_knows_the_number_of_classes():
     network, (images, _) = small_network(classes=5), pictures()
     labels = network.eval()(images).argmax(1)
     assert Torchattacks("APGDT", steps=1)(network, images, labels).shape == images.shape
+
+
+@pytest.mark.parametrize(("restarts", "norm"), [(1, "Linf"), (2, "Linf"), (4, "Linf"), (3, "L2")])
+def test_it_runs_as_often_as_it_is_told_and_only_on_what_stands(restarts, norm, network):
+    """A network that no attack moves is attacked `restarts` times `steps`; one that has lost is left alone."""
+    images, _ = pictures()
+    sizes = []
+
+    class Counted(nn.Module):
+        def __init__(self, right):
+            super().__init__()
+            self.right = right
+
+        def forward(self, x):
+            if torch.is_grad_enabled():
+                sizes.append(len(x))
+            logits = torch.zeros(len(x), 4).scatter(1, self.right[: len(x), None], 1.0)
+            return logits + 1e-9 * x.flatten(1)[:, :4]
+
+    labels = torch.zeros(len(images), dtype=torch.int64)
+    attack = PGD(steps=3, restarts=restarts, norm=norm)
+    attack(Counted(labels), images, labels)
+    assert sizes == [6] * 3 * restarts
+    sizes.clear()
+    attack(Counted(labels + 1), images, labels)  # wrong from the first
+    assert sizes == [6] * 3
+    assert attack.label == ("PGD-3" if restarts == 1 else f"PGD-3×{restarts}")
