@@ -492,3 +492,12 @@ def test_it_runs_as_often_as_it_is_told_and_only_on_what_stands(restarts, norm, 
     attack(Counted(labels + 1), images, labels)  # wrong from the first
     assert sizes == [6] * 3
     assert attack.label == ("PGD-3" if restarts == 1 else f"PGD-3×{restarts}")
+
+
+@pytest.mark.parametrize("change", [lambda logits: logits[:-1], lambda logits: torch.cat([logits, logits[:1]])])
+def test_logits_of_more_or_fewer_pictures_are_refused(change, network):
+    images, labels = pictures()
+    network.append(nn.Identity())
+    network[7].forward = change
+    with pytest.raises(ValueError, match=r"shape \([57], 4\) for 6 images"):
+        PGD()(network, images, labels)
