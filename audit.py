@@ -261,7 +261,7 @@ class _Auditor:
     def _less_knowledge(self, label, attack, surrogates):
         eps = attack.eps
         blind = {"noise": Noise(eps=eps), "Square-1000": Square(eps=eps, queries=1000)}
-        weaker = [name for name in blind if name != label]
+        weaker = [name for name, other in blind.items() if other != attack]
         for name in weaker:
             self.measure(name, blind[name])
         for name, source in surrogates.items():
