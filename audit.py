@@ -231,7 +231,8 @@ class _Auditor:
         self.found += [finding for finding in self._cheap() if finding.check not in there]
         self.bar.close()
         measured = {"outcomes": self.outcomes, "attacks": {label: repr(attack)}, "seconds": self.seconds}
-        return Audit(self.split.name, **measured, findings=in_order(self.found), weights=fingerprint(self.model))
+        measured |= {"weights": fingerprint(self.model), "pictures": self.split.checksum}
+        return Audit(self.split.name, **measured, findings=in_order(self.found))
 
     def _more_effort(self, label, attack):
         n = len(self.split)

@@ -15,7 +15,10 @@ def _date_back(folder):
     there = sorted(folder.glob("events.out.tfevents.*"))
     latest = int(time.time()) - 1
     for path in reversed(there):
-        head, stamp, rest = re.fullmatch(r"(events\.out\.tfevents\.)(\d+)(.*)", path.name).groups()
+        named = re.fullmatch(r"(events\.out\.tfevents\.)(\d+)(.*)", path.name)
+        if not named:
+            continue
+        head, stamp, rest = named.groups()
         latest = min(latest, int(stamp))
         if latest < int(stamp):
             path.rename(folder / f"{head}{latest:010d}{rest}")

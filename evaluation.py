@@ -104,5 +104,6 @@ def _evaluate(source, victim, split, attacks, seed, progress, carried, folder=No
             outcomes[label], seconds[label] = outcome.cpu(), extents[label].seconds
     described = {label: repr(attack) for label, attack in attacks.items()}
     scores = Scores(split.name, outcomes, described, seconds, carried=carried, weights=fingerprint(victim))
+    scores.pictures = split.checksum
     scores.findings = audit.examine(victim, split, logits, scores, attacks, extents)
     return scores

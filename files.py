@@ -115,15 +115,19 @@ def held(lock, what, wait=False):
             _lock(file, wait=False)
         except BlockingIOError:
             file.seek(0)
-            said = f"{what} by {file.read().strip() or 'another process'}"
+            said = file.read().strip() or f"{what} by another process"
             if not wait:
                 raise Held(f"{said}. Wait for it or end it; a dead process's lock counts for nothing") from None
             log.info("waiting: %s", said)
             _lock(file)
-        file.truncate(0)
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        file.write(f"process {os.getpid()} on {socket.gethostname()} since {now}\n")
-        file.flush()
+        try:
+            file.truncate(0)
+            file.write(f"{what} by process {os.getpid()} on {socket.gethostname()} since {now}\n")
+            file.flush()
+        except OSError as error:
+            why = f"cannot be written: {error.strerror or error}. What was there before is untouched"
+            raise NotWritten(error.errno, why, str(lock)) from error
         try:
             yield
         finally:
@@ -143,19 +147,20 @@ def impatient():
 
 def write_json(path, value):
     """Write a dict as JSON, with a checksum over all of it."""
+    value = {key: inner for key, inner in value.items() if key != "sha256"}
     sealed = value | {"sha256": _checksum(value)}
     with replacing(path) as partial:
         partial.write_text(json.dumps(sealed, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def read_json(path, remedy="Delete it, and it will be made again"):
-    """The dict that `write_json` wrote. Raises Damaged, with the remedy, where it is no longer that."""
+def read_json(path, remedy="Delete it, and it will be made again", sealed=True):
+    """The dict that `write_json` wrote; not `sealed`, any. Raises Damaged, with the remedy, where it is none."""
     try:
         value = json.loads(Path(path).read_text(encoding="utf-8"))
         written = value.pop("sha256", None)
-    except (ValueError, AttributeError, TypeError, RecursionError) as error:
+    except (ValueError, AttributeError, TypeError, RecursionError, IsADirectoryError) as error:
         raise Damaged(f"{path} is damaged ({str(error).splitlines()[0]}). {remedy}") from error
-    if written is not None and written != _checksum(value):
+    if sealed and written != _checksum(value):
         raise Damaged(f"{path} was changed after it was written: its checksum differs. {remedy}")
     return value
 

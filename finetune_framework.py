@@ -22,7 +22,7 @@ from torch import nn
 import models
 from files import read_json
 from models.backbones import head_name, replace_head
-from runs import ANEW, RunFolder, header_of
+from runs import ANEW, RunFolder, header_of, structure
 
 PICTURE = 32  # pixels a side, to see where the resolution falls
 
@@ -66,11 +66,20 @@ def load_source(where, architecture=None, num_classes=None, **options):
 def _from_run(path):
     if not (path / "weights.safetensors").exists():
         raise SourceError(f"{path} is not finished: run its cell again, it goes on where it was")
-    spec = read_json(path / "recipe.json", ANEW).get("model")
+    recipe = read_json(path / "recipe.json", ANEW)
+    spec = recipe.get("model")
     if spec is None:
         raise SourceError(f"{path / 'recipe.json'} does not say of which model. {ANEW}")
     _check_size(spec, path)
-    model = from_spec(spec)
+    try:
+        model = from_spec(spec)
+    except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
+        raise SourceError(f"{path} describes no network that can be built ({error}). {ANEW}") from error
+    if structure(model) != recipe.get("structure"):
+        raise SourceError(
+            f"{path} is of a network that was changed after models.build() and adapt(): recipe.json cannot make "
+            "it again. Build and change it the same way, then call train() with this folder: it loads the run"
+        )
     RunFolder(path).load_result(model)
     return model
 

@@ -19,6 +19,7 @@ log = logging.getLogger("study")
 
 GAIN = 1.1  # bfloat16 rounds more, so it must win by so much
 TURNS = 7
+NAMES = ("float32", "bfloat16")
 
 
 def chosen(recipe, model, shape, device):
@@ -46,8 +47,8 @@ def chosen(recipe, model, shape, device):
 def _read(path):
     try:
         known = read_json(path)
-        return {key: times for key, times in known.items() if {"float32", "bfloat16"} <= times.keys()}
-    except (FileNotFoundError, Damaged, AttributeError):  # not there, or not ours: measured anew
+        return {key: times for key, times in known.items() if {type(times[name]) for name in NAMES} == {float}}
+    except (FileNotFoundError, Damaged, KeyError, TypeError):  # not there, or not ours: measured anew
         return {}
 
 

@@ -18,9 +18,9 @@ from jinja2 import Template
 from audit import in_order
 from checks import robust_overfitting
 from figures import STYLE, demo
-from files import read_json, replacing, write_json
+from files import Damaged, read_json, replacing, write_json
 from runs import RunFolder, weights_in
-from scores import SAVED_AS, WORST, Finding, Scores, over_seeds
+from scores import ATTACKED, SAVED_AS, WORST, Finding, Scores, over_seeds
 
 # ---------------------------------------------------------------------------------------------------
 # Tables
@@ -52,7 +52,8 @@ def _begun(run):
 def _checked(scores, folder, epoch):
     """Scores of a run's folder, with a finding where they are of other weights than those that lie there."""
     there = weights_in(folder, {"last": "weights", "best": "best"}[epoch] + ".safetensors")
-    if None not in (there, scores.weights) and there != scores.weights:
+    begun = there is None and (folder / "recipe.json").exists()
+    if scores.weights is not None and (begun or there not in (None, scores.weights)):
         says = "these scores were measured on other weights than the run's; run test() again"
         scores.findings.append(Finding("other weights", "invalid", 1, 0, says))
     scores.findings = in_order([*scores.findings, *_found_beside(folder, scores, epoch)])
@@ -63,8 +64,14 @@ def _found_beside(folder, scores, epoch):
     """What audits of the same weights found, as far as it concerns these attacks, and what the history tells."""
     for path in sorted(folder.glob("audit-*.json")):
         audited = Scores.read(path)
+        if len(audited.attacks) != 1:
+            raise Damaged(f"{path} is no audit, which is of one attack. Delete it and run audit() again")
         ((label, attack),) = audited.attacks.items()
         same = scores.attacks.get(label) == attack
+        known = {weights_in(folder), weights_in(folder, "best.safetensors"), scores.weights}
+        if None not in known and audited.weights not in known:
+            says = f"{path.name} is of other weights than this run's; run audit() again"
+            yield Finding("other weights", "suspect", 1, 0, says, ATTACKED)
         if audited.weights == scores.weights:
             yield from (f for f in audited.findings if same or label not in f.rows)
     run = RunFolder(folder)
@@ -307,7 +314,7 @@ def shared(folder):
 
 def _failed(path):
     """Did the notebook break off with an error?"""
-    cells = read_json(path)["cells"] if path.exists() else []
+    cells = read_json(path, sealed=False).get("cells", []) if path.exists() else []
     return any(output["output_type"] == "error" for cell in cells for output in cell.get("outputs", []))
 
 
@@ -346,7 +353,8 @@ def _title(study, experiment):
     notebook = study / "notebooks" / f"{experiment}.ipynb"
     if not notebook.exists():
         return experiment.replace("_", " ")
-    texts = ["".join(cell["source"]) for cell in read_json(notebook)["cells"] if cell["cell_type"] == "markdown"]
+    cells = read_json(notebook, sealed=False).get("cells", [])
+    texts = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]
     # The first cell, but for the banner that papermill puts above a notebook that failed.
     titles = [text.splitlines()[0].lstrip("# ") for text in texts if text.startswith("# ")]
     return titles[0] if titles else experiment

@@ -31,6 +31,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors import torch as safetensors
 
+import code_checksum
 from files import Damaged, held, read_json, replacing, write_json
 from utils import ROOT, runs_root
 
@@ -54,6 +55,7 @@ class RunFolder:
 
     def __init__(self, path):
         self.path = Path(path)
+        self.claimed = None  # the identity under which this process writes, whatever recipe.json says later
 
     @property
     def finished(self):
@@ -82,6 +84,7 @@ class RunFolder:
         if not self.begun:
             write_json(self.path / "environment.json", environment(device))
             write_json(recipe, identity)
+            self.claimed = self.identity
             return
         if not recipe.exists():
             raise RunRefused(
@@ -95,13 +98,14 @@ class RunFolder:
             raise RunRefused(
                 f"{self.path} holds another run:\n{shown}\nGive this run another folder, or delete that one."
             )
+        self.claimed = self.identity
 
     @property
     def identity(self):
         """A checksum over what decides the run, which its other files carry too; None without a recipe.json."""
         recipe = self.path / "recipe.json"
-        if not recipe.exists():
-            return None
+        if self.claimed or not recipe.exists():
+            return self.claimed
         return hashlib.sha256(json.dumps(read_json(recipe, ANEW), sort_keys=True).encode()).hexdigest()[:16]
 
     def save_checkpoint(self, state):
@@ -157,10 +161,10 @@ class RunFolder:
     def load_history(self):
         """A row an epoch. Raises RunDamaged where it is not the one that the finished run wrote."""
         path = self.path / "history.csv"
-        if not path.exists():
-            return pd.DataFrame()
         written = weights_in(self.path, what="history")
-        if written not in (None, _checksum_of(path)):
+        if not path.exists() and written in (None, "missing"):
+            return pd.DataFrame()
+        if written is not None and written != _checksum_of(path):
             raise RunDamaged(f"{path} was changed after the run had written it: its checksum differs. {ANEW}")
         try:
             return pd.read_csv(path)
@@ -222,7 +226,8 @@ class RunFolder:
                 f"{path} is damaged, missing or of another model ({what}). Delete {remedy} to train again"
             ) from error
         says = header_of(path)[0]
-        if says.get("weights") != fingerprint(model) or says.get("run") not in (None, self.identity):
+        there = says.get("weights"), says.get("run"), says.get("file")
+        if there != (fingerprint(model), self.identity, name):
             raise RunDamaged(f"{path} holds other weights than this run wrote. Delete {remedy} to train again")
 
     def save_best(self, model, epoch):
@@ -237,7 +242,8 @@ class RunFolder:
             path.unlink(missing_ok=True)
 
     def _save(self, model, name, metadata):
-        save_weights(model, self.path / name, {"weights": fingerprint(model), "run": self.identity} | metadata)
+        own = {"weights": fingerprint(model), "run": self.identity, "file": name}
+        save_weights(model, self.path / name, own | metadata)
 
 
 def save_weights(model, path, metadata=None):
@@ -282,7 +288,8 @@ def structure(model):
         )
         for name, module in model.named_modules()
     ]
-    described = repr((model, layers, trains, sorted(getattr(model, "rates", {}).items())))
+    code = code_checksum.of_strangers(model.modules())
+    described = repr((model, layers, trains, sorted(getattr(model, "rates", {}).items()), code))
     return hashlib.sha256(described.encode()).hexdigest()[:16]
 
 
@@ -319,10 +326,14 @@ def _checksum_of(path):
 
 
 def as_dict(settings):
-    """Settings as plain values for JSON: dataclasses with their class under "kind", models by their weights."""
+    """Settings as plain values for JSON: dataclasses with their class under "kind", models by their weights.
+
+    Where a class is the user's own, its code counts too: who edits its method asks for another run.
+    """
     if is_dataclass(settings):
         inner = {field.name: as_dict(getattr(settings, field.name)) for field in fields(settings)}
-        return {"kind": type(settings).__name__} | inner
+        code = code_checksum.of_strangers([settings])
+        return {"kind": type(settings).__name__} | inner | ({"code": code} if code else {})
     if isinstance(settings, torch.nn.Module):
         weights = {"weights": fingerprint(settings), "structure": structure(settings)}
         return {"kind": type(settings).__name__} | weights

@@ -112,6 +112,9 @@ def over_seeds(scores):
     """
     labels = [label for label in scores[0].table().index if all(label in one.table().index for one in scores)]
     check_examples(scores)
+    weights = [score.weights for score in scores if score.weights]
+    if len(set(weights)) < len(weights):
+        raise ValueError("two of these scores are of the same weights: that is one seed, not two")
     rows = {}
     for label in labels:
         check_attacks(scores, label)
@@ -126,7 +129,7 @@ def over_seeds(scores):
 
 def check_examples(scores):
     """Raise ValueError unless all scores are of the same examples, crafted on the same kind of source."""
-    there = [(score.split, score.n, score.carried or "white box") for score in scores]
+    there = [(score.split, score.n, score.carried or "white box", score.pictures) for score in scores]
     if len(set(there)) != 1:
         raise ValueError(f"these scores are not of the same examples: {there}")
 
@@ -182,6 +185,7 @@ class Scores:
     findings: list = field(default_factory=list)
     carried: str | None = None
     weights: str | None = None  # fingerprint of the model that was scored
+    pictures: str | None = None  # checksum of the pictures that it was scored on
 
     @property
     def n(self):
@@ -261,6 +265,7 @@ class Scores:
         """Write <name>.json (with every outcome) and <name>.csv."""
         outcomes = {label: "".join("01"[int(bit)] for bit in value) for label, value in self.outcomes.items()}
         values = {"split": self.split, "carried": self.carried, "weights": self.weights}
+        values["pictures"] = self.pictures
         values |= {"attacks": self.attacks, "seconds": self.seconds}
         findings = [asdict(finding) for finding in self.findings]
         write_json(f"{folder}/{name}.json", values | {"findings": findings, "outcomes": outcomes})
@@ -285,10 +290,14 @@ class Scores:
                 label: torch.tensor([bit == "1" for bit in bits]) for label, bits in values["outcomes"].items()
             }
             scores = cls(**values)
-            whole = scores.n > 0 and {len(outcome) for outcome in scores.outcomes.values()} == {scores.n}
-        except (KeyError, TypeError, AttributeError) as error:
+            right = scores.outcomes[CLEAN]
+            whole = len(right) > 0 and all(len(outcome) == len(right) for outcome in scores.outcomes.values())
+            whole = whole and scores.attacks.keys() <= scores.outcomes.keys() - {CLEAN, WORST}
+            whole = whole and all(finding.severity in VERDICTS for finding in scores.findings)
+            scores.table()
+        except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
             raise Damaged(f"{path} holds no scores ({error!r}). {remedy}") from error
-        if not whole or not scores.attacks.keys() <= scores.outcomes.keys():
+        if not whole or any(bool((outcome & ~right).any()) for outcome in scores.outcomes.values()):
             raise Damaged(f"{path} does not hold an outcome of each picture under each attack. {remedy}")
         return scores
 

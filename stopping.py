@@ -7,6 +7,7 @@ import threading
 RESUME = 75  # the exit code EX_TEMPFAIL: start me again, and I go on
 GRACE = 8  # seconds that a step may still take after SIGTERM; who sends it often kills after ten
 
+_entered = set()  # Stops, in whichever thread
 log = logging.getLogger("study")
 
 
@@ -20,6 +21,8 @@ def leave_on_sigterm():
 
 
 def _leave(number, frame):
+    for stop in _entered:  # of other threads, which get no signals
+        stop.requested = number
     raise SystemExit(RESUME)
 
 
@@ -34,12 +37,14 @@ class Stop:
         self.previous = {}
 
     def __enter__(self):
+        _entered.add(self)
         if threading.current_thread() is threading.main_thread():
             handlers = {signal.SIGINT: self._note, signal.SIGTERM: self._note, signal.SIGALRM: self._too_late}
             self.previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         return self
 
     def __exit__(self, kind, error, trace):
+        _entered.discard(self)
         if self.requested == signal.SIGTERM:
             signal.alarm(0)
         for number, handler in self.previous.items():

@@ -79,7 +79,7 @@ def train(model, data, recipe, folder, *, progress=True):
     """Train a copy of `model` on data.train as the recipe says; returns a Run. `model` stays as it was.
 
     Safe to call again: a finished run is loaded, a broken one goes on from its last checkpoint to the
-    weights that it would have reached: on the CPU bit for bit, on CUDA up to the order of the device's own
+    weights that it would have reached: on the CPU, with as many threads, bit for bit, elsewhere up to the order of
     additions. Training with a single step is rescued where it collapses (guard.py). Raises RunRefused where the
     folder holds another run, Held where another process trains in it, RunDamaged for files that cannot be used,
     NotWritten where the disk does not take them, ValueError for a model that does not fit the data,
@@ -92,7 +92,7 @@ def train(model, data, recipe, folder, *, progress=True):
         "model": getattr(model, "spec", type(model).__name__),
         "structure": structure(model),
         "initial_weights": fingerprint(model),
-        "data": data.provenance,
+        "data": data.provenance | {"pictures": [data.train.checksum, data.val.checksum]},
     }
     model = copy.deepcopy(model).to(device, memory_format=torch.channels_last)
     _check(model, data, recipe)
@@ -160,8 +160,9 @@ def _train(model, data, recipe, run, device, progress):
         finally:
             curves.close()
             bar.close()
-    result = state.result().eval()
-    run.finish(result, {"weights": fingerprint(result), "precision": state.precision})
+        result = state.result().eval()
+        run.save_history(state.history)  # what was found, whatever happened to the file meanwhile
+        run.finish(result, {"precision": state.precision})
     return Run(result, run.path, run.load_history())
 
 

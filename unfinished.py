@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 import attacks
+import code_checksum
 from attacks import evaluating, input_gradient
 from files import Damaged, held, read_json, write_json
 from runs import fingerprint, structure
@@ -24,33 +25,41 @@ class Kept(dict):
     """Batches that are done, in a file of a folder, so that a test that was stopped goes on where it was.
 
     They are used again only for the same pictures, and for models that have the same weights, code, logits and
-    gradients; the file goes when the test is done. Without a folder nothing is kept. Raises Held, when it is
+    gradients; they go when their test is done. Without a folder nothing is kept. Raises Held, when it is
     entered, where another process tests or trains in the folder.
     """
 
     def __init__(self, folder=None, source=None, victim=None, split=None):
         super().__init__()
-        self.path = None if folder is None else Path(folder) / "test-unfinished.json"
+        self.folder = None if folder is None else Path(folder)
         self.of = source, victim, split
+        self.mine = set()  # the batches of this very test; those of another one in the same folder stay
 
     def __enter__(self):
         self.hold = ExitStack()
-        if self.path is not None:
-            folder = self.path.parent
-            self.hold.enter_context(held(folder / ".lock", f"{folder} is being tested"))
+        if self.folder is not None:
+            self.hold.enter_context(held(self.folder / ".lock", f"{self.folder} is being tested"))
             self.key, self.probe = _key(*self.of), _probe(*self.of)
+            name = hashlib.sha256(repr(self.key).encode()).hexdigest()[:8]
+            self.path = self.folder / f"test-unfinished-{name}.json"
             self.written = time.monotonic()
             self._load()
         return self
 
     def __exit__(self, kind, error, trace):
-        """The file goes when the test is done; where it breaks off, everything that is done is saved."""
+        """Batches go when their test is done; where it breaks off, everything that is done is saved."""
         with self.hold:
-            if self.path is not None and kind is None:
-                self.path.unlink(missing_ok=True)
-            elif self:
+            if self.folder is None:
+                return
+            if kind is None:
+                for place in self.mine:
+                    del self[place]
+            if self:
                 self._save()
-                log.info("%s: the test was stopped; %d batches are kept", self.path.parent.name, len(self))
+            else:
+                self.path.unlink(missing_ok=True)
+            if kind is not None and self:
+                log.info("%s: the test was stopped; %d batches are kept", self.folder.name, len(self))
 
     def _load(self):
         if not self.path.exists():
@@ -60,7 +69,7 @@ class Kept(dict):
             near = len(saved["probe"]) == len(self.probe) and all(map(_near, saved["probe"], self.probe))
             if saved["key"] == self.key and near:
                 self.update(saved["batches"])
-                log.info("%s: the test goes on after %d batches", self.path.parent.name, len(self))
+                log.info("%s: the test goes on after %d batches", self.folder.name, len(self))
         except (Damaged, KeyError, TypeError, ValueError) as error:
             log.warning("%s cannot be used (%s): the test begins anew", self.path, error)
 
@@ -70,9 +79,10 @@ class Kept(dict):
 
     def once(self, known_by, compute):
         """What `compute` returned, now or before it was interrupted; `known_by` are the arguments of `_place`."""
-        if self.path is None:
+        if self.folder is None:
             return compute()
         place = _place(*known_by)
+        self.mine.add(place)
         if place not in self:
             self[place] = compute()
             if time.monotonic() - self.written > SAVE_EVERY:
@@ -84,7 +94,8 @@ def _place(attack, seed, stage, batch, indices):
     """What a batch is known by: the attack with its code and every digit of its settings, and its pictures."""
     settings = [(field.name, getattr(attack, field.name)) for field in fields(attack)]
     pictures = hashlib.sha256(repr(indices.tolist()).encode()).hexdigest()[:16]
-    return f"{attack!r}, {_code([attack])}, {settings}, seed {seed}, stage {stage}, batch {batch}, {pictures}"
+    code = code_checksum.of_objects([attack])
+    return f"{attack!r}, {code}, {settings}, seed {seed}, stage {stage}, batch {batch}, {pictures}"
 
 
 def _key(source, victim, split):
@@ -119,28 +130,4 @@ def _near(a, b):
 def _code_of_model(model):
     modules = list(model.modules()) if isinstance(model, torch.nn.Module) else [model]
     functions = [value for module in modules for value in vars(module).values() if hasattr(value, "__code__")]
-    return _code(modules, functions)
-
-
-def _code(objects, functions=()):
-    """A checksum over the compiled methods of these objects' classes, also of those from a notebook's cell."""
-    classes = {kind: None for thing in objects for kind in type(thing).__mro__}
-    own = [kind for kind in classes if kind.__module__.split(".")[0] not in ("torch", "torchvision", "builtins")]
-    everything = [*functions, *(value for kind in own for value in vars(kind).values())]
-    digest = hashlib.sha256()
-    for value in everything:
-        value = getattr(value, "fget", value)  # a property
-        for part in _parts(getattr(value, "__code__", None)):
-            digest.update(part)
-    return digest.hexdigest()[:16]
-
-
-def _parts(code):
-    if code is None:
-        return
-    yield code.co_code + repr(code.co_names).encode()
-    for constant in code.co_consts:
-        if hasattr(constant, "co_code"):
-            yield from _parts(constant)
-        else:
-            yield repr(constant).encode()
+    return code_checksum.of_objects(modules, functions)

@@ -294,7 +294,7 @@ def cache(session, shapes, tmp_path):
     """A copy of the cache of shapes10, small: its path, its tensors, its metadata."""
     whole = load_file(session.data / "shapes10.safetensors")
     tensors = {name: value[:40].clone() for name, value in whole.items()}
-    metadata = {"name": "shapes10", "classes": json.dumps(list("abcdefghij")), "version": drawing.VERSION}
+    metadata = {"name": "shapes10", "classes": json.dumps(drawing.class_names(10)), "version": drawing.VERSION}
     return tmp_path / "shapes10.safetensors", tensors, metadata
 
 

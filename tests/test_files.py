@@ -144,7 +144,7 @@ def test_a_link_to_another_file_system_is_followed(tmp_path):
 # --- one at a time ------------------------------------------------------------------------------------
 
 HOLDING = """
-with files.held(sys.argv[1], "the folder is being used"):
+with files.held(sys.argv[1], "it is being used"):
     print("held", flush=True)
     time.sleep(60)"""
 
@@ -152,7 +152,7 @@ with files.held(sys.argv[1], "the folder is being used"):
 def test_the_second_is_told_who_and_since_when_and_a_dead_one_counts_for_nothing(tmp_path):
     first = python(HOLDING, tmp_path / ".lock")
     assert first.stdout.readline() == "held\n"
-    said = f"this is being used by process {first.pid} on {socket.gethostname()} since 20"
+    said = f"it is being used by process {first.pid} on {socket.gethostname()} since 20"
     with pytest.raises(Held, match=said), held(tmp_path / ".lock", "this is being used"):
         pass
     first.kill()
@@ -170,7 +170,7 @@ def test_the_second_waits_where_it_may_and_says_for_whom(tmp_path, caplog):
     with caplog.at_level("INFO", "study"), held(tmp_path / ".lock", "data is being made", wait=True):
         assert time.monotonic() - begun > 0.3
     first.wait()
-    assert f"waiting: data is being made by process {first.pid}" in caplog.text
+    assert f"waiting: it is being used by process {first.pid}" in caplog.text
 
 
 def test_without_locks_in_the_file_system_it_works_all_the_same(tmp_path, monkeypatch):
@@ -190,8 +190,10 @@ def test_what_is_read_is_what_was_written(tmp_path):
     value = {"ü": [1, 2.5, None, True, "é"], "tuple": (1, 2), "inner": {"nan": float("inf"), "3": 1e-300}}
     write_json(tmp_path / "a.json", value)
     assert read_json(tmp_path / "a.json") == value | {"tuple": [1, 2]}
-    (tmp_path / "a.json").write_text('{"a": 1}')  # written before there were checksums
-    assert read_json(tmp_path / "a.json") == {"a": 1}
+    (tmp_path / "a.json").write_text('{"a": 1}')  # somebody else's
+    assert read_json(tmp_path / "a.json", sealed=False) == {"a": 1}
+    with pytest.raises(Damaged, match="checksum differs"):
+        read_json(tmp_path / "a.json")
 
 
 def test_every_changed_byte_of_a_json_shows(tmp_path):

@@ -21,7 +21,7 @@ class Stopping(PGD):
 
     def craft(self, model, images, labels, generator, targeted=False):
         CALLS.append(len(images))
-        if len(CALLS) > LIMIT:
+        if len(CALLS) > LIMIT[0]:
             raise KeyboardInterrupt
         return super().craft(model, images, labels, generator, targeted)
 
@@ -29,7 +29,7 @@ class Stopping(PGD):
         return "Stopping()"
 
 
-CALLS, LIMIT = [], 10**9
+CALLS, LIMIT = [], [10**9]
 
 
 @pytest.fixture(autouse=True)
@@ -39,9 +39,14 @@ def small_batches(monkeypatch):
     monkeypatch.setattr(unfinished, "SAVE_EVERY", -1)
 
 
+def unfinished_in(folder):
+    (path,) = folder.glob("test-unfinished-*.json")
+    return path
+
+
 def stop_after(batches, monkeypatch, model, split, folder):
     with monkeypatch.context() as patch:
-        patch.setitem(globals(), "LIMIT", batches)
+        patch.setitem(globals(), "LIMIT", [batches])
         with pytest.raises(KeyboardInterrupt):
             run(model, split, [Stopping(steps=3)], folder)
 
@@ -56,7 +61,7 @@ def test_a_stopped_test_goes_on_to_the_same_outcomes(sound, blobs, tmp_path, mon
     batches = len(CALLS)
     CALLS.clear()
     stop_after(3, monkeypatch, model, blobs.test, tmp_path)
-    assert (tmp_path / "test-unfinished.json").exists()
+    assert unfinished_in(tmp_path).exists()
     CALLS.clear()
     again = run(model, blobs.test, [Stopping(steps=3)], tmp_path)
     assert len(CALLS) == batches - 3
@@ -101,7 +106,7 @@ def test_what_was_done_for_something_else_is_not_used(change, sound, blobs, tmp_
     elif change == "attack":
         rewritten(monkeypatch)
     else:
-        (tmp_path / "test-unfinished.json").write_text('{"key":')
+        unfinished_in(tmp_path).write_text('{"key":')
     expected = run(model, split, [Stopping(steps=3)])
     calls = len(CALLS)
     again = run(model, split, [Stopping(steps=3)], tmp_path)
@@ -164,7 +169,7 @@ def test_nothing_to_attack_is_no_error(blobs):
 
 def test_the_unfinished_file_is_written_whole(sound, blobs, tmp_path, monkeypatch):
     stop_after(2, monkeypatch, sound["pgd"], blobs.test, tmp_path)
-    kept = json.loads((tmp_path / "test-unfinished.json").read_text())
+    kept = json.loads(unfinished_in(tmp_path).read_text())
     assert len(kept["batches"]) == 2
     assert all(set(stood) <= {"0", "1"} for stood, _extent in kept["batches"].values())
 

@@ -9,7 +9,7 @@ import shutil
 import struct
 import zipfile
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -23,12 +23,14 @@ import precision
 import report
 import unfinished
 from attacks import PGD
+from audit import audit
 from defences import Standard
 from files import Damaged, write_json
 from finetune_framework import SourceError, load_source
 from runs import RunDamaged, RunFolder, RunRefused, fingerprint, structure
-from scores import Scores
+from scores import CLEAN, Scores, difference
 from trainer import Recipe, train
+from utils import Split
 
 RECIPE = Recipe(epochs=3, batch_size=64, learning_rate=0.1, validation_images=16, precision="float32")
 
@@ -357,7 +359,8 @@ def test_batches_that_were_kept_and_are_broken_are_done_anew(how, small, tmp_pat
         patch.setattr(evaluation.audit, "examine", lambda *_: None)
         patch.setattr(unfinished.Kept, "__exit__", lambda *_: None)
         evaluation.test(model, small.test, [attack], progress=False, folder=tmp_path)
-    how(tmp_path / "test-unfinished.json")
+    (kept,) = tmp_path.glob("test-unfinished-*.json")
+    how(kept)
     again = evaluation.test(model, small.test, [attack], progress=False, folder=tmp_path)
     assert all(torch.equal(whole.outcomes[label], again.outcomes[label]) for label in whole.outcomes)
 
@@ -412,3 +415,178 @@ def test_a_finished_run_can_be_used_where_nothing_can_be_written(folder, small, 
 
 def look_at_everything(folder):
     return [Scores.load(folder), Scores.load(folder, "best")]
+
+
+# --- what somebody may do without meaning harm ----------------------------------------------------------
+
+
+def go(small, folder, recipe=RECIPE, width=4, **options):
+    return train(models.build("resnet18", 10, width=width), small, recipe, folder, progress=False, **options)
+
+
+def test_other_pictures_under_the_same_name_are_another_run(folder, small, broken_off):
+    labels = (small.train.labels + 1) % 10
+    split = Split(small.train.images, labels, small.train.classes, small.train.name)
+    for other in (replace(small, train=split), replace(small, train=small.train.first(64))):
+        for place in (folder, broken_off):
+            with pytest.raises(RunRefused, match=r"data\.pictures"):
+                go(other, place)
+
+
+def test_a_network_that_was_changed_by_hand_is_not_made_again_from_its_name(small, tmp_path):
+    model = models.build("resnet18", 10, width=4)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.eps = 0.5
+    train(model, small, replace(RECIPE, epochs=1), tmp_path / "run", progress=False)
+    with pytest.raises(SourceError, match=r"changed after models\.build"):
+        load_source(tmp_path / "run")
+
+
+def test_a_run_whose_folder_was_taken_over_cannot_pass_for_the_other(small, tmp_path, monkeypatch):
+    """Its folder is deleted and begun by another recipe while it trains."""
+    other, real = replace(RECIPE, learning_rate=0.02), RunFolder.save_history
+
+    def taken_over(run, history):
+        real(run, history)
+        if len(history) == 2:
+            value = json.loads((tmp_path / "b" / "recipe.json").read_text())
+            value.pop("sha256")
+            write_json(run.path / "recipe.json", value)
+
+    go(small, tmp_path / "b", other)
+    monkeypatch.setattr(RunFolder, "save_history", taken_over)
+    go(small, tmp_path / "a")
+    monkeypatch.undo()
+    with pytest.raises(RunDamaged, match="other weights than this run wrote"):
+        go(small, tmp_path / "a", other)
+
+
+def test_a_history_that_was_edited_meanwhile_is_written_anew(broken_off, small, folder):
+    text = (broken_off / "history.csv").read_text()
+    (broken_off / "history.csv").write_text(text.replace(".", ".9", 3))
+    go(small, broken_off)
+    same = [name for name in RunFolder(folder).load_history() if name != "time/epoch_s"]
+    assert RunFolder(broken_off).load_history()[same].equals(RunFolder(folder).load_history()[same])
+
+
+def test_a_history_that_is_gone_is_missed(folder, small):
+    (folder / "history.csv").unlink()
+    with pytest.raises(RunDamaged, match=r"history\.csv"):
+        train_again(folder, small)
+
+
+def test_the_best_epoch_is_not_the_last(folder, small):
+    shutil.copyfile(folder / "best.safetensors", folder / "weights.safetensors")
+    with pytest.raises(RunDamaged, match=r"weights\.safetensors holds other weights than this run wrote"):
+        train_again(folder, small)
+
+
+def unsealed(path):
+    value = json.loads(path.read_text())
+    value.pop("sha256")
+    value["outcomes"] = {label: "1" * len(bits) for label, bits in value["outcomes"].items()}
+    path.write_text(json.dumps(value))
+
+
+def more_robust_than_right(path):
+    value = json.loads(path.read_text())
+    value.pop("sha256")
+    value["outcomes"]["PGD-2"], value["outcomes"][CLEAN] = "1" * 40, "0" * 40
+    write_json(path, value)
+
+
+@pytest.mark.parametrize("how", [unsealed, more_robust_than_right])
+def test_forged_scores_are_refused(how, folder):
+    how(folder / "scores.json")
+    with pytest.raises(Damaged, match=r"scores\.json"):
+        report.load_scores(folder.parent)
+
+
+def test_a_copied_folder_is_no_second_seed(folder):
+    shutil.copytree(folder, folder.parent / "new" / "pgd-seed0")
+    shutil.copytree(folder, folder.parent / "new" / "pgd-seed1")
+    scores = report.load_scores(folder.parent / "new")
+    assert (
+        "the same weights"
+        in report.seeds_table({name: scores[name] for name in scores if "best" not in name}).to_html()
+    )
+
+
+def test_scores_of_different_pictures_are_not_paired(folder, small):
+    model = load_source(folder)
+    first, last = (
+        evaluation.test(model, some, progress=False) for some in (small.test.first(20), small.test.last(20))
+    )
+    with pytest.raises(ValueError, match="not of the same examples"):
+        difference([first], [last], CLEAN)
+
+
+def test_old_scores_in_a_run_that_was_begun_anew_are_marked(folder):
+    (folder / "weights.safetensors").unlink()
+    (finding,) = [f for f in report.load_scores(folder.parent)["run"].findings if f.check == "other weights"]
+    assert finding.severity == "invalid"
+
+
+def test_an_audit_of_another_run_is_named(folder, small):
+    audited = audit(load_source(folder.parent / "other"), small.test, PGD(steps=2), progress=False)
+    audited.save(folder)
+    found = report.load_scores(folder.parent)["run"].findings
+    assert any("is of other weights than this run's; run audit() again" in finding.message for finding in found)
+    shutil.copyfile(folder / "scores.json", folder / "audit-x.json")
+    write_json(folder / "audit-x.json", json.loads((folder / "scores.json").read_text()) | {"attacks": {}})
+    with pytest.raises(Damaged, match=r"audit-x\.json is no audit"):
+        report.load_scores(folder.parent)
+
+
+@dataclass(frozen=True)
+class Mine(Standard):
+    """A defence of the user's own, as a notebook's cell would hold it."""
+
+    def loss(self, *arguments, **named):
+        return super().loss(*arguments, **named)
+
+
+def test_who_edits_the_loss_of_a_defence_of_his_own_asks_for_another_run(small, tmp_path, monkeypatch):
+    recipe = replace(RECIPE, epochs=1, defence=Mine())
+    go(small, tmp_path / "run", recipe)
+    assert len(go(small, tmp_path / "run", recipe).history) == 1
+
+    def edited(self, *arguments, **named):
+        loss, logits = Standard.loss(self, *arguments, **named)
+        return 2 * loss, logits
+
+    monkeypatch.setattr(Mine, "loss", edited)
+    with pytest.raises(RunRefused, match=r"recipe\.defence\.code"):
+        go(small, tmp_path / "run", recipe)
+
+
+def test_what_one_test_kept_another_one_does_not_throw_away(folder, small, monkeypatch, caplog):
+    """A test is stopped; a second one in the same folder ends; the first goes on where it was."""
+    monkeypatch.setitem(outcomes.BATCH, "cpu", 1)
+    caplog.set_level("INFO", "study")
+    model, real, calls = load_source(folder), PGD.craft, []
+
+    def craft(attack, model, images, *rest):
+        calls.append(attack.steps)
+        if attack.steps == 3 and calls.count(3) == 3 and not stopped:
+            stopped.append(True)
+            raise KeyboardInterrupt
+        return real(attack, model, images, *rest)
+
+    stopped = []
+    right = int((outcomes.predict(model, small.test).argmax(1) == small.test.labels).sum())
+    assert right > 3
+    monkeypatch.setattr(PGD, "craft", craft)
+    with pytest.raises(KeyboardInterrupt):
+        evaluation.test(model, small.test, [PGD(steps=3)], progress=False, folder=folder)
+    evaluation.test(model, small.test, [PGD(steps=2)], progress=False, folder=folder)
+    calls.clear()
+    evaluation.test(model, small.test, [PGD(steps=3)], progress=False, folder=folder)
+    assert calls.count(3) == right - 2
+    assert not list(folder.glob("test-unfinished*"))
+
+
+def test_another_file_among_the_curves_does_not_matter(broken_off, small):
+    (broken_off / "events.out.tfevents.backup").write_text("")
+    go(small, broken_off)
