@@ -106,7 +106,7 @@ def test_apgd_starts_somewhere_on_the_border_in_every_direction():
 
 
 def test_fab_goes_back_nine_tenths_after_a_success_that_is_too_far():
-    """A plane at a distance of 0.3, ε = 0.1: beyond it is won but not counted, and the next look is from nearer."""
+    """A plane at a distance of 0.3, ε = 0.1: beyond it is won, not counted, and the next look is from nearer."""
 
     class Plane(nn.Module):
         def forward(self, x):
