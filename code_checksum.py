@@ -4,6 +4,7 @@ Compiled code is compared, so comments do not count. Followed are functions of t
 repository, with their defaults, what they enclose, and the functions and plain values that they name.
 """
 
+import dis
 import hashlib
 import sys
 import types
@@ -57,18 +58,32 @@ def _parts(value, seen):
     value = getattr(value, "fget", None) or getattr(
         value, "__func__", value
     )  # properties, static and class methods
-    value = getattr(value, "__wrapped__", value)
+    if not isinstance(value, types.FunctionType):
+        value = getattr(value, "__wrapped__", value)  # of functools.cache; other decorators enclose what they wrap
     if isinstance(value, PLAIN):
         yield repr(value)
     elif isinstance(value, types.FunctionType) and _is_own(value.__module__ or "") and id(value) not in seen:
         seen.add(id(value))
         yield from _constants(value.__code__)
-        named = {name: value.__globals__[name] for name in value.__code__.co_names if name in value.__globals__}
+        named = {
+            name: value.__globals__[name] for name in sorted(_globals(value.__code__) & value.__globals__.keys())
+        }
         enclosed = [cell.cell_contents for cell in value.__closure__ or () if cell != types.CellType()]
-        inner = [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values(), *enclosed, *named.values()]
+        inner = [
+            *(value.__defaults__ or ()),
+            *(value.__kwdefaults__ or {}).values(),
+            *enclosed,
+            *(value.__globals__[name] for name in named),
+        ]
         for other in inner:
             if isinstance(other, (*PLAIN, types.FunctionType)):
                 yield from _parts(other, seen)
+
+
+def _globals(code):
+    """The names that are looked up outside; those after a dot are not."""
+    names = {found.argval for found in dis.get_instructions(code) if found.opname == "LOAD_GLOBAL"}
+    return names.union(*(_globals(inner) for inner in code.co_consts if isinstance(inner, types.CodeType)))
 
 
 def _constants(code):

@@ -72,6 +72,23 @@ def test_what_a_method_calls_and_names_counts_also_behind_a_decorator(wrapped, m
     assert of_objects([made(body="return helper(x) + 1", wrapped=wrapped)]) != before
 
 
+def test_a_name_after_a_dot_is_no_global():
+    """A notebook's parameter of the same name as an attribute does not count; one that is read does."""
+    names = {"steps": 3}
+    exec("def craft(self):\n    return self.steps", names)
+    exec("def close(self):\n    return [steps for _ in range(2)]", names)
+    for function in ("craft", "close"):
+        names[function].__module__ = __name__
+
+    def checksum(function):
+        return of_objects([type("Mine", (), {"loss": names[function], "__module__": __name__})()])
+
+    before = checksum("craft"), checksum("close")
+    names["steps"] = 4
+    assert checksum("craft") == before[0]
+    assert checksum("close") != before[1]
+
+
 def test_code_of_this_repository_is_known_by_its_commit_and_that_of_others_by_itself():
     assert of_strangers([PGD(), Standard(), Adversarial(PGD()), *build("shallow_cnn", 10).modules()]) is None
     assert of_strangers([made(), PGD()]) == of_strangers([made()])
