@@ -55,26 +55,19 @@ def _is_strange(module):
 
 def _parts(value, seen):
     """Everything that decides what a function does, as texts that are the same in every process."""
-    value = getattr(value, "fget", None) or getattr(
-        value, "__func__", value
-    )  # properties, static and class methods
+    # What is inside a property; a static or class method; functools.cache. Other decorators enclose what they wrap.
+    value = getattr(value, "fget", None) or getattr(value, "__func__", value)
     if not isinstance(value, types.FunctionType):
-        value = getattr(value, "__wrapped__", value)  # of functools.cache; other decorators enclose what they wrap
+        value = getattr(value, "__wrapped__", value)
     if isinstance(value, PLAIN):
         yield repr(value)
     elif isinstance(value, types.FunctionType) and _is_own(value.__module__ or "") and id(value) not in seen:
         seen.add(id(value))
         yield from _constants(value.__code__)
-        named = {
-            name: value.__globals__[name] for name in sorted(_globals(value.__code__) & value.__globals__.keys())
-        }
-        enclosed = [cell.cell_contents for cell in value.__closure__ or () if cell != types.CellType()]
-        inner = [
-            *(value.__defaults__ or ()),
-            *(value.__kwdefaults__ or {}).values(),
-            *enclosed,
-            *(value.__globals__[name] for name in named),
-        ]
+        names = sorted(_globals(value.__code__) & value.__globals__.keys())
+        inner = [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
+        inner += [cell.cell_contents for cell in value.__closure__ or () if cell != types.CellType()]
+        inner += [value.__globals__[name] for name in names]
         for other in inner:
             if isinstance(other, (*PLAIN, types.FunctionType)):
                 yield from _parts(other, seen)
