@@ -55,7 +55,7 @@ def _is_strange(module):
 
 def _parts(value, seen):
     """Everything that decides what a function does, as texts that are the same in every process."""
-    # What is inside a property; a static or class method; functools.cache. Other decorators enclose what they wrap.
+    # What is inside a property, a static method, functools.cache; other decorators enclose what they wrap.
     value = getattr(value, "fget", None) or getattr(value, "__func__", value)
     if not isinstance(value, types.FunctionType):
         value = getattr(value, "__wrapped__", value)
