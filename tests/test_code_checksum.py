@@ -145,3 +145,14 @@ def odd(n):
 
 def test_circles_end():
     assert of_objects([Recursive()]) == of_objects([Recursive()])
+
+
+def test_a_script_or_module_beside_ours_is_the_users_own(tmp_path, monkeypatch):
+    """Also where it lies in the folder of this repository."""
+    import code_checksum
+
+    monkeypatch.setattr(code_checksum, "_file", lambda module: Path(code_checksum.__file__).with_name("mine.py"))
+    for module in ("__main__", "mine", "my_defences.sub"):
+        assert code_checksum._is_strange(module)
+    for module in ("attacks.pgd", "defences.free", "models", "recipes", "flaws.models"):
+        assert not code_checksum._is_strange(module)
