@@ -17,10 +17,12 @@ class Recipe:
 
     `learning_rate` is the peak: "one_cycle" climbs to it over the first `warm_up` of the training and falls
     linearly to zero; "piecewise" divides it by 10 after half and again after three quarters of the training
-    (Rice et al. 2020, arXiv:2002.11569). `ema` is the decay of the averaged weights (0: none); with it, the
-    average is validated and returned. `low_resolution` is the side, in pixels, to which training pictures are
-    shrunk for the first half of the training, which makes its steps cheaper: for networks that take any size and
-    do not enlarge their pictures themselves. `precision` "auto" is bfloat16 where precision.py has
+    (Rice et al. 2020, arXiv:2002.11569). `ema` is the decay of the averaged weights (0: none); `swa` is the
+    share of the training, at its end, over whose steps the weights are averaged evenly (0: none; stochastic weight
+    averaging, Izmailov et al. 2018, arXiv:1803.05407; against robust overfitting: Chen et al. 2021, ICLR). With
+    one of them, the average is validated and returned. `low_resolution` is the side, in pixels, to which training
+    pictures are shrunk for the first half of the training, which makes its steps cheaper: for networks that take
+    any size and do not enlarge their pictures themselves. `precision` "auto" is bfloat16 where precision.py has
     measured that it is faster, else float32. Every epoch ends in a validation on the validation split; robust
     accuracy there is measured with `validation_attack` on the first `validation_images`.
     """
@@ -34,6 +36,7 @@ class Recipe:
     momentum: float = 0.9
     weight_decay: float = 5e-4
     ema: float = 0.0
+    swa: float = 0.0
     label_smoothing: float = 0.0
     clip_gradient: float | None = None
     augment: bool = True
@@ -51,6 +54,9 @@ class Recipe:
         check_setting(self, "weight_decay", 0, math.inf)
         for name in ("warm_up", "momentum", "ema", "label_smoothing"):
             check_setting(self, name, 0, 1, open_high=True)
+        check_setting(self, "swa", 0, 1, hint="The share of the training, at its end, that is averaged: 0.25, say")
+        if self.ema and self.swa:
+            raise ValueError(f"Recipe: ema={self.ema}, swa={self.swa}; one average is kept, so one of them is 0")
         if self.clip_gradient is not None:
             check_setting(self, "clip_gradient", 0, math.inf, open_low=True, hint="None clips nothing")
         if self.low_resolution is not None:

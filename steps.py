@@ -34,7 +34,7 @@ class State:
     def __init__(self, model, recipe, steps, device, size=(3, 32, 32), name="this run"):
         self.model, self.recipe, self.steps, self.device = model, recipe, steps, device
         self.total = steps * recipe.epochs
-        self.average = copy.deepcopy(model).eval() if recipe.ema else None
+        self.average = copy.deepcopy(model).eval() if recipe.ema or recipe.swa else None
         self.optimizer = torch.optim.SGD(
             _parameter_groups(model),
             lr=recipe.learning_rate,
@@ -231,7 +231,14 @@ def _set_rates(state, progress):
     recipe = state.recipe
     for group in state.optimizer.param_groups:
         _put(group, "lr", recipe.learning_rate_at(progress) * group["rate"], state.device)
-    _put(state.follow, "by", 1 - min(recipe.ema, (1 + state.step) / (10 + state.step)), state.device)
+    _put(state.follow, "by", _following(recipe, state.step, state.total), state.device)
+
+
+def _following(recipe, step, total):
+    """The share of its distance to the weights that their average goes after this step, counted from 0."""
+    if recipe.swa:  # 1, 1, ..., then 1/2, 1/3: the mean of all weights since the first of them
+        return 1 / max(1, step - math.floor((1 - recipe.swa) * total) + 1)
+    return 1 - min(recipe.ema, (1 + step) / (10 + step))
 
 
 def _put(place, name, value, device):

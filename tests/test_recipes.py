@@ -17,6 +17,8 @@ from recipes import Recipe
         {"learning_rate": float("nan")},
         {"schedule": "cosine"},
         {"ema": 1},
+        {"ema": 0.9, "swa": 0.5},
+        {"swa": 1.5},
         {"momentum": -0.1},
         {"weight_decay": -1},
         {"clip_gradient": 0},

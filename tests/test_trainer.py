@@ -132,6 +132,22 @@ def test_with_dropout_and_averaging_too(defence, blobs, tmp_path, monkeypatch):
     assert weights(go(blobs, tmp_path / "run", recipe)) == weights(whole)
 
 
+def test_swa_is_the_mean_of_the_weights_of_the_last_steps(blobs):
+    recipe = replace(RECIPE, epochs=2, swa=0.25)
+    model = small_network()
+    state = steps.State(model, recipe, 8, torch.device("cpu"), blobs.train.images.shape[1:])
+    seen = []
+    for step in range(state.total):
+        steps.train_step(state, *blobs.train.batch(torch.arange(32) + 8 * step))
+        state.step += 1
+        seen.append({name: value.clone() for name, value in model.state_dict().items()})
+        wanted = seen[-1:] if step < 12 else seen[12:]
+        for name, value in state.result().state_dict().items():
+            if value.is_floating_point():
+                mean = torch.stack([weights[name] for weights in wanted]).mean(0)
+                assert torch.allclose(value, mean, atol=1e-6), (step, name)
+
+
 @pytest.mark.parametrize("replays", [1, 2, 3])
 def test_a_batch_is_replayed_with_the_same_shifts_and_all_are_shown_in_as_many_epochs(
     replays, blobs, tmp_path, monkeypatch
