@@ -11,16 +11,14 @@ from dataclasses import replace
 
 from attacks import FGSM, PGD
 from checks import attack_order
-from defences import Adversarial, Penalty
+from defences import Adversarial, Wrapped, innermost
 from outcomes import attacked, predict
 from utils import derive_seed
 
 
 def eps_of(defence, progress=1.0):
     """The ε at which a defence is to be watched; None where it takes more than one step."""
-    if isinstance(defence, Penalty):
-        return eps_of(defence.defence, progress)
-    known = getattr(defence, "single_step_eps", None)
+    known = getattr(innermost(defence), "single_step_eps", None)
     return known and known(progress)
 
 
@@ -48,8 +46,8 @@ def _accuracy(state, split, attack):
 
 
 def safer(defence):
-    """What a collapsed run goes on with: two steps of 5/8 ε, under the same penalty, with the same ramp."""
-    if isinstance(defence, Penalty):
+    """What a collapsed run goes on with: two steps of 5/8 ε, under the same wrappers, with the same ramp."""
+    if isinstance(defence, Wrapped):
         return replace(defence, defence=safer(defence.defence))
     eps = eps_of(defence)
     return Adversarial(PGD(eps=eps, step_size=5 / 8 * eps, steps=2), ramp=getattr(defence, "ramp", 0.0))

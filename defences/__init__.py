@@ -12,19 +12,26 @@ of the images that the model was trained on, for the curve of training accuracy.
     at(progress)                the defence that it is at that moment: steps of equal ones can be one CUDA graph
 """
 
-from defences.adversarial import Adversarial, Standard, moment
+from defences.adversarial import Adversarial, Standard, Wrapped, innermost, moment
 from defences.free import Free
 from defences.penalties import L2SP, FeatureDistillation, Penalty
 from defences.single_step import NFGSM, Guided
+from defences.surrogate import MART, TRADES
+from defences.weight_perturbation import AWP
 
 __all__ = [
+    "AWP",
     "L2SP",
+    "MART",
     "NFGSM",
+    "TRADES",
     "Adversarial",
     "FeatureDistillation",
     "Free",
     "Guided",
     "Penalty",
     "Standard",
+    "Wrapped",
+    "innermost",
     "moment",
 ]

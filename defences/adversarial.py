@@ -16,68 +16,136 @@ def moment(defence, progress):
     for kind in type(defence).__mro__:
         if "at" in vars(kind):
             return defence.at(progress)
-        if "loss" in vars(kind):
+        if {"loss", "craft", "objective"} & vars(kind).keys():
             return None
     return None
 
 
+class TwoHalves:
+    """A defence that first makes the pictures to learn from, then says what is to be minimised there.
+
+    craft(model, images, labels, progress, generator)           pictures (N, C, H, W) in [0, 1]
+    objective(model, images, adversarial, labels, smoothing)    the loss, and the logits of `adversarial`
+    """
+
+    def loss(self, model, images, labels, *, progress, generator, smoothing=0.0, memory=None):
+        adversarial = self.craft(model, images, labels, progress, generator)
+        return self.objective(model, images, adversarial, labels, smoothing)
+
+    def objective(self, model, images, adversarial, labels, smoothing):
+        logits = model(adversarial)
+        return cross_entropy(wide(logits), labels, label_smoothing=smoothing), logits
+
+
 @dataclass(frozen=True)
-class Standard:
+class Standard(TwoHalves):
     """Cross-entropy on the pictures as they are."""
 
     def at(self, progress):
         return self
 
-    def loss(self, model, images, labels, *, progress, generator, smoothing=0.0, memory=None):
-        logits = model(images)
-        return cross_entropy(wide(logits), labels, label_smoothing=smoothing), logits
+    def craft(self, model, images, labels, progress, generator):
+        return images
 
 
 @dataclass(frozen=True)
-class Adversarial:
+class Adversarial(TwoHalves):
     """Cross-entropy on adversarial examples, crafted anew on the model at each step (Madry et al. 2017).
 
     ε rises linearly from 0 over the first `ramp` of the training (step sizes with it): small networks
     that stay at chance when ε starts at its full size learn that way, or from the weights of a standard
-    network (pass its model to `train`). The attack's steps rise evenly from 1 to `attack.steps` over the first
-    `grow` of the training, which saves half of them there. While crafting, BatchNorm is in eval mode.
+    network (pass its model to `train`). With a pair, ramp=(0.25, 0.75), it is 0 until the first moment and full
+    from the second on: a standard source that is fine-tuned adversarially needs that (epsilon scheduling, ICLR
+    2026). While ε is 0 training is standard. The attack's steps rise evenly from 1 to `attack.steps` over the
+    first `grow` of the training, which saves half of them there. While crafting, BatchNorm is in eval mode.
     """
 
     attack: Attack
-    ramp: float = 0.0
+    ramp: float | tuple[float, float] = 0.0
     grow: float = 0.0
 
     def __post_init__(self):
         if not isinstance(self.attack, Attack):
             raise TypeError(f"attack={self.attack!r}: an attack is needed, for instance PGD()")
-        for name in ("ramp", "grow"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}={getattr(self, name)}: a share of the training, 0 to 1, is needed")
+        name = type(self).__name__
+        try:
+            begin, end = self._ramp
+            fits = 0 <= begin <= end <= 1
+        except (TypeError, ValueError):
+            fits = False
+        if not fits:
+            raise ValueError(
+                f"{name}: ramp={self.ramp}; a share of the training, 0 to 1, is needed, or two, (0.25, 0.75), "
+                "from where to where ε rises"
+            )
+        if not 0 <= self.grow <= 1:
+            raise ValueError(f"{name}: grow={self.grow}; a share of the training, 0 to 1, is needed")
         if self.grow and not hasattr(self.attack, "steps"):
             raise ValueError(f"grow={self.grow}: {self.attack} has no `steps` that could rise; PGD() has")
+
+    @property
+    def _ramp(self):
+        return self.ramp if isinstance(self.ramp, (tuple, list)) else (0.0, self.ramp)
+
+    def _strength(self, progress):
+        """The share of its full size that ε has reached, 0 to 1."""
+        begin, end = self._ramp
+        return 1.0 if progress >= end else max(0.0, progress - begin) / (end - begin)
 
     def single_step_eps(self, progress):
         single = isinstance(self.attack, FGSM) or getattr(self.attack, "steps", math.inf) == 1
         if not single or getattr(self.attack, "norm", "Linf") != "Linf":
             return None
-        return self.attack.eps * (1 if progress >= self.ramp else progress / self.ramp)
+        return self.attack.eps * self._strength(progress)
 
     def at(self, progress):
         attack = self._attack_at(progress)
-        return Standard() if attack is None else Adversarial(attack)
+        return Standard() if attack is None else replace(self, attack=attack, ramp=0.0, grow=0.0)
 
     def loss(self, model, images, labels, *, progress, generator, smoothing=0.0, memory=None):
+        begun = self._attack_at(progress) is not None
+        how = super() if begun else Standard()
+        return how.loss(model, images, labels, progress=progress, generator=generator, smoothing=smoothing)
+
+    def craft(self, model, images, labels, progress, generator):
         attack = self._attack_at(progress)
-        if attack is not None:
-            with evaluating(model):
-                images = attack.craft(model, images, labels, generator)
-        logits = model(images)
-        return cross_entropy(wide(logits), labels, label_smoothing=smoothing), logits
+        if attack is None:
+            return images
+        with evaluating(model):
+            return self._crafted(attack, model, images, labels, generator)
+
+    def _crafted(self, attack, model, images, labels, generator):
+        return attack.craft(model, images, labels, generator)
 
     def _attack_at(self, progress):
-        attack = self.attack
+        attack, strength = self.attack, self._strength(progress)
         if progress < self.grow:
             attack = replace(attack, steps=1 + int((attack.steps - 1) * progress / self.grow))
-        if progress >= self.ramp:
+        if strength == 1:
             return attack
-        return attack.scaled(progress / self.ramp) if progress else None
+        return attack.scaled(strength) if strength else None
+
+
+@dataclass(frozen=True)
+class Wrapped:
+    """Another defence, with something around it."""
+
+    defence: object
+
+    def __post_init__(self):
+        if not callable(getattr(self.defence, "loss", None)):
+            name = type(self).__name__
+            raise TypeError(f"{name}: defence={self.defence!r}; a defence such as Standard() is needed")
+
+    def at(self, progress):
+        inner = moment(self.defence, progress)
+        return inner and replace(self, defence=inner)
+
+    @property
+    def replays(self):
+        return getattr(self.defence, "replays", 1)
+
+
+def innermost(defence):
+    """The defence that all the others are around."""
+    return innermost(defence.defence) if isinstance(defence, Wrapped) else defence

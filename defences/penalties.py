@@ -1,26 +1,26 @@
 """Pulls back to the network that another one was adapted from, beside any other defence."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
 from attacks import evaluating
-from defences.adversarial import moment
+from defences.adversarial import Wrapped
 
 
 @dataclass(frozen=True)
-class Penalty:
+class Penalty(Wrapped):
     """Another defence, plus `strength` times a distance from the source that the network was adapted from."""
 
-    defence: object
     source: torch.nn.Module
     strength: float
 
+    at = Wrapped.at  # it adds nothing that changes from moment to moment
+
     def __post_init__(self):
+        super().__post_init__()
         name = type(self).__name__
-        if not callable(getattr(self.defence, "loss", None)):
-            raise TypeError(f"{name}: defence={self.defence!r}; a defence such as Standard() is needed")
         if not isinstance(self.source, torch.nn.Module):
             raise TypeError(f"{name}: source={self.source!r}; the source model is needed")
         if not 0 <= self.strength < math.inf:
@@ -30,14 +30,6 @@ class Penalty:
         inner = {"progress": progress, "generator": generator, "smoothing": smoothing, "memory": memory}
         loss, logits = self.defence.loss(model, images, labels, **inner)
         return loss + self.strength * self.distance(model, images, self.source.to(images.device)), logits
-
-    def at(self, progress):
-        inner = moment(self.defence, progress)
-        return inner and replace(self, defence=inner)
-
-    @property
-    def replays(self):
-        return getattr(self.defence, "replays", 1)
 
     def distance(self, model, images, source):
         """A scalar, zero where the model is the source."""

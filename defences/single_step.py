@@ -9,12 +9,13 @@ from torch.nn.functional import cross_entropy
 from attacks import evaluating, input_gradient, wide
 from attacks.base import check_setting
 from attacks.pgd import bounds
+from defences.adversarial import TwoHalves
 
 EPS_HINT = "8/255 is usual; a plain 8 forgets the division"
 
 
 @dataclass(frozen=True)
-class NFGSM:
+class NFGSM(TwoHalves):
     """Cross-entropy on examples of one step from a noisy picture, which may lie outside ε.
 
     De Jorge et al. 2022, "Make Some Noise", arXiv:2202.01181. The noise is uniform in ±noise · ε, the step is
@@ -38,14 +39,13 @@ class NFGSM:
     def single_step_eps(self, progress):
         return self.eps
 
-    def loss(self, model, images, labels, *, progress, generator, smoothing=0.0, memory=None):
+    def craft(self, model, images, labels, progress, generator):
         reach = self.noise * self.eps
         noise = torch.empty_like(images).uniform_(-reach, reach, generator=generator)
         noisy = noise.add_(images).clamp_(0, 1)
         with evaluating(model):
             gradient = input_gradient(model, noisy, labels)
-        logits = model(noisy.add_(gradient.sign_(), alpha=self.step * self.eps).clamp_(0, 1))
-        return cross_entropy(wide(logits), labels, label_smoothing=smoothing), logits
+        return noisy.add_(gradient.sign_(), alpha=self.step * self.eps).clamp_(0, 1)
 
 
 @dataclass(frozen=True)

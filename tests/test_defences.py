@@ -10,10 +10,21 @@ from torch.nn.functional import cross_entropy
 
 import models
 from attacks import FGSM, PGD
-from benchmarks.peers import usual_network
-from defences import L2SP, NFGSM, Adversarial, FeatureDistillation, Free, Guided, Penalty, Standard
-from recipes import Recipe
-from steps import State, train_step
+from defences import (
+    AWP,
+    L2SP,
+    MART,
+    NFGSM,
+    TRADES,
+    Adversarial,
+    FeatureDistillation,
+    Free,
+    Guided,
+    Penalty,
+    Standard,
+    innermost,
+    moment,
+)
 
 
 @pytest.fixture
@@ -60,6 +71,93 @@ def test_ramp_raises_eps_and_step_size_together():
     assert defence._attack_at(0.25).step_size == pytest.approx(0.005)
     assert defence._attack_at(0.5) is defence.attack
     assert Adversarial(FGSM(eps=0.04), ramp=1)._attack_at(0.5).eps == pytest.approx(0.02)
+
+
+def test_a_pair_says_from_where_to_where_eps_rises(batch):
+    defence = Adversarial(PGD(eps=0.04, step_size=0.01), ramp=(0.25, 0.75))
+    assert defence._attack_at(0.1) is defence._attack_at(0.25) is None
+    assert defence._attack_at(0.5).eps == pytest.approx(0.02)
+    assert defence._attack_at(0.5).step_size == pytest.approx(0.005)
+    assert defence._attack_at(0.75) is defence.attack
+    assert Adversarial(FGSM(eps=0.04), ramp=(0.5, 0.5))._attack_at(0.5).eps == 0.04
+    assert Adversarial(FGSM(eps=0.04), ramp=(0.25, 0.75)).single_step_eps(0.5) == pytest.approx(0.02)
+    network = small_network().eval()
+    for kind in (Adversarial, TRADES, MART):  # while ε is 0
+        early = kind(PGD(), ramp=(0.6, 1))
+        assert torch.equal(call(early, network, batch), call(Standard(), network, batch))
+        assert moment(early, 0.5) == Standard()
+        assert moment(early, 1.0) == kind(PGD())
+        assert not torch.equal(call(kind(PGD()), network, batch), call(Standard(), network, batch))
+
+
+@pytest.mark.parametrize("kind", [TRADES, MART])
+def test_the_pull_grows_with_its_weight_and_the_pictures_stay_within_eps(kind, batch):
+    network, (name, usual) = small_network(), {TRADES: ("beta", 6.0), MART: ("weight", 5.0)}[kind]
+    defences = [kind(PGD(eps=0.02), **{name: w}) for w in (0, usual, 2 * usual)]
+    losses = [call(defence, network.eval(), batch).item() for defence in defences]
+    assert losses[1] - losses[0] == pytest.approx(losses[2] - losses[1], rel=0.01)
+    assert losses[1] > losses[0]
+    assert losses[1] == call(kind(PGD(eps=0.02)), network, batch).item()
+    seen = given(network.train())
+    kind(PGD(eps=0.02)).loss(network, *batch, progress=0, generator=generator())
+    clean, adversarial = seen[True]
+    assert torch.equal(clean, batch[0])
+    assert 0.019 < (adversarial - clean).abs().max() <= 0.02 + 1e-6
+    assert 0 <= adversarial.min() <= adversarial.max() <= 1
+
+
+def test_mart_on_logits_that_leave_no_probability_is_finite(batch):
+    class Sure(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.tensor(1e4))
+
+        def forward(self, images):
+            return self.scale * images.flatten(1)[:, :4]
+
+    network = Sure()
+    for defence in (MART(PGD(steps=1)), TRADES(PGD(steps=1)), AWP(MART(PGD(steps=1)))):
+        loss, _ = defence.loss(network, *batch, progress=0, generator=generator())
+        loss.backward()
+        assert torch.isfinite(loss)
+        assert torch.isfinite(network.scale.grad)
+
+
+def test_awp_leaves_weights_and_statistics_as_they_were_and_frozen_layers_alone(batch):
+    network, plain = small_network().train(), small_network().train()
+    for one in (network, plain):
+        one[3].p = 0.0
+        one[0].weight.requires_grad_(False)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    loss, _ = AWP(Standard(), 0.1).loss(network, *batch, progress=0, generator=generator())
+    loss.backward()
+    calm, _ = Standard().loss(plain, *batch, progress=0, generator=generator())
+    calm.backward()
+    assert loss > calm
+    assert network[0].weight.grad is None
+    assert not torch.allclose(network[6].weight.grad, plain[6].weight.grad)
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, plain.state_dict()[name]), name  # BatchNorm has moved once, as for the other
+        assert torch.equal(value, before[name]) == ("running" not in name and "num_batches" not in name), name
+    assert torch.equal(call(AWP(Standard(), 0), network.eval(), batch), call(Standard(), network, batch))
+
+
+def test_wrappers_stack_and_know_what_is_inside(batch):
+    source = small_model()
+    stacked = L2SP(AWP(TRADES(PGD(steps=2), ramp=(0.2, 0.4))), source)
+    assert innermost(stacked) == TRADES(PGD(steps=2), ramp=(0.2, 0.4))
+    assert moment(stacked, 0.1) == L2SP(AWP(Standard()), source)
+    assert moment(stacked, 0.5) == L2SP(AWP(TRADES(PGD(steps=2))), source)
+    assert moment(stacked, 0.5) is not None
+    assert torch.isfinite(call(stacked, small_model(1), batch))
+    assert L2SP(Free(replays=3), source).replays == 3
+
+    class Own(Adversarial):
+        def objective(self, model, images, adversarial, labels, smoothing):
+            return super().objective(model, images, adversarial, labels, smoothing)
+
+    assert moment(Own(PGD()), 1) is None  # what it does at a moment is not known
+    assert moment(AWP(Own(PGD())), 1) is None
 
 
 def test_grow_raises_the_steps_evenly(batch):
@@ -231,8 +329,21 @@ def test_errors_are_clear():
 
     with pytest.raises(TypeError, match="an attack is needed"):
         Adversarial("pgd")
-    with pytest.raises(ValueError, match="ramp=2"):
-        Adversarial(PGD(), ramp=2)
+    for ramp in (2, (0.5, 0.2), (0.1, 0.2, 0.3), "half", (0.2, 1.5), None):
+        with pytest.raises(ValueError, match=r"ramp=.*from where to where"):
+            TRADES(PGD(), ramp=ramp)
+    for attack in (FGSM(), PGD(norm="L2", eps=0.5), PGD(restarts=2)):
+        with pytest.raises(ValueError, match="a PGD in L∞ without restarts"):
+            TRADES(attack)
+    with pytest.raises(ValueError, match="TRADES: beta=-1"):
+        TRADES(beta=-1)
+    with pytest.raises(ValueError, match="MART: weight="):
+        MART(weight=float("nan"))
+    with pytest.raises(ValueError, match="AWP: gamma=1"):
+        AWP(Standard(), 1)
+    for inner in (Free(), Guided(), L2SP(Standard(), small_model())):
+        with pytest.raises(TypeError, match="makes no pictures before its loss"):
+            AWP(inner)
     with pytest.raises(ValueError, match="grow=-1"):
         Adversarial(PGD(), grow=-1)
     with pytest.raises(ValueError, match=r"FGSM\(ε=8/255\) has no `steps`"):
@@ -245,44 +356,3 @@ def test_errors_are_clear():
         Guided(weight=-1)
     with pytest.raises(ValueError, match=r"Free: replays=0.5; a whole number"):
         Free(replays=0.5)
-
-
-def textbook_pgd(model, images, labels):
-    """Madry et al. as everybody writes it: the gradient of the mean cross-entropy, its sign, two clamps."""
-    adversarial = images.clone()
-    for _ in range(10):
-        adversarial.requires_grad_()
-        gradient = torch.autograd.grad(cross_entropy(model(adversarial), labels), adversarial)[0]
-        change = (adversarial.detach() + 2 / 255 * gradient.sign() - images).clamp(-8 / 255, 8 / 255)
-        adversarial = (images + change).clamp(0, 1)
-    return adversarial
-
-
-@pytest.mark.parametrize("arguments", [{"name": "shallow_cnn"}, {"name": "resnet18", "width": 4}], ids=str)
-def test_twenty_steps_reach_the_weights_of_the_textbook(arguments):
-    """In float64: in float32 the signs of tiny gradients hang on the order of additions, and drive runs apart."""
-    ours = models.build(num_classes=10, **arguments).double()
-    plain = usual_network(ours).double()
-    recipe = Recipe(
-        epochs=1,
-        learning_rate=0.05,
-        schedule="constant",
-        defence=Adversarial(PGD(random_start=False)),
-        precision="float32",
-    )
-    state = State(ours.train(), recipe, 20, torch.device("cpu"))
-    optimizer = torch.optim.SGD(plain.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4, nesterov=True)
-    draw = torch.Generator().manual_seed(0)
-    for _ in range(20):
-        images = torch.rand(8, 3, 32, 32, generator=draw, dtype=torch.float64)
-        labels = torch.randint(10, (8,), generator=draw)
-        train_step(state, images.contiguous(memory_format=torch.channels_last), labels)
-        state.step += 1
-        adversarial = textbook_pgd(plain.eval(), images, labels)
-        optimizer.zero_grad()
-        cross_entropy(plain.train()(adversarial), labels).backward()
-        optimizer.step()
-    moved = max((one - two).abs().max() for one, two in zip(ours.parameters(), plain.parameters(), strict=True))
-    assert moved < 1e-5
-    start = models.build(num_classes=10, **arguments).double()
-    assert max((a - b).abs().max() for a, b in zip(ours.parameters(), start.parameters(), strict=True)) > 0.01

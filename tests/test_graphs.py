@@ -10,7 +10,7 @@ from conftest import small_network
 import graphs
 import steps
 from attacks import PGD
-from defences import NFGSM, Adversarial, Free, Standard
+from defences import AWP, MART, NFGSM, TRADES, Adversarial, Free, Standard
 from graphs import WARM_UP, Graphed
 from trainer import Recipe
 
@@ -66,6 +66,8 @@ def test_calls_that_are_alike_are_captured_and_others_are_not(recorded):
         (Adversarial(PGD(steps=2), ramp=1.0), 0),
         (NFGSM(), 1),
         (Free(replays=2), 1),
+        (TRADES(PGD(steps=2)), 1),
+        (AWP(MART(PGD(steps=2))), 1),
     ],
 )
 def test_replayed_steps_reach_the_same_weights(request, blobs, defence, captures, device):

@@ -17,7 +17,7 @@ import guard
 import steps
 import trainer
 from attacks import FGSM, PGD, VMIFGSM
-from defences import L2SP, NFGSM, Adversarial, Free, Guided, Standard
+from defences import AWP, L2SP, NFGSM, TRADES, Adversarial, Free, Guided, Standard
 from runs import fingerprint
 from trainer import Recipe, TrainingDiverged, train
 from utils import Split
@@ -234,6 +234,8 @@ def test_the_column_is_the_accuracy_of_the_live_weights_under_fgsm(blobs, tmp_pa
         (Free(eps=0.1), 0.1),
         (L2SP(Guided(eps=0.1), nn.Identity()), 0.1),
         (L2SP(Standard(), nn.Identity()), None),
+        (L2SP(AWP(NFGSM(eps=0.1)), nn.Identity()), 0.1),
+        (TRADES(), None),
     ],
     ids=str,
 )

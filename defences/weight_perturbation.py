@@ -1,0 +1,63 @@
+"""Training at the worst weights nearby, beside any defence that crafts first."""
+
+import functools
+from dataclasses import dataclass
+
+import torch
+from torch.func import functional_call
+
+from attacks.base import check_setting
+from defences.adversarial import Wrapped
+
+TINY = 1e-12  # beside a length, so that none divides by zero
+
+
+@dataclass(frozen=True)
+class AWP(Wrapped):
+    """Adversarial weight perturbation: Wu et al. 2020, arXiv:2004.05884.
+
+    After the inner defence has made its pictures, every weight matrix that trains is moved by `gamma` times its
+    own length along the gradient of the inner loss, uphill; the update is by the gradient there, applied to the
+    weights as they were. It costs one more forward and backward pass a step. BatchNorm's statistics follow the
+    second pass alone. The inner defence is Standard, Adversarial, TRADES, MART, NFGSM or one with `craft` and
+    `objective`; pulls go around: L2SP(AWP(TRADES()), source).
+    """
+
+    gamma: float = 0.005
+
+    at = Wrapped.at  # it adds nothing that changes from moment to moment
+
+    def __post_init__(self):
+        super().__post_init__()
+        halves = [getattr(self.defence, name, None) for name in ("craft", "objective")]
+        if not all(map(callable, halves)):
+            raise TypeError(
+                f"AWP: defence={self.defence!r} makes no pictures before its loss; Adversarial(PGD()), TRADES(), "
+                "MART() or NFGSM() is needed, and pulls to a source go around: L2SP(AWP(...), source)"
+            )
+        check_setting(self, "gamma", 0, 1, open_high=True, hint="0.005 is usual")
+
+    def loss(self, model, images, labels, *, progress, generator, smoothing=0.0, memory=None):
+        adversarial = self.defence.craft(model, images, labels, progress, generator)
+        inner = functools.partial(
+            self.defence.objective, images=images, adversarial=adversarial, labels=labels, smoothing=smoothing
+        )
+        return inner(_with(model, self._uphill(model, inner)))
+
+    def _uphill(self, model, inner):
+        """Weights by name, moved; their gradient is that of the weights themselves."""
+        weights = {name: w for name, w in model.named_parameters() if w.requires_grad and w.ndim > 1}
+        if not weights:
+            return {}
+        statistics = {name: buffer.clone() for name, buffer in model.named_buffers()}  # moved, and forgotten
+        loss, _ = inner(_with(model, weights | statistics))
+        slopes = torch.autograd.grad(loss, list(weights.values()), allow_unused=True, materialize_grads=True)
+        return {
+            name: weight + slope * (self.gamma * weight.detach().norm() / (slope.norm() + TINY))
+            for (name, weight), slope in zip(weights.items(), slopes, strict=True)
+        }
+
+
+def _with(model, tensors):
+    """The model as a function, with other weights or buffers of these names."""
+    return lambda images: functional_call(model, tensors, (images,))
