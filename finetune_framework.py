@@ -5,7 +5,7 @@
     describe(model)                                              # stages, parameters, what trains, rates
 
 What does not train is frozen wholly: its weights ask for no gradient, its BatchNorm statistics and its
-dropout stay in eval mode, whoever calls `.train()`.
+dropout stay in eval mode, whoever calls `.train()`. Low-rank adapters may learn on top of it.
 """
 
 import copy
@@ -21,6 +21,7 @@ from torch import nn
 
 import models
 from files import read_json
+from models import low_rank
 from models.backbones import head_name, replace_head
 from runs import ANEW, RunFolder, header_of, structure
 
@@ -94,6 +95,7 @@ def _check_size(spec, path):
     except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
         raise SourceError(f"{path} describes no network that can be built ({error}). {ANEW}") from error
     there = header_of(path / "weights.safetensors")[1]
+    there = {low_rank.plain_name(name): shape for name, shape in there.items()}
     for name, value in hollow.state_dict().items():
         if not name.startswith(f"network.{hollow.head}.") and there.get(name) != value.shape:
             raise SourceError(
@@ -166,7 +168,7 @@ def _fill(network, weights, path, architecture):
 # Adapting
 
 
-def adapt(source, num_classes, train="all", *, seed=0, rates=None):
+def adapt(source, num_classes, train="all", *, seed=0, rates=None, rank=None, norms=None):
     """A copy of `source` with a fresh head for `num_classes`, of which only a part trains.
 
     `num_classes=None` keeps the head that is there. So probe-then-all (linear probing, then fine-tuning: Kumar
@@ -178,29 +180,64 @@ def adapt(source, num_classes, train="all", *, seed=0, rates=None):
     train: "head"; "last_stage", everything after the resolution last falls; "all"; or a list of names of
     layers (`describe` shows them; "head" stands for the head). The head always trains with "head",
     "last_stage" and "all". `rates` maps names of layers, or "head", to multiples of the recipe's learning
-    rate; the longest name that fits counts. The new head depends on `seed` alone. Raises ValueError for
-    unknown names or where nothing would train.
+    rate; the longest name that fits counts. `rank` gives every convolution and linear layer that is frozen a
+    low-rank adapter of that rank, which trains (LoRA: Hu et al. 2021, arXiv:2106.09685); adapting again makes the
+    adapters part of the weights first. `norms` "frozen" freezes every BatchNorm, also where the layers around it
+    train; "adapted" lets every BatchNorm train and follow the target's statistics, also where these are frozen.
+    The new head and the adapters depend on `seed` alone. Raises ValueError for unknown names, for choices that
+    change nothing in this network, or where nothing would train.
     """
     if num_classes is not None:
         models.check_num_classes(num_classes)
+    if norms not in (None, "frozen", "adapted"):
+        raise ValueError(f"norms={norms!r}: None, 'frozen' or 'adapted' is needed")
+    if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or rank < 1):
+        raise ValueError(f"rank={rank!r}: None or a whole number of at least 1 is needed")
     model = copy.deepcopy(source)
-    for module in model.modules():
+    for module in list(model.modules()):
+        low_rank.merge(module)
         _thaw(module)
     old_classes = _logits(model).shape[1]
     head = head_name(model.network, old_classes)
-    if num_classes is not None:
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        if num_classes is not None:
             replace_head(model.network, head, num_classes)
-    leaves = _leaves(model)
-    chosen = _chosen(model, leaves, head, train)
-    _freeze_before_and_outside(leaves, chosen)
-    _freeze_between(model.network, leaves, chosen)
+        leaves = _leaves(model)
+        chosen = _with_norms(_chosen(model, leaves, head, train), leaves, norms)
+        _freeze_before_and_outside(leaves, chosen)
+        _freeze_between(model.network, leaves, chosen)
+        if rank is not None:
+            _add_adapters(leaves, chosen, rank)
     model.head, model.rates = head, _checked_rates(model, head, rates or {})
     adapted = {"num_classes": num_classes, "train": train, "seed": seed, "rates": rates}
+    adapted |= {name: value for name, value in (("rank", rank), ("norms", norms)) if value is not None}
     if isinstance(getattr(source, "spec", None), dict):
         model.spec = source.spec | {"adapted": [*source.spec.get("adapted", []), adapted]}
     return model.to(memory_format=torch.channels_last)
+
+
+def _with_norms(chosen, leaves, norms):
+    """The names of the leaves that train, when BatchNorm has been asked for or excluded."""
+    found = {name for name, (module, _) in leaves.items() if isinstance(module, nn.modules.batchnorm._BatchNorm)}
+    if norms is None:
+        return chosen
+    if not found:
+        raise ValueError(f"norms={norms!r}: this network has no BatchNorm")
+    return chosen | found if norms == "adapted" else chosen - found
+
+
+def _add_adapters(leaves, chosen, rank):
+    """A low-rank adapter for every frozen layer whose weight is that of a convolution or a linear layer."""
+    frozen = [
+        module
+        for name, (module, _) in leaves.items()
+        if name not in chosen and isinstance(module, (nn.Linear, nn.modules.conv._ConvNd))
+    ]
+    if not frozen:
+        raise ValueError(f"rank={rank}: no convolution or linear layer is frozen, so there is nothing to adapt")
+    for module in frozen:
+        low_rank.add(module, rank)
 
 
 def _logits(model):
@@ -219,7 +256,8 @@ def _leaves(model):
     """Layers without children, in the order a picture passes them: {name: (module, side of its output)}."""
     seen, hooks = {}, []
     for name, module in model.network.named_modules():
-        if next(module.children(), None) is None:
+        inside_adapter = ".parametrizations" in name
+        if low_rank.is_adapted(module) or (next(module.children(), None) is None and not inside_adapter):
 
             def note(module, inputs, output, name=name):
                 side = output.shape[-1] if isinstance(output, torch.Tensor) and output.ndim == 4 else None
@@ -349,13 +387,15 @@ def describe(model):
         count = sum(weight.numel() for weight in module.parameters(recurse=False))
         if count == 0:
             continue
-        side = leaves[name][1] if name in leaves else None
+        layer, _, part = name.partition(".parametrizations.weight")
+        side = leaves[layer][1] if layer in leaves else None
         trains = any(weight.requires_grad for weight in module.parameters(recurse=False))
         norm = isinstance(module, nn.modules.batchnorm._NormBase)
         frozen = hasattr(type(module), "thawed")
         rows.append(
             {
-                "layer": name + (" (head)" if name == getattr(model, "head", None) else ""),
+                "layer": layer
+                + (" (low rank)" if part else " (head)" if name == getattr(model, "head", None) else ""),
                 "side": side or "",
                 "parameters": count,
                 "trains": trains,

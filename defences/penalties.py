@@ -7,6 +7,7 @@ import torch
 
 from attacks import evaluating
 from defences.adversarial import Wrapped
+from models import LowRank
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,9 @@ class Penalty(Wrapped):
 class L2SP(Penalty):
     """A pull of the weights back to the source's: strength / 2 · |w - w_source|².
 
-    Li et al. 2018, arXiv:1802.01483. The head, which the source has for other classes, is left free. The
-    recipe's weight decay still pulls everything to zero; set it to 0 for the paper's form.
+    Li et al. 2018, arXiv:1802.01483. The head, which the source has for other classes, is left free; low-rank
+    adapters count with the change that they make. The recipe's weight decay still pulls everything to zero; set it
+    to 0 for the paper's form. Raises ValueError where the network was not adapted from that source.
     """
 
     strength: float = 0.01
@@ -49,12 +51,15 @@ class L2SP(Penalty):
     def distance(self, model, images, source):
         start = dict(source.named_parameters())
         head = f"network.{model.head}."
-        squares = [
-            (weight - start[name].detach()).square().sum()
-            for name, weight in model.named_parameters()
-            if weight.requires_grad and not name.startswith(head)
-        ]
-        return sum(squares) / 2
+        changes = [module.change() for module in model.modules() if isinstance(module, LowRank)]
+        for name, weight in model.named_parameters():
+            if weight.requires_grad and not name.startswith(head) and ".parametrizations." not in name:
+                if name not in start or start[name].shape != weight.shape:
+                    raise ValueError(
+                        f"L2SP: the source has no {name!r} of shape {tuple(weight.shape)} to stay near"
+                    )
+                changes.append(weight - start[name].detach())
+        return sum(change.square().sum() for change in changes) / 2
 
 
 @dataclass(frozen=True)

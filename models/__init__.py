@@ -9,10 +9,11 @@ from torch.nn.functional import interpolate
 
 from models import backbones
 from models.backbones import WeightsError
+from models.low_rank import LowRank
 from models.resnet import preact_resnet18, resnet18, resnet34, resnet50
 from models.shallow import ShallowCNN, WideShallowCNN
 
-__all__ = ["NETWORKS", "Model", "Normalise", "WeightsError", "build", "check_num_classes", "rate_of"]
+__all__ = ["NETWORKS", "LowRank", "Model", "Normalise", "WeightsError", "build", "check_num_classes", "rate_of"]
 
 # Mean and standard deviation of the CIFAR-10 training pictures, per channel, in [0, 1].
 CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)

@@ -14,6 +14,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn.utils.parametrize import is_parametrized
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+from models.low_rank import is_adapted
+
 _FOR_ONEDNN = ()  # what its convolutions compute in, here
 if torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_pointwise"):
     _HAS_BFLOAT16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()  # not on CPUs without AVX-512
@@ -170,16 +172,17 @@ def _possible(pairs):
         settings = (convolution.bias, convolution.groups, convolution.dilation, convolution.padding_mode)
         if settings != (None, 1, (1, 1), "zeros") or isinstance(convolution.padding, str):
             return False
-        weights = (convolution.weight, norm.weight, norm.bias)
+        weights = (*convolution.parameters(), norm.weight, norm.bias)
         if torch.is_grad_enabled() and any(weight.requires_grad for weight in weights):
             return False
     return True
 
 
 def is_plain(module, kind):
-    """Does a module do what modules of this kind do, with weights that are just weights and no hook to see it?"""
+    """Does a module do what modules of this kind do, with weights that stay the same and no hook to see it?"""
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return type(module).forward is kind.forward and not any(hooks) and not is_parametrized(module)
+    still = not is_parametrized(module) or is_adapted(module)  # somebody's own might give another weight each time
+    return type(module).forward is kind.forward and not any(hooks) and still
 
 
 def _watched():

@@ -270,6 +270,111 @@ def test_the_new_head_depends_on_its_seed_alone():
     assert fingerprint(one) == fingerprint(adapt(source, 10)) != fingerprint(adapt(source, 10, seed=1))
 
 
+# --- low-rank adapters, BatchNorm ------------------------------------------------------------------
+
+
+def logits_of(model):
+    images = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        return model.eval()(images)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "imagenet/densenet121", "imagenet/mobilenet_v3_small"])
+def test_low_rank_adapters_learn_on_a_frozen_backbone_and_become_part_of_it(name, few, tmp_path):
+    options = {"width": 4} if name == "resnet18" else {"pretrained": False, "resize": 32}
+    source = models.build(name, 100, **options)
+    plain, model = adapt(source, 10, train="head"), adapt(source, 10, train="head", rank=2)
+    assert torch.allclose(logits_of(model), logits_of(plain), atol=1e-5)  # until they have learned
+    learns = trained(model) - trained(plain)
+    layers = [m for m in source.network.modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
+    assert len(learns) == 2 * (len(layers) - 1)
+    assert all(key.endswith((".up", ".down")) for key in learns)
+    recipe = replace(RECIPE, defence=Adversarial(PGD(steps=1)))
+    run = train(model, few, recipe, tmp_path / "run", progress=False)
+    start = state(model)
+    for key, value in run.model.state_dict().items():  # every adapter has moved, and what is beneath has not
+        assert torch.equal(start[key], value) == (key not in trained(model)) or key.endswith(".down"), key
+    again = load_source(run.folder)
+    assert fingerprint(again) == fingerprint(run.model)
+    assert trained(again) == trained(model)
+    merged = adapt(run.model, None, train="all")
+    assert {key for key, _ in merged.named_parameters()} == {key for key, _ in plain.named_parameters()}
+    assert trained(merged) == {key for key, _ in merged.named_parameters()}
+    assert torch.allclose(logits_of(merged), logits_of(run.model), atol=1e-4)
+    assert not torch.allclose(logits_of(merged), logits_of(plain), atol=1e-3)
+    further = train(merged, few, recipe, tmp_path / "further", progress=False)
+    assert fingerprint(load_source(further.folder)) == fingerprint(further.model)
+
+
+def test_an_adapter_of_full_rank_can_be_any_change_and_counts_in_l2sp():
+    source = small_resnet()
+    model = adapt(source, 10, train="head", rank=10_000)
+    adapters = [module for module in model.modules() if isinstance(module, models.LowRank)]
+    assert all(one.up.shape[1] == min(one.up.shape[0], one.down.shape[1]) for one in adapters)
+    assert L2SP(Standard(), source).distance(model, None, source) == 0
+    wanted = 0
+    with torch.no_grad():
+        for one in adapters:
+            one.up.normal_(0, 0.1)
+            wanted += one.change().square().sum()
+    distance = L2SP(Standard(), source).distance(model, None, source)
+    assert distance.item() == pytest.approx(float(wanted) / 2, rel=1e-5)
+    with pytest.raises(ValueError, match="the source has no"):
+        L2SP(Standard(), source).distance(adapt(models.build("resnet18", 5, width=8), 10), None, source)
+
+
+def test_crafting_on_adapters_takes_the_fused_form_and_finds_the_same():
+    model = adapt(small_resnet(), 10, train="head", rank=2).eval()
+    for module in model.modules():
+        if isinstance(module, models.LowRank):
+            nn.init.normal_(module.up, 0, 0.1, generator=torch.Generator().manual_seed(0))
+    merged = adapt(model, None)
+    images, labels = torch.rand(4, 3, 32, 32), torch.arange(4)
+    attack = PGD(steps=2, random_start=False)
+    one, other = attack(model, images, labels), attack(merged.eval(), images, labels)
+    assert ((one - other).abs() < 1e-6).float().mean() > 0.99
+    calls = []
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            real = module._conv_forward
+            module._conv_forward = lambda *parts, real=real: calls.append(1) or real(*parts)
+    attack(model, images, labels)
+    assert not calls
+
+
+def norms_of(model):
+    rows = describe(model)
+    return rows[rows.BatchNorm != ""]
+
+
+def test_norms_frozen_or_adapted(few, tmp_path):
+    source = small_resnet()
+    frozen = adapt(source, 10, train="all", norms="frozen")
+    assert set(norms_of(frozen).BatchNorm) == {"fixed"}
+    assert not norms_of(frozen).trains.any()
+    assert describe(frozen).query("BatchNorm == ''").trains.all()
+    moving = adapt(source, 10, train="head", norms="adapted")
+    assert set(norms_of(moving).BatchNorm) == {"moves"}
+    assert norms_of(moving).trains.all()
+    assert list(describe(moving).query("BatchNorm == ''").query("trains").layer) == ["head (head)"]
+    for name, model in (("frozen", frozen), ("moving", moving)):
+        run = train(model, few, replace(RECIPE, defence=Standard()), tmp_path / name, progress=False)
+        for key, value in run.model.state_dict().items():
+            if "running" in key:
+                assert torch.equal(value, model.state_dict()[key]) == (name == "frozen"), key
+        assert fingerprint(load_source(run.folder)) == fingerprint(run.model)
+
+
+def test_describe_shows_adapters():
+    rows = describe(adapt(small_resnet(), 10, train="last_stage", rank=3)).set_index("layer")
+    assert not rows.trains["stages.0.0.conv1"]
+    assert rows.trains["stages.0.0.conv1 (low rank)"]
+    assert rows.side["stages.0.0.conv1"] == rows.side["stages.0.0.conv1 (low rank)"] == 32
+    assert rows.parameters["stages.0.0.conv1 (low rank)"] == 3 * (4 + 36)
+    assert "stages.3.0.conv1 (low rank)" not in rows.index
+    assert rows.trains["head (head)"]
+
+
 # --- files of weights ------------------------------------------------------------------------------
 
 
@@ -404,6 +509,10 @@ def test_weights_from_a_server_that_is_silent_are_not_waited_for(tmp_path, monke
         ({"num_classes": 10, "train": ["stem.2"]}, "nothing would train"),
         ({"num_classes": 10, "rates": {"fc": 1}}, "rates names 'fc'"),
         ({"num_classes": 10, "rates": {"head": 0}}, "rates\\['head'\\]=0"),
+        ({"num_classes": 10, "train": "head", "rank": 0}, "rank=0"),
+        ({"num_classes": 10, "train": "head", "rank": True}, "rank=True"),
+        ({"num_classes": 10, "train": "all", "rank": 4}, "nothing to adapt"),
+        ({"num_classes": 10, "norms": "moving"}, "norms='moving'"),
     ],
     ids=str,
 )
