@@ -47,7 +47,7 @@ def plot_training(runs):
         figure, axes = plt.subplots(1, 3, figsize=(10, 2.9), layout="constrained")
         panels = (("accuracy/clean", "clean accuracy, %", 100), ("accuracy/robust", "robust accuracy, %", 100))
         for axis, (column, title, scale) in zip(axes, (*panels, ("loss/train", "training loss", 1)), strict=True):
-            for run, look in zip(runs.values(), _looks(runs), strict=True):
+            for run, look in zip(runs.values(), looks(runs), strict=True):
                 axis.plot(run.history["epoch"], scale * run.history[column], marker=".", markersize=3, **look)
             axis.set(title=title, xlabel="epoch")
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -55,14 +55,14 @@ def plot_training(runs):
                 axis.set_ylim(0, 100)
         axes[0].legend()
         known = [read_json(run.folder / "recipe.json") for run in runs.values()]
-        names = demo(_distinct(one["data"]["name"] for one in known))
-        against = _distinct(_short_attack(one["recipe"]["validation_attack"]) for one in known)
+        names = demo(distinct(one["data"]["name"] for one in known))
+        against = distinct(_short_attack(one["recipe"]["validation_attack"]) for one in known)
         where = f"Training on {names}; accuracies on the validation split"
         figure.suptitle(f"{where}, robust: {against}", fontsize=9)
-        return _done(figure)
+        return done(figure)
 
 
-def _distinct(texts):
+def distinct(texts):
     """What all entries of a figure have in common; everything, where they differ."""
     return " and ".join(dict.fromkeys(texts))
 
@@ -81,7 +81,7 @@ def plot_scores(scores, show_invalid=False):
     width = 0.8 / len(scores)
     with mpl.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(7.5, 3.2), layout="constrained")
-        for index, (score, look) in enumerate(zip(scores.values(), _looks(scores), strict=True)):
+        for index, (score, look) in enumerate(zip(scores.values(), looks(scores), strict=True)):
             rows = score.table()
             rows = rows[((rows.verdict != "invalid") | show_invalid) & rows.index.isin(labels)]
             places = [labels.index(label) + (index - (len(scores) - 1) / 2) * width for label in rows.index]
@@ -97,13 +97,13 @@ def plot_scores(scores, show_invalid=False):
         axis.set(ylabel="accuracy, %", ylim=(0, 100))
         axis.grid(axis="x", visible=False)
         # Drawn by hand: a model whose numbers are all left out has no bar to take the colour from.
-        entries = [Patch(**look) for look in _looks(scores) if look["label"]]
+        entries = [Patch(**look) for look in looks(scores) if look["label"]]
         axis.legend(handles=entries, loc="center left", bbox_to_anchor=(1, 0.5))
         invalid = any(score.verdict() == "invalid" for score in scores.values())
         left_out = f", invalid numbers {'shown' if show_invalid else 'left out'}" if invalid else ""
-        tested = _distinct(f"{score.split}, n = {score.n}" for score in scores.values())
+        tested = distinct(f"{score.split}, n = {score.n}" for score in scores.values())
         axis.set_title(demo(tested) + left_out, fontsize=9)
-        return _done(figure)
+        return done(figure)
 
 
 AXES = {"eps": "ε, in 255ths of the pixel range", "steps": "steps of the attack", "restarts": "restarts"}
@@ -119,7 +119,7 @@ def plot_against(tables, title, trained=None):
     scale = 255 if along == "eps" else 1
     with mpl.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(5, 3.2), layout="constrained")
-        for rows, look in zip(tables.values(), _looks(tables), strict=True):
+        for rows, look in zip(tables.values(), looks(tables), strict=True):
             axis.plot(scale * rows[along], 100 * rows.accuracy, marker="o", markersize=3, **look)
             low, high = 100 * rows.low, 100 * rows.high
             axis.fill_between(scale * rows[along], low, high, color=look["color"], alpha=0.15, linewidth=0)
@@ -134,7 +134,7 @@ def plot_against(tables, title, trained=None):
         axis.set(xlabel=AXES[along], ylabel="accuracy, %", ylim=(0, 100))
         axis.set_title(f"{title}, {demo(first.attrs['split'])}, n = {first.n[0]}, bands: 95 %", fontsize=9)
         axis.legend()
-        return _done(figure)
+        return done(figure)
 
 
 def plot_margins(groups, title):
@@ -159,7 +159,7 @@ def plot_margins(groups, title):
         np.atleast_1d(axes)[0].set_ylabel("pictures")
         np.atleast_1d(axes)[0].legend()
         figure.suptitle(title, fontsize=9)
-        return _done(figure)
+        return done(figure)
 
 
 def plot_surfaces(surfaces, title, eps=8 / 255):
@@ -178,7 +178,7 @@ def plot_surfaces(surfaces, title, eps=8 / 255):
             axis.tick_params(labelsize=6, pad=-2)
             axis.view_init(28, -60)
         figure.suptitle(f"{title}; each panel has a scale of its own", fontsize=9)
-        return _done(figure)
+        return done(figure)
 
 
 def plot_claims(table, title):
@@ -199,7 +199,7 @@ def plot_claims(table, title):
         handles = [Line2D([], [], marker=m, color=c, linestyle="", label=text) for m, c, text in entries]
         figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=8)
         figure.suptitle(title, fontsize=9)
-        return _done(figure)
+        return done(figure)
 
 
 def plot_overfitting(run):
@@ -231,7 +231,7 @@ def plot_overfitting(run):
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.legend()
         axis.set_title(f"{demo(data['name'])}, {data['train']} training pictures", fontsize=9)
-        return _done(figure)
+        return done(figure)
 
 
 def plot_per_class(scores, split, label):
@@ -245,7 +245,7 @@ def plot_per_class(scores, split, label):
             1, len(scores), figsize=(wide, 0.24 * len(counts) + 1), sharey=True, layout="constrained"
         )
         for axis, (name, score), look in zip(
-            [axes] if len(scores) == 1 else axes, scores.items(), _looks(scores), strict=True
+            [axes] if len(scores) == 1 else axes, scores.items(), looks(scores), strict=True
         ):
             for place, count in enumerate(counts):
                 if count == 0:
@@ -265,56 +265,40 @@ def plot_per_class(scores, split, label):
             f"{label} by class (dots), up to clean (grey); {demo(split.name)}, n = {len(split)}{left_out}",
             fontsize=9,
         )
-        return _done(figure)
+        return done(figure)
 
 
-def plot_carried(table):
-    """The table of `evaluation.carried_matrix` as a field of numbers; the diagonal is the white box."""
-    values = 100 * table.to_numpy()
-    with mpl.rc_context(STYLE | {"axes.grid": False}):
-        size = 1.6 + 0.62 * len(table)
-        figure, axis = plt.subplots(figsize=(size + 1.2, size), layout="constrained")
-        axis.imshow(values, cmap="Blues", vmin=0, vmax=100)
-        for row, column in np.ndindex(*values.shape):
-            colour = "white" if values[row, column] > 55 else "black"
-            weight = "bold" if row == column else "normal"
-            axis.text(
-                column, row, f"{values[row, column]:.0f}", ha="center", va="center", color=colour, weight=weight
-            )
-        axis.set_xticks(range(len(table)), table.columns, rotation=40, ha="right")
-        axis.set_yticks(range(len(table)), table.index)
-        axis.set(xlabel="scored: the victim", ylabel="crafted on: the source")
-        axis.set_title(
-            f"Accuracy, %, {table.attrs['attack']};\n"
-            f"{demo(table.attrs['split'])}, n = {table.attrs['n']}; bold: white box",
-            fontsize=9,
-        )
-        return _done(figure)
-
-
-def plot_plane(groups, label):
+def plot_plane(groups, label, sources=None):
     """Clean against robust accuracy of every model: the upper right is where one wants to be.
 
     `groups` maps a group's name, which has a colour, to {model's name: Scores}; the same name has the same
-    marker in every group, if there are not too many names to tell apart. Invalid numbers are left out.
+    marker in every group, if there are not too many names to tell apart. `sources` maps names of groups to
+    the Scores, on its own task, of the network that all in the group were made of: a star, with a line to each.
+    Invalid numbers are left out.
     """
+    sources = sources or {}
     names = list(dict.fromkeys(_family(name) for scores in groups.values() for name in scores))
     shapes = dict(zip(names, MARKERS, strict=False)) if len(names) <= len(MARKERS) else dict.fromkeys(names, "o")
     colours = dict(zip(groups, itertools.cycle(COLOURS[1:] + COLOURS[:1]), strict=False))
     everything = [score for scores in groups.values() for score in scores.values()]
-    tested = demo(_distinct(score.split for score in everything))
-    sizes = _distinct(str(score.n) for score in everything)
+    tested = demo(distinct(score.split for score in everything))
+    sizes = distinct(str(score.n) for score in everything)
     left_out = ""
     with mpl.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(7.4, 4.2), layout="constrained")
         for group, scores in groups.items():
+            start = _place(sources[group], label) if group in sources else None
+            if start:
+                axis.plot(*start, "*", color=colours[group], markersize=13, markeredgecolor="black", zorder=3)
             for name, score in scores.items():
                 if label not in score.outcomes:
                     continue
-                if "invalid" in (score.verdict(CLEAN), score.verdict(label)):
+                if (place := _place(score, label)) is None:
                     left_out = "; invalid numbers left out"
                     continue
-                x, y = 100 * score.share(CLEAN), 100 * score.share(label)
+                x, y = place
+                if start:
+                    axis.plot(*zip(start, place, strict=True), color=colours[group], linewidth=0.5, alpha=0.5)
                 reach = [
                     [[100 * abs(end - score.share(row))] for end in score.interval(row)] for row in (CLEAN, label)
                 ]
@@ -328,9 +312,19 @@ def plot_plane(groups, label):
                 Line2D([], [], color="#555555", marker=shape, linestyle="", label=name)
                 for name, shape in shapes.items()
             ]
+        if sources:
+            told = f"a source, on {demo(distinct(score.split for score in sources.values()))}"
+            entries.append(Line2D([], [], color="white", marker="*", markersize=11, mec="black", label=told))
         axis.legend(handles=entries, loc="center left", bbox_to_anchor=(1, 0.5))
         axis.set_title(f"{tested}, n = {sizes}; 95 % intervals{left_out}", fontsize=9)
-        return _done(figure)
+        return done(figure)
+
+
+def _place(score, label):
+    """Clean and robust accuracy in percent; None where one of them is invalid or missing."""
+    if label not in score.outcomes or "invalid" in (score.verdict(CLEAN), score.verdict(label)):
+        return None
+    return 100 * score.share(CLEAN), 100 * score.share(label)
 
 
 def plot_examples(models, split, attack, count=6):
@@ -361,7 +355,7 @@ def plot_examples(models, split, attack, count=6):
             "change: ±ε is black to white",
             fontsize=8,
         )
-        return _done(figure)
+        return done(figure)
 
 
 def _picture_row(axes, images, captions, name, right=None):
@@ -379,7 +373,7 @@ def _family(name):
     return re.sub(r"(, |-)seed ?\d+", "", name)
 
 
-def _looks(named):
+def looks(named):
     """Colour and legend entry of each: seeds of one model share a colour and one entry."""
     families = [_family(name) for name in named]
     known = list(dict.fromkeys(families))
@@ -388,7 +382,7 @@ def _looks(named):
         yield {"color": COLOURS[known.index(family) % len(COLOURS)], "label": family if first else None}
 
 
-def _done(figure):
+def done(figure):
     """Hand the figure over without leaving it open: pyplot would show it twice in a notebook."""
     plt.close(figure)
     return figure

@@ -69,23 +69,33 @@ class Difference:
         return f"{100 * self.value:+.1f} points [{100 * self.low:+.1f}, {100 * self.high:+.1f}]{p}{noise}"
 
 
-def difference(a, b, label):
+def difference(a, b, label, against=None):
     """How much more of "clean", of an attack or of the "worst case" A withstands than B, paired by example.
 
     `a` and `b` are lists of Scores on the same split, one a seed; an example counts with its mean over the
-    seeds. The interval is that of Bonett & Price 2012 for paired shares (two pseudo-examples, one each way).
-    It covers the choice of the examples; that of the seeds shows in whether they agree. Raises ValueError where
-    the examples are not the same.
+    seeds. `against` is what B is to withstand, where that is something else than for A. The interval covers the
+    choice of the examples; that of the seeds shows in whether they agree. Raises ValueError where the examples are
+    not the same.
     """
+    other = label if against is None else against
     check_examples((*a, *b))
-    check_attacks((*a, *b), label)
-    mean_a, mean_b = (torch.stack([s.outcome(label).double() for s in some]).mean(0) for some in (a, b))
+    for one in {label, other}:
+        check_attacks((*a, *b), one)
+    return paired([s.outcome(label) for s in a], [s.outcome(other) for s in b])
+
+
+def paired(a, b):
+    """The difference of two shares of the same examples; `a` and `b` are lists of outcomes, bool (N,), one a seed.
+
+    The interval is that of Bonett & Price 2012 for paired shares (two pseudo-examples, one each way).
+    """
+    mean_a, mean_b = (torch.stack([outcome.double() for outcome in some]).mean(0) for some in (a, b))
     n = len(mean_a) + 2
     gaps = mean_a - mean_b
     centre = float(gaps.sum()) / n
     reach = 1.959964 * math.sqrt(((float(gaps.square().sum()) + 2) / n - centre**2) / n)
-    pairs = [(one.share(label), two.share(label)) for one in a for two in b]
-    p = mcnemar(a[0].outcome(label), b[0].outcome(label)) if len(a) == len(b) == 1 else None
+    pairs = [(float(one.double().mean()), float(two.double().mean())) for one in a for two in b]
+    p = mcnemar(a[0], b[0]) if len(a) == len(b) == 1 else None
     return Difference(float(gaps.mean()), max(-1.0, centre - reach), min(1.0, centre + reach), _agree(pairs), p)
 
 
@@ -167,6 +177,49 @@ def independent_difference(a, b):
     up = math.hypot(high_one - one, two - low_two)
     pairs = [(x / max(n, 1), y / max(m, 1)) for x, n in a for y, m in b]
     return Difference(one - two, one - two - down, one - two + up, _agree(pairs))
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A share as a multiple of another, with its 95 % interval; NaN where the other is zero."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self):
+        if math.isnan(self.value):
+            return "–"
+        return f"{100 * self.value:.0f} % [{100 * self.low:.0f}, {100 * self.high:.0f}]"
+
+
+def independent_ratio(a, b):
+    """The ratio of two shares of different examples, each (hits, n).
+
+    The interval is that of Donner & Zou 2012 from the Wilson intervals of both (the method of variance estimates
+    recovery, MOVER).
+    """
+    (one, low_one, high_one), (two, low_two, high_two) = ((x / n, *wilson(x, n)) for x, n in (a, b))
+    if two == 0:
+        return Ratio(math.nan, 0.0, math.inf)
+    product, below, above = one * two, low_one * (2 * one - low_one), high_one * (2 * one - high_one)
+    far, near = high_two * (2 * two - high_two), low_two * (2 * two - low_two)
+    low = below / (product + math.sqrt(max(0.0, product**2 - below * far))) if one else 0.0
+    high = (product + math.sqrt(max(0.0, product**2 - above * near))) / near
+    return Ratio(one / two, low, high)
+
+
+def survival(source, target, label):
+    """How much of a source's robustness is left in a network made of it, each on its own task: a Ratio.
+
+    Compared is the share of right answers that withstand: clean accuracies and classes may differ. `source` and
+    `target` are Scores; `label` is an attack's. Raises ValueError where the label stands for different attacks.
+    """
+    check_attacks((source, target), label)
+    kept = [(int(some.outcome(label).sum()), int(some.outcome(CLEAN).sum())) for some in (target, source)]
+    if min(n for _, n in kept) == 0:
+        return Ratio(math.nan, 0.0, math.inf)
+    return independent_ratio(*kept)
 
 
 @dataclass

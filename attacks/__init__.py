@@ -5,6 +5,7 @@ from attacks.autoattack import AutoAttack
 from attacks.base import Attack, dead_gradients, evaluating, in_255ths, input_gradient
 from attacks.blackbox import Noise, Square
 from attacks.bridge import Torchattacks
+from attacks.diverse import DIFGSM, SINIFGSM, TIFGSM
 from attacks.fab import FAB
 from attacks.momentum import MIFGSM, NIFGSM, VMIFGSM, VNIFGSM
 from attacks.pgd import FGSM, PGD
@@ -12,11 +13,14 @@ from attacks.search import fast_bfloat16, margin, wide
 
 __all__ = [
     "APGD",
+    "DIFGSM",
     "FAB",
     "FGSM",
     "MIFGSM",
     "NIFGSM",
     "PGD",
+    "SINIFGSM",
+    "TIFGSM",
     "VMIFGSM",
     "VNIFGSM",
     "Attack",
@@ -41,6 +45,9 @@ NAMES = {
     "nifgsm": NIFGSM,
     "vmifgsm": VMIFGSM,
     "vnifgsm": VNIFGSM,
+    "difgsm": DIFGSM,
+    "tifgsm": TIFGSM,
+    "sinifgsm": SINIFGSM,
     "pixle": lambda **settings: Torchattacks("Pixle", **settings),
     "apgd": APGD,
     "apgdt": lambda **settings: APGD(**{"loss": "targeted"} | settings),

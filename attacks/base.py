@@ -153,13 +153,14 @@ def input_gradient(model, images, labels, targeted=False, scaled=False):
         logits = model(images)
     if not logits.requires_grad:
         return torch.zeros_like(images)
-    ascent = _logit_gradient(logits.detach(), labels, scaled)
+    ascent = logit_gradient(logits.detach(), labels, scaled)
     if targeted:
         ascent = -ascent
     return torch.autograd.grad(logits, images, ascent, allow_unused=True, materialize_grads=True)[0]
 
 
-def _logit_gradient(logits, labels, scaled):
+def logit_gradient(logits, labels, scaled=False):
+    """Where, in the logits (N, K), cross-entropy rises; it never saturates: see input_gradient."""
     index = labels[:, None]
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
     others = wide.scatter(1, index, -math.inf)

@@ -44,7 +44,7 @@ class MIFGSM(Attack):
         steadied = self.neighbours > 0
         for step in range(self.steps):
             here = adversarial.add(momentum, alpha=self.decay * self.step_size) if self.look_ahead else adversarial
-            gradient = input_gradient(model, here, labels, targeted, scaled=steadied)
+            gradient = self._gradient(model, here, labels, generator, targeted)
             direction = gradient + variance
             # A zero gradient has no direction: it stays zero here, where 0/0 would be NaN.
             size = direction.abs().mean((1, 2, 3), keepdim=True).clamp_min(torch.finfo(direction.dtype).tiny)
@@ -53,6 +53,9 @@ class MIFGSM(Attack):
                 variance = self._neighbourhood(model, adversarial, labels, generator, targeted).sub_(gradient)
             adversarial = adversarial.add(momentum.sign(), alpha=self.step_size).clamp_(lower, upper)
         return adversarial
+
+    def _gradient(self, model, images, labels, generator, targeted):
+        return input_gradient(model, images, labels, targeted, scaled=self.neighbours > 0)
 
     def _neighbourhood(self, model, images, labels, generator, targeted):
         """Mean gradient at `neighbours` random points around the images."""

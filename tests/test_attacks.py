@@ -14,11 +14,14 @@ from torch import nn
 import attacks
 from attacks import (
     APGD,
+    DIFGSM,
     FAB,
     FGSM,
     MIFGSM,
     NIFGSM,
     PGD,
+    SINIFGSM,
+    TIFGSM,
     VMIFGSM,
     VNIFGSM,
     AutoAttack,
@@ -26,6 +29,7 @@ from attacks import (
     Square,
     Torchattacks,
     by_name,
+    diverse,
 )
 from attacks.base import input_gradient
 
@@ -39,6 +43,9 @@ OWN = {
     "NI": NIFGSM(steps=3),
     "VMI": VMIFGSM(steps=3, neighbours=2),
     "VNI": VNIFGSM(steps=3, neighbours=2),
+    "DI": DIFGSM(steps=3, probability=1.0),
+    "TI": TIFGSM(steps=3, kernel=3),
+    "SI-NI": SINIFGSM(steps=3, copies=2),
     "APGD": APGD(steps=4),
     "APGD-samples": APGD(steps=3, samples=2, loss="dlr"),
     "APGD-T": APGD(steps=3, loss="targeted"),
@@ -199,6 +206,11 @@ PAIRS = [
     (PGD(norm="L2", eps=1.0, step_size=0.2, random_start=False), "PGDL2", {"random_start": False}),
     (MIFGSM(), "MIFGSM", {}),
     (NIFGSM(), "NIFGSM", {}),
+    (SINIFGSM(), "SINIFGSM", {}),
+    (SINIFGSM(copies=3, decay=0.5), "SINIFGSM", {"m": 3, "decay": 0.5}),
+    (TIFGSM(kernel=15), "TIFGSM", {"decay": 1.0, "diversity_prob": 0.0}),
+    (TIFGSM(kernel=3, decay=0.5), "TIFGSM", {"decay": 0.5, "diversity_prob": 0.0, "len_kernel": 3}),
+    (DIFGSM(probability=0.0), "DIFGSM", {"decay": 1.0, "diversity_prob": 0.0}),
     (MIFGSM(decay=0.7, steps=5, step_size=3 / 255), "MIFGSM", {"decay": 0.7, "steps": 5, "alpha": 3 / 255}),
 ]
 
@@ -226,6 +238,43 @@ def test_equals_torchattacks_with_the_same_noise(ours, name, monkeypatch):
         torch.manual_seed(seed)
         adversarial = ours(network, images, labels, generator=torch.default_generator)
         assert ((adversarial - expected).abs() > 1e-6).float().mean() <= 1e-3
+
+
+def test_di_shrinks_and_shifts_the_whole_batch_and_always_shows_all_of_it():
+    images = torch.ones(2, 3, 20, 30)
+    seen = set()
+    for seed in range(300):
+        side, top, left = torch.rand(3, generator=torch.Generator().manual_seed(seed)).tolist()
+        shown = diverse._shrunk(images, 0.9, side, top, left)
+        assert shown.shape == images.shape
+        assert torch.equal(shown[0], shown[1])
+        lit = shown[0, 0] > 0
+        rows, columns = lit.any(1).nonzero()[:, 0], lit.any(0).nonzero()[:, 0]
+        assert lit.sum() == len(rows) * len(columns)  # one rectangle
+        seen.add((len(rows), len(columns), int(rows[0]), int(columns[0])))
+    assert {size for size, *_ in seen} == {18, 19, 20}
+    assert {size for _, size, *_ in seen} == {27, 28, 29, 30}
+    assert {top for rows, _, top, _ in seen if rows == 18} == {0, 1, 2}
+    assert {left for _, columns, _, left in seen if columns == 27} == {0, 1, 2, 3}
+    photo = torch.rand(1, 3, 20, 30)
+    small = nn.functional.interpolate(photo, size=(18, 27), mode="bilinear", align_corners=False)
+    assert torch.equal(diverse._shrunk(photo, 0.9, 0, 0.99, 0.5)[..., 2:, 2:29], small)
+
+
+def test_di_follows_the_gradient_through_what_the_network_sees(network):
+    images, labels = pictures()
+    network.eval()
+    fixed = torch.Generator().manual_seed(5)
+    _, side, top, left = torch.rand(4, generator=fixed).tolist()
+    points = images.clone().requires_grad_()
+    shown = diverse._shrunk(points, 0.5, side, top, left)
+    gradient = torch.autograd.grad(nn.functional.cross_entropy(network(shown), labels), points)[0]
+    expected = (images + 8 / 255 * gradient.sign()).clamp(0, 1)
+    attack = DIFGSM(steps=1, step_size=8 / 255, probability=1.0, smallest=0.5)
+    assert torch.allclose(attack(network, images, labels, generator=torch.Generator().manual_seed(5)), expected)
+    plain = MIFGSM(steps=4)(network, images, labels)
+    shares = [(DIFGSM(steps=4, probability=p)(network, images, labels) == plain).all() for p in (0.0, 1.0)]
+    assert shares == [True, False]
 
 
 @pytest.mark.parametrize("name", BRIDGED)
@@ -400,6 +449,10 @@ def test_refuses_a_model_without_logits():
         (lambda: PGD(restarts=2, random_start=False), "same point"),
         (lambda: PGD(norm="L1"), "'Linf' or 'L2'"),
         (lambda: NIFGSM(decay=-1), "decay=-1"),
+        (lambda: DIFGSM(probability=1.5), "probability=1.5"),
+        (lambda: DIFGSM(smallest=0), "smallest=0"),
+        (lambda: TIFGSM(kernel=4), "kernel=4; an odd"),
+        (lambda: SINIFGSM(copies=0), "copies=0"),
         (lambda: VMIFGSM(neighbours=0), "neighbours=0"),
         (lambda: VMIFGSM(radius=0), "radius=0"),
         (lambda: by_name("pdg"), "the attacks are: fgsm, pgd"),

@@ -140,6 +140,20 @@ def test_carried_matrix_has_the_white_box_on_its_diagonal(blobs, tmp_path):
     assert table.loc["one", "two"] == pytest.approx(carried.robust_accuracy())
 
 
+def test_a_source_with_other_classes_is_led_away_from_its_own_guess(blobs):
+    victim, public = small_network(0), small_network(1, classes=7)
+    attack = PGD(steps=3, random_start=False)
+    found = evaluation.carried_outcomes({"v": victim}, blobs.test, attack, sources={"p": public}, progress=False)
+    assert list(found) == [("p", "v")]
+    images, labels = blobs.test.batch(torch.arange(len(blobs.test)))
+    with torch.no_grad():
+        guesses = public.eval()(images).argmax(1)
+        adversarial = attack(public, images, guesses)
+        expected = (victim.eval()(images).argmax(1) == labels) & (victim(adversarial).argmax(1) == labels)
+    assert torch.equal(found["p", "v"], expected)
+    assert guesses.max() > 3
+
+
 def test_logits_that_are_no_numbers_withstand_nothing(blobs):
     broken = small_network()
     with torch.no_grad():

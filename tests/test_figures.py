@@ -6,6 +6,7 @@ import torch
 import diagnostics
 import evaluation
 import figures
+import transfer_figures
 from attacks import FGSM, PGD
 from scores import Finding, Scores
 
@@ -40,7 +41,7 @@ def test_figures(study, tmp_path):
         "eps": figures.plot_against(along, "PGD-10"),
         "overfitting": figures.plot_overfitting(runs["standard"]),
         "classes": figures.plot_per_class(scores, data.test, "PGD-2"),
-        "carried": figures.plot_carried(
+        "carried": transfer_figures.plot_carried(
             evaluation.carried_matrix(named, data.test.first(20), FGSM(), progress=False)
         ),
         "plane": figures.plot_plane({"01_small": scores}, "PGD-2"),
@@ -63,7 +64,7 @@ def test_invalid_bars_are_left_out(study):
 
 
 def test_seeds_share_a_colour_and_a_legend_entry():
-    looks = list(figures._looks(["a, seed 0", "b-seed0", "a, seed 1", "seedless"]))
+    looks = list(figures.looks(["a, seed 0", "b-seed0", "a, seed 1", "seedless"]))
     assert [look["label"] for look in looks] == ["a", "b", None, "seedless"]
     assert looks[0]["color"] == looks[2]["color"] != looks[1]["color"]
 

@@ -18,11 +18,11 @@ LAYERS = [
     {"recipes", "checks", "outcomes"},
     {"audit"},
     {"evaluation", "guard"},
-    {"steps", "flaws", "diagnostics"},
+    {"steps", "flaws", "diagnostics", "features"},
     {"trainer"},
     {"finetune_framework"},
     {"figures"},
-    {"report"},
+    {"report", "transfer_figures"},
     {"summary"},
     {"study"},
 ]

@@ -17,7 +17,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from safetensors import SafetensorError
 
-from attacks import APGD, FAB, FGSM, MIFGSM, NIFGSM, PGD, VMIFGSM, VNIFGSM, Noise, Square
+from attacks import APGD, DIFGSM, FAB, FGSM, MIFGSM, NIFGSM, PGD, SINIFGSM, TIFGSM, VMIFGSM, VNIFGSM, Noise, Square
 from defences import Adversarial, Free, Guided, Standard
 from defences.single_step import NFGSM
 from evaluation import test as score
@@ -34,7 +34,10 @@ SEEDS = st.integers(0, 2**31)
 ATTACKS = st.one_of(
     st.builds(FGSM, eps=EPS),
     st.builds(PGD, eps=EPS, step_size=STEP, steps=st.integers(1, 4), restarts=st.integers(1, 2)),
-    *(st.builds(kind, eps=EPS, step_size=STEP, steps=st.integers(1, 3)) for kind in (MIFGSM, NIFGSM)),
+    *(
+        st.builds(kind, eps=EPS, step_size=STEP, steps=st.integers(1, 3))
+        for kind in (MIFGSM, NIFGSM, DIFGSM, TIFGSM, SINIFGSM)
+    ),
     *(
         st.builds(kind, eps=EPS, step_size=STEP, steps=st.integers(1, 2), neighbours=st.integers(1, 2))
         for kind in (VMIFGSM, VNIFGSM)

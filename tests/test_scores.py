@@ -1,5 +1,7 @@
 """Intervals, tables and files of an evaluation."""
 
+import math
+
 import pandas as pd
 import pytest
 import torch
@@ -12,8 +14,11 @@ from scores import (
     Scores,
     difference,
     independent_difference,
+    independent_ratio,
     mcnemar,
     over_seeds,
+    paired,
+    survival,
     wilson,
 )
 
@@ -121,6 +126,50 @@ def test_independent_difference_is_newcombes():
     assert (gap.value, gap.low, gap.high) == pytest.approx((0.2, 0.0524, 0.3339), abs=1e-4)
     assert gap.sign == 1
     assert independent_difference([(0, 0)], [(1, 2)]).sign == 0
+
+
+def test_a_ratio_covers_the_truth_and_knows_its_limits():
+    generator = torch.Generator().manual_seed(0)
+    held = 0
+    for _ in range(1000):
+        one, two = (int((torch.rand(n, generator=generator) < p).sum()) for n, p in ((150, 0.2), (120, 0.4)))
+        ratio = independent_ratio((one, 150), (two, 120))
+        assert ratio.low <= ratio.value <= ratio.high
+        held += ratio.low <= 0.5 <= ratio.high
+    assert 0.93 < held / 1000 < 0.98
+    # The textbook's interval on the logarithm agrees where counts are large.
+    large = independent_ratio((4000, 10_000), (5000, 10_000))
+    reach = 1.96 * math.sqrt(1 / 4000 + 1 / 5000 - 2 / 10_000)
+    assert (large.low, large.high) == pytest.approx((0.8 * math.exp(-reach), 0.8 * math.exp(reach)), rel=1e-3)
+    none = independent_ratio((0, 50), (20, 50))
+    assert none.value == none.low == 0 < none.high < 0.25
+    assert str(independent_ratio((5, 50), (0, 50))) == "–"
+    few = independent_ratio((3, 50), (1, 50))
+    assert 0 < few.low < 1 < few.value < few.high
+    assert str(independent_ratio((30, 100), (60, 100))).startswith("50 % [")
+
+
+def test_survival_compares_shares_of_right_answers():
+    right = torch.arange(100)
+
+    def score(split, clean, robust, attack="PGD(20 steps)"):
+        return Scores(split, {"clean": right < clean, "PGD": right < robust}, {"PGD": attack})
+
+    found = survival(score("100 classes", 40, 20), score("10 classes", 80, 20), "PGD")
+    assert found.value == pytest.approx((20 / 80) / (20 / 40))
+    assert found == independent_ratio((20, 80), (20, 40))
+    assert math.isnan(survival(score("a", 40, 20), score("b", 0, 0), "PGD").value)
+    with pytest.raises(ValueError, match="different attacks"):
+        survival(score("a", 40, 20), score("b", 40, 20, "PGD(5 steps)"), "PGD")
+
+
+def test_one_network_under_two_attacks_is_compared_by_example():
+    right = torch.arange(100)
+    score = Scores("x", {"clean": right < 80, "FGSM": right < 60, "PGD": right < 30}, {"FGSM": "a", "PGD": "b"})
+    gap = difference([score], [score], "FGSM", "PGD")
+    assert gap.value == pytest.approx(0.3)
+    assert gap.sign == 1
+    assert gap == paired([score.outcomes["FGSM"]], [score.outcomes["PGD"]])
 
 
 def test_the_paired_interval_covers_the_truth():

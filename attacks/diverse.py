@@ -1,0 +1,93 @@
+"""Momentum attacks on many views of a picture, so that they fit no single network too closely. L∞ only.
+
+DI-FGSM      Xie et al. 2018, arXiv:1803.06978: shrunk and shifted at random
+TI-FGSM      Dong et al. 2019, arXiv:1904.02884: the gradient is blurred, as if over shifted copies
+SI-NI-FGSM   Lin et al. 2019, arXiv:1908.06281: over darker copies, with Nesterov's look ahead
+"""
+
+import functools
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch.nn.functional import conv2d, interpolate, pad
+
+from attacks.base import check_setting, input_gradient
+from attacks.momentum import MIFGSM
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class DIFGSM(MIFGSM):
+    """MI-FGSM whose gradient is, with `probability`, that of pictures shrunk and put on black at random.
+
+    The side shrinks to between `smallest` times itself and itself; at each step there is one draw for the batch.
+    """
+
+    probability: float = 0.5
+    smallest: float = 0.9
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_setting(self, "probability", 0, 1)
+        check_setting(self, "smallest", 0, 1, open_low=True)
+
+    def _gradient(self, model, images, labels, generator, targeted):
+        change, side, top, left = torch.rand(4, generator=generator, device=images.device).tolist()
+        if change >= self.probability:
+            return super()._gradient(model, images, labels, generator, targeted)
+        shrunk = functools.partial(_shrunk, smallest=self.smallest, side=side, top=top, left=left)
+        return input_gradient(lambda points: model(shrunk(points)), images, labels, targeted)
+
+
+def _shrunk(images, smallest, side, top, left):
+    """Smaller pictures on black, as large as before; `side`, `top` and `left`, 0 to 1, are from least to most."""
+    whole = images.shape[2:]
+    least = [max(1, int(smallest * length)) for length in whole]
+    size = [low + int(side * (length - low + 1)) for low, length in zip(least, whole, strict=True)]
+    spare = [length - small for length, small in zip(whole, size, strict=True)]
+    above, before = (int(share * (free + 1)) for share, free in zip((top, left), spare, strict=True))
+    small = interpolate(images, size=size, mode="bilinear", align_corners=False)
+    return pad(small, (before, spare[1] - before, above, spare[0] - above))
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class TIFGSM(MIFGSM):
+    """MI-FGSM whose gradients are blurred by a Gaussian, `kernel` pixels a side, three deviations to its edge.
+
+    The paper takes 15 of 299 pixels; these are for pictures of 32.
+    """
+
+    kernel: int = 5
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_setting(self, "kernel", 1, 99, whole=True, hint="An odd number of pixels")
+        if self.kernel % 2 == 0:
+            raise ValueError(f"TIFGSM: kernel={self.kernel}; an odd number of pixels is needed")
+
+    def _gradient(self, model, images, labels, generator, targeted):
+        gradient, channels = super()._gradient(model, images, labels, generator, targeted), images.shape[1]
+        line = (
+            torch.linspace(-3, 3, self.kernel, dtype=images.dtype, device=images.device).square().mul(-0.5).exp()
+        )
+        blur = torch.outer(line, line) / line.sum() ** 2
+        return conv2d(gradient, blur.expand(channels, 1, -1, -1), padding=self.kernel // 2, groups=channels)
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class SINIFGSM(MIFGSM):
+    """NI-FGSM with the mean gradient of `copies` of the pictures, each half as bright as the one before."""
+
+    copies: int = 5
+
+    look_ahead: ClassVar[bool] = True
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_setting(self, "copies", 1, 100, whole=True)
+
+    def _gradient(self, model, images, labels, generator, targeted):
+        total = torch.zeros_like(images)
+        for copy in range(self.copies):
+            total += input_gradient(lambda points, c=copy: model(points / 2**c), images, labels, targeted, True)
+        return total.div_(self.copies)
