@@ -67,6 +67,14 @@ def distinct(texts):
     return " and ".join(dict.fromkeys(texts))
 
 
+def training_attack(recipe):
+    """The attack that a recipe, as it stands in recipe.json, trains with; None where it names none."""
+    defence = recipe["defence"]
+    while "defence" in defence:  # another one around it
+        defence = defence["defence"]
+    return defence.get("attack")
+
+
 def _short_attack(attack):
     """An attack of a recipe.json in few words."""
     return f"{attack['kind']} with {attack['steps']} steps" if "steps" in attack else attack["kind"]
@@ -212,7 +220,7 @@ def plot_overfitting(run):
     history, best = run.history, run.best_epoch
     known = read_json(run.folder / "recipe.json")
     recipe, data = known["recipe"], known["data"]
-    training = _short_attack(recipe["defence"].get("attack", {"kind": "no attack"}))
+    training = _short_attack(training_attack(recipe) or {"kind": "no attack"})
     n = min(recipe["validation_images"], data["val"])
     with mpl.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(5, 3.2), layout="constrained")

@@ -17,10 +17,10 @@ from jinja2 import Template
 
 from audit import in_order
 from checks import robust_overfitting
-from figures import STYLE, demo
+from figures import STYLE, demo, training_attack
 from files import Damaged, read_json, replacing, write_json
 from runs import RunFolder, weights_in
-from scores import ATTACKED, SAVED_AS, WORST, Finding, Scores, over_seeds
+from scores import ATTACKED, CLEAN, SAVED_AS, WORST, Finding, Scores, over_seeds, survival
 
 # ---------------------------------------------------------------------------------------------------
 # Tables
@@ -78,7 +78,7 @@ def _found_beside(folder, scores, epoch):
     if epoch == "last" and run.finished and (folder / "recipe.json").exists():
         recipe = read_json(folder / "recipe.json")
         pictures = min(recipe["recipe"]["validation_images"], recipe["data"]["val"])
-        if "attack" in recipe["recipe"]["defence"]:
+        if training_attack(recipe["recipe"]) is not None:
             yield robust_overfitting(run.load_history(), pictures)
 
 
@@ -129,6 +129,31 @@ def seeds_table(scores):
         return None
     caption = "Mean over the seeds ± standard deviation between them, in %"
     return pd.DataFrame.from_dict(rows, orient="index").style.set_caption(caption).format(escape=None, na_rep="")
+
+
+def descent_table(runs, scores, label):
+    """What became of each source: accuracies, what survives of its robustness, and what that took; a row a run.
+
+    `runs` maps names to Runs, `scores` names to Scores. A run named from-<source>-... was made of the run
+    source-<source>, of the same seed, whose scores are on its own task. *survives* compares shares of right
+    answers that withstand, as scores.survival does. The seconds are those of training steps, the head's included
+    where that was trained first.
+    """
+    rows = {}
+    for name, run in runs.items():
+        score, source = scores[name], re.sub(r"^from-([^-]+)-.*?(-seed\d+)?$", r"source-\1\2", name)
+        cells = {row: _cell(score.table().loc[row]) for row in (CLEAN, label)}
+        known = source in scores and "invalid" not in (score.verdict(label), scores[source].verdict(label))
+        left = survival(scores[source], score, label) if known else "–"
+        first = runs.get(name.replace("probe-then-all-pgd", "head").replace("probe-then-all", "head"), run)
+        seconds = sum(
+            each.history["time/epoch_s"].sum() for each in {id(one): one for one in (run, first)}.values()
+        )
+        trained = sum(weight.numel() for weight in run.model.parameters() if weight.requires_grad)
+        rows[name] = cells | {"survives": left, "weights trained": f"{trained:,}", "seconds": f"{seconds:.0f}"}
+    splits = ", ".join(sorted({demo(scores[name].split) for name in runs}))
+    caption = f"Accuracy in %, on {splits}, with 95 % intervals; struck out: invalid, ?: suspect"
+    return pd.DataFrame.from_dict(rows, orient="index").style.set_caption(caption).format(escape=None)
 
 
 def _column(label, row, scores):
@@ -207,7 +232,10 @@ PAGE = Template(
 is incomplete.</p>
 {% endfor %}{% if answers %}
 <h2 id="answers">The answers</h2>
-<div class="findings scroll">{{ answers }}</div>
+{% for heading, table in answers.items() %}
+<h3>{{ heading }}</h3>
+<div class="findings scroll">{{ table }}</div>
+{% endfor %}
 {% endif %}
 {% for e in experiments %}
 <h2 id="{{ e.name }}">{{ e.title }}</h2>
@@ -238,7 +266,7 @@ is incomplete.</p>
 def write_page(study, answers=None):
     """Write report.html and scores.csv into a study's folder, from its run folders; returns the page's path.
 
-    `answers` is a table to show at the top, that of summary.answers.
+    `answers` maps headings to tables to show at the top, those of summary.py.
     Raises FileNotFoundError where there is no scored run.
     """
     study = Path(study)
@@ -258,7 +286,7 @@ def write_page(study, answers=None):
         demo=any(score.split.startswith("shapes") for score in everything.values()),
         invalid=sum(score.verdict() == "invalid" for score in everything.values()),
         experiments=experiments,
-        answers=None if answers is None else answers.to_html(index=False),
+        answers={heading: table.to_html(index=False) for heading, table in (answers or {}).items()},
         environment=read_json(first[0]) if first else {},
     )
     with replacing(study / "scores.csv") as partial:

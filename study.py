@@ -219,7 +219,7 @@ def _report(study, keep):
 
     try:
         experiments = summary.load_study(study)
-        page = report.write_page(study, summary.answers(experiments) if experiments else None)
+        page = report.write_page(study, summary.tables(experiments) if experiments else None)
         print(f"\nreport: {page}\nscores: {study / 'scores.csv'}")
         if keep:
             report.keep(study, keep)

@@ -10,23 +10,43 @@ import pandas as pd
 
 from report import load_scores, without_seed
 from scores import CLEAN, check_attacks, difference, independent_difference
+from utils import ROOT
 
 FEWEST = 30  # right answers that a share of them may be computed from
 SHARE = "share kept"  # robust accuracy as a share of clean accuracy: comparable between numbers of classes
+AUTOATTACK = "AutoAttack"  # or, where that was not run, AutoAttack cut short
+EARLIER = ROOT / "notebooks" / "earlier_study.csv"
 
 
 @dataclass(frozen=True)
 class Question:
-    """Is `a` above `b`? Both are "experiment/run"; `measure` is "clean", an attack's label, or `SHARE`."""
+    """Is `a` above `b`? Both are "experiment/run"; `measure` is "clean", an attack's label, AUTOATTACK or `SHARE`.
+
+    `against` is what b is to withstand, where that is something else than for a.
+    """
 
     text: str
     a: str
     b: str
     measure: str = "PGD-20"
+    against: str | None = None
 
     @property
     def experiment(self):
         return self.a.partition("/")[0]
+
+
+@dataclass(frozen=True)
+class Conclusion:
+    """What the earlier study concluded, which numbers it showed, and the questions that it comes to.
+
+    `published` are pairs of a row and a column of earlier_study.csv. It holds where all questions are answered by
+    yes, and does not where one is by no.
+    """
+
+    text: str
+    published: tuple
+    questions: tuple
 
 
 QUESTIONS = (
@@ -87,6 +107,105 @@ QUESTIONS = (
         "04_more_classes/resnet-100-pgd",
         SHARE,
     ),
+    *(
+        Question(text, f"06_robust_transfer/from-{a}", f"06_robust_transfer/from-{b}", AUTOATTACK)
+        for text, a, b in (
+            (
+                "Frozen features, head trained on clean pictures: is a robust source better than a standard one?",
+                "robust-head",
+                "standard-head",
+            ),
+            ("Does training all layers on clean pictures take robustness away?", "robust-head", "robust-all"),
+            ("Of that, does training the head first keep more?", "robust-probe-then-all", "robust-all"),
+            ("Does a pull of the features back to the source's?", "robust-distilled", "robust-all"),
+            ("Does a pull of the weights?", "robust-l2sp", "robust-all"),
+            ("Does freezing BatchNorm?", "robust-norms-frozen", "robust-all"),
+            ("Do low-rank adapters on a frozen backbone?", "robust-low-rank", "robust-all"),
+            (
+                "Adversarially fine-tuned: is a robust source better than none, in as many epochs?",
+                "robust-all-pgd",
+                "scratch-all-pgd",
+            ),
+            ("Is a standard source better than none?", "standard-all-pgd", "scratch-all-pgd"),
+            ("Does raising ε late help a standard source?", "standard-scheduled", "standard-all-pgd"),
+            (
+                "From a robust source: is TRADES better than PGD's cross-entropy?",
+                "robust-trades",
+                "robust-all-pgd",
+            ),
+            ("Is MART?", "robust-mart", "robust-all-pgd"),
+            ("Does adversarial weight perturbation help?", "robust-awp", "robust-all-pgd"),
+        )
+    ),
+)
+
+# In our words; the study's README has them: github.com/irmadong/Practical_Deep_Learning_Project
+CONCLUSIONS = (
+    Conclusion(
+        "Adversarial training is very effective on models from scratch, against white-box attacks.",
+        (("pgd", "PGD"), ("ResNet-18 from scratch: pgd 100 epochs", "PGD")),
+        (
+            Question("Small CNN", "01_shallow_cnn/pgd", "01_shallow_cnn/standard"),
+            Question("ResNet-18", "03_from_scratch/pgd", "03_from_scratch/standard"),
+        ),
+    ),
+    Conclusion(
+        "A fine-tuned model is much more vulnerable than one from scratch.",
+        (("ResNet-18 from ImageNet: head pgd", "PGD"), ("ResNet-18 from scratch: pgd 100 epochs", "PGD")),
+        (
+            Question(
+                "Standard source", "02_transfer_learning/scratch-pgd", "02_transfer_learning/from-standard-all-pgd"
+            ),
+            Question(
+                "Robust source", "02_transfer_learning/scratch-pgd", "02_transfer_learning/from-robust-all-pgd"
+            ),
+        ),
+    ),
+    Conclusion(
+        "FGSM is weak against pretrained models.",
+        (("ResNet-18 from ImageNet: head", "FGSM"), ("ResNet-18 from ImageNet: head", "PGD")),
+        tuple(
+            Question(
+                f"More is left by FGSM than by PGD-20, {part}",
+                f"02_transfer_learning/from-standard-{part}",
+                f"02_transfer_learning/from-standard-{part}",
+                "FGSM",
+                "PGD-20",
+            )
+            for part in ("head", "all")
+        ),
+    ),
+    Conclusion(
+        "Training from scratch, without pretrained layers, performs better and is more robust.",
+        (
+            ("ResNet-18 from scratch: standard", "clean"),
+            ("ResNet-18 from ImageNet: head", "clean"),
+            ("ResNet-18 from scratch: pgd 10 epochs", "PGD"),
+            ("ResNet-18 from ImageNet: head pgd", "PGD"),
+        ),
+        (
+            Question("Clean", "02_transfer_learning/scratch", "02_transfer_learning/from-standard-all", CLEAN),
+            Question(
+                "Robust, in as many epochs",
+                "06_robust_transfer/from-scratch-all-pgd",
+                "06_robust_transfer/from-robust-all-pgd",
+                AUTOATTACK,
+            ),
+        ),
+    ),
+    Conclusion(
+        "With more classes accuracy is lower, with adversarial training and without.",
+        (
+            ("ResNet-18 from scratch: standard", "clean"),
+            ("ResNet-18 on CIFAR-100: standard", "clean"),
+            ("ResNet-18 on CIFAR-100: pgd", "clean"),
+        ),
+        (
+            Question("Without", "04_more_classes/resnet-10", "04_more_classes/resnet-100", CLEAN),
+            Question("With, clean", "04_more_classes/resnet-10-pgd", "04_more_classes/resnet-100-pgd", CLEAN),
+            Question("With, attacked", "04_more_classes/resnet-10-pgd", "04_more_classes/resnet-100-pgd"),
+        ),
+    ),
 )
 
 
@@ -107,6 +226,30 @@ def answers(experiments, of=None, questions=QUESTIONS):
     return pd.DataFrame([_answer(question, experiments) for question in asked])
 
 
+def tables(experiments):
+    """What the report begins with: headings and tables."""
+    return {
+        "Question by question": answers(experiments),
+        "The five conclusions of the earlier study": conclusions(experiments),
+    }
+
+
+def conclusions(experiments, of=CONCLUSIONS):
+    """A row a conclusion of the earlier study: "holds", "does not hold" or "cannot be told", and the numbers."""
+    published = pd.read_csv(EARLIER, index_col="model")
+    rows = []
+    for conclusion in of:
+        found = [_answer(question, experiments) for question in conclusion.questions]
+        told = [row["answer"] for row in found]
+        verdict = "does not hold" if "no" in told else "holds" if set(told) == {"yes"} else "cannot be told"
+        theirs = [f"{published.loc[row, column]:g} % {column} ({row})" for row, column in conclusion.published]
+        ours = " ".join(f"{row['question']}: {row['answer']}. {row['why']}" for row in found)
+        rows.append(
+            {"conclusion": conclusion.text, "verdict": verdict, "its numbers": "; ".join(theirs), "here": ours}
+        )
+    return pd.DataFrame(rows)
+
+
 def _answer(question, experiments):
     a, b = _seeds(question.a, experiments), _seeds(question.b, experiments)
     answer, sentence = _judge(question, a, b)
@@ -120,37 +263,54 @@ def _seeds(name, experiments):
     return [score for label, score in scores.items() if without_seed(label) == run]
 
 
+def _label(measure, scores):
+    """The row of the scores that a measure is about."""
+    if measure == SHARE:
+        return "PGD-20"
+    cut = f"{AUTOATTACK}, cut short"
+    return cut if measure == AUTOATTACK and scores and all(cut in score.outcomes for score in scores) else measure
+
+
 def _judge(question, a, b):
+    labels = [_label(question.measure, (*a, *b)), _label(question.against or question.measure, (*a, *b))]
     names = [name.partition("/")[2] for name in (question.a, question.b)]
-    label = "PGD-20" if question.measure == SHARE else question.measure
-    for name, some in zip(names, (a, b), strict=True):
+    for name, label, some in zip(names, labels, (a, b), strict=True):
         if not some or any(label not in score.outcomes for score in some):
             return "not run", f"There are no scores of {name} under {label}."
-    broken = [
-        f
-        for score in (*a, *b)
-        for f in score.findings
-        if f.severity == "invalid" and (f.concerns(label) or f.concerns(CLEAN))
+    found = [
+        (finding.severity, finding.message)
+        for some, label in ((a, labels[0]), (b, labels[1]))
+        for score in some
+        for finding in score.findings
+        if finding.concerns(label) or finding.concerns(CLEAN)
     ]
+    broken = [message for severity, message in found if severity == "invalid"]
     if broken:
-        return "cannot be told", f"A number is invalid: {broken[0].message}."
+        return "cannot be told", f"A number is invalid: {broken[0]}."
     try:
-        gap, values = _compare(question, a, b, label)
+        gap, values = _compare(question.measure, a, b, labels)
     except ValueError as error:
         return "cannot be told", f"They cannot be compared: {error}."
-    what = f"of n = {a[0].n}, {label}"
-    if question.measure == SHARE:
-        counts = [f"{hits} of {n}" for some in (a, b) for hits, n in _kept(some, label)]
-        what = f"of the right answers withstand {label} ({', '.join(counts)})"
+    if question.against:
+        names = [f"{name}, {label}" for name, label in zip(names, labels, strict=True)]
     shown = " against ".join(f"{100 * value:.1f} % ({name})" for value, name in zip(values, names, strict=True))
-    seeds = f", {len(a)} seed{'s' if len(a) > 1 else ''}"
-    doubts = sorted({f.message for s in (*a, *b) for f in s.findings if f.concerns(label) or f.concerns(CLEAN)})
+    doubts = sorted({message for _, message in found})
     suspect = f"; suspect: {doubts[0]}" if doubts else ""
-    sentence = f"{shown} {what}{seeds}: {gap}{suspect}"
+    seeds = f"{len(a)} seed{'s' if len(a) > 1 else ''}"
+    sentence = f"{shown} {_of_what(question, a, b, labels[0])}, {seeds}: {gap}{suspect}"
     if gap.sign == 0:
         why = "the interval holds zero" if gap.consistent else "the seeds disagree"
         return "cannot be told", f"{sentence}; {why}."
     return "yes" if gap.sign > 0 else "no", f"{sentence}."
+
+
+def _of_what(question, a, b, label):
+    """What the percentages are of."""
+    if question.measure == SHARE:
+        counts = [f"{hits} of {n}" for some in (a, b) for hits, n in _kept(some, label)]
+        return f"of the right answers withstand {label} ({', '.join(counts)})"
+    sizes = " and ".join(dict.fromkeys(str(some[0].n) for some in (a, b)))
+    return f"of n = {sizes}" + ("" if question.against else f", {label}")
 
 
 def _kept(scores, label):
@@ -158,14 +318,21 @@ def _kept(scores, label):
     return [(int(score.outcome(label).sum()), int(score.outcome(CLEAN).sum())) for score in scores]
 
 
-def _compare(question, a, b, label):
-    """The difference in the question's measure, and both values; raises ValueError where there is none."""
-    if question.measure == SHARE:
-        check_attacks((*a, *b), label)
-        counts = [_kept(some, label) for some in (a, b)]
+def _compare(measure, a, b, labels):
+    """The difference in the measure, and both values; raises ValueError where there is none."""
+    if measure == SHARE:
+        check_attacks((*a, *b), labels[0])
+        counts = [_kept(some, labels[0]) for some in (a, b)]
         fewest = min(n for some in counts for _, n in some)
         if fewest < FEWEST:
             raise ValueError(f"one gives {fewest} right answers, and a share needs {FEWEST}")
         gap = independent_difference(*counts)
         return gap, [sum(hits / max(n, 1) for hits, n in some) / len(some) for some in counts]
-    return difference(a, b, label), [sum(score.share(label) for score in some) / len(some) for some in (a, b)]
+    values = [
+        sum(score.share(label) for score in some) / len(some) for some, label in zip((a, b), labels, strict=True)
+    ]
+    if {score.split for score in a} != {score.split for score in b}:  # other pictures, so nothing is paired
+        check_attacks((*a, *b), labels[0])
+        counts = [[(int(score.outcome(labels[0]).sum()), score.n) for score in some] for some in (a, b)]
+        return independent_difference(*counts), values
+    return difference(a, b, *labels), values

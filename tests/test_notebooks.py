@@ -73,7 +73,7 @@ def test_runs_from_another_folder_and_again(path, study):
     folder, texts = study
     (_, before), (text, after) = texts[path.stem]
     assert list((folder / path.stem / "figures").glob("*.png"))
-    if path.stem == "99_summary":  # it trains nothing
+    if path.stem in ("07_public_source", "99_summary"):  # they train nothing
         assert not list((folder / path.stem).glob("*/recipe.json"))
         return
     assert before.equals(after)
@@ -103,6 +103,28 @@ def test_nothing_is_trained_twice(study):
         "05_flawed_protocols/standard-seed0": "01_shallow_cnn/standard-seed0",
         "05_flawed_protocols/resnet-pgd-seed0": "03_from_scratch/pgd-seed0",
         "05_flawed_protocols/resnet-seed0": "03_from_scratch/standard-seed0",
+        "06_robust_transfer/from-scratch-all-seed0": "02_transfer_learning/scratch-seed0",
+        **{
+            f"06_robust_transfer/{name}-seed0": f"02_transfer_learning/{name}-seed0"
+            for source in ("standard", "robust")
+            for name in (
+                f"source-{source}",
+                *(
+                    f"from-{source}-{part}{kind}"
+                    for part in ("head", "last-stage", "all")
+                    for kind in ("", "-pgd")
+                ),
+            )
+        },
+        **{
+            f"06_robust_transfer/{name}-320-pictures-seed0": f"{place}/{name}-seed0"
+            for name, place in (
+                ("from-robust-head", "02_transfer_learning"),
+                ("from-robust-all-pgd", "02_transfer_learning"),
+                ("from-standard-all-pgd", "02_transfer_learning"),
+                ("from-scratch-all-pgd", "06_robust_transfer"),
+            )
+        },
     }
 
 

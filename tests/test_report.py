@@ -12,7 +12,7 @@ import figures
 import report
 from files import read_json, write_json
 from runs import save_weights
-from scores import Scores
+from scores import Finding, Scores
 
 
 def test_the_table_strikes_out_what_is_invalid(study):
@@ -89,14 +89,17 @@ def test_a_notebook_that_failed_keeps_its_title_and_its_cells(study):
 
 def test_the_answers_stand_at_the_top(study):
     answers = pd.DataFrame([{"question": "Is it?", "answer": "yes", "why": "50 % against 5 %"}])
-    page = report.write_page(study[0].runs.parent, answers).read_text()
-    assert page.index("50 % against 5 %") < page.index("Accuracy in %")
+    page = report.write_page(study[0].runs.parent, {"One by one": answers, "Of old": answers}).read_text()
+    assert page.index("<h3>One by one</h3>") < page.index("50 % against 5 %") < page.index("<h3>Of old</h3>")
+    assert page.rindex("50 % against 5 %") < page.index("Accuracy in %")
     assert "broke off with an error" not in page
     assert 'id="answers"' not in report.write_page(study[0].runs.parent).read_text()
 
 
 def test_overfitting_is_looked_for_where_somebody_trained_adversarially(tmp_path):
-    for name, defence in {"standard": {"kind": "Standard"}, "pgd": {"kind": "Adversarial", "attack": {}}}.items():
+    pgd = {"kind": "Adversarial", "attack": {}}
+    defences = {"standard": {"kind": "Standard"}, "pgd": pgd, "awp": {"kind": "AWP", "defence": pgd}}
+    for name, defence in defences.items():
         folder = tmp_path / name
         folder.mkdir()
         outcome = torch.arange(10) < 5
@@ -110,10 +113,42 @@ def test_overfitting_is_looked_for_where_somebody_trained_adversarially(tmp_path
         assert list(report._found_beside(folder, Scores.load(folder), "best")) == []
     found = {
         name: list(report._found_beside(tmp_path / name, score, "last"))
-        for name, score in {name: Scores.load(tmp_path / name) for name in ("standard", "pgd")}.items()
+        for name, score in {name: Scores.load(tmp_path / name) for name in defences}.items()
     }
     assert [f for f in found["standard"] if f] == []
     (finding,) = found["pgd"]
+    assert found["awp"] == found["pgd"]
     assert finding.check == "robust overfitting"
     assert finding.concerns("FGSM")
     assert not finding.concerns("clean")
+
+
+def test_descent_is_told_from_the_source_of_the_same_name_and_seed(study):
+    _, _, runs, _ = study
+    right = torch.arange(200)
+
+    def score(clean, robust, findings=()):
+        outcomes = {"clean": right < clean, "PGD": right < robust}
+        return Scores("x test", outcomes, {"PGD": "PGD"}, findings=list(findings))
+
+    broken = score(150, 60, [Finding("", "invalid", 1, 0, "", ("PGD",))])
+    scores = {"source-robust-seed0": score(100, 50), "source-robust-seed1": score(100, 25)}
+    scores |= {"from-robust-all-pgd-seed0": score(160, 40), "from-robust-head-seed1": score(160, 40)}
+    scores |= {"from-scratch-all-seed0": score(100, 10), "from-robust-head-seed0": broken}
+    some = {name: runs["standard"] for name in scores if name.startswith("from")}
+    some["from-robust-probe-then-all-seed0"], scores["from-robust-probe-then-all-seed0"] = (
+        runs["other"],
+        score(160, 40),
+    )
+    page = report.descent_table(some, scores, "PGD").to_html()
+    rows = {
+        match[1]: match[0] for match in re.finditer(r"<th id[^>]*row_heading[^>]*>([^<]+)<.*?</tr>", page, re.S)
+    }
+    assert "50 % [" in rows["from-robust-all-pgd-seed0"]  # 25 % of the right answers, of 50 %
+    assert "100 % [" in rows["from-robust-head-seed1"]
+    assert "–" in rows["from-scratch-all-seed0"]
+    assert "–" in rows["from-robust-head-seed0"]
+    assert "<s>" in rows["from-robust-head-seed0"]
+    assert f"{sum(weight.numel() for weight in runs['standard'].model.parameters()):,}" in page
+    both = sum(run.history["time/epoch_s"].sum() for run in runs.values())
+    assert f">{both:.0f}<" in rows["from-robust-probe-then-all-seed0"]

@@ -108,3 +108,69 @@ def test_the_questions_of_one_experiment():
     assert set(mine.experiment) == {experiment}
     assert set(mine.answer) == {"not run"}
     assert 0 < len(mine) < len(summary.answers({}))
+
+
+def test_one_network_is_asked_about_two_attacks():
+    both = scores(300, 200)
+    both.outcomes["FGSM"], both.attacks["FGSM"] = both.outcomes["clean"] & (torch.arange(N) < 250), "FGSM"
+    question = Question("Is FGSM weaker?", "01_x/a", "01_x/a", "FGSM", "PGD-20")
+    answer, why = ask(question, a=both)
+    assert answer == "yes"
+    assert why.startswith("62.5 % (a, FGSM) against 50.0 % (a, PGD-20) of n = 400, 1 seed: +12.5 points [")
+    both.findings.append(Finding("", "invalid", 1, 0, "broken", ("PGD-20",)))
+    assert ask(question, a=both) == ("cannot be told", "A number is invalid: broken.")
+
+
+def test_autoattack_is_asked_for_however_long_it_was():
+    def under(label, *counts):
+        found = {}
+        for name, robust in zip("ab", counts, strict=True):
+            found[name] = scores(300, robust)
+            found[name].outcomes[label] = found[name].outcomes.pop("PGD-20")
+            found[name].attacks = {label: "AutoAttack"}
+        return found
+
+    question = Question("Is a above b?", "01_x/a", "01_x/b", summary.AUTOATTACK)
+    for label in ("AutoAttack", "AutoAttack, cut short"):
+        answer, why = ask(question, **under(label, 200, 20))
+        assert (answer, label in why) == ("yes", True)
+    mixed = under("AutoAttack", 200, 20) | {"b": under("AutoAttack, cut short", 200, 20)["b"]}
+    assert ask(question, **mixed)[0] == "not run"
+
+
+def test_accuracies_on_other_pictures_are_not_paired():
+    answer, why = ask(ABOVE, a=scores(300, 200), b=scores(300, 20, n=500, split="cifar100 test"))
+    assert answer == "yes"
+    assert "50.0 % (a) against 4.0 % (b) of n = 400 and 500" in why
+
+
+A, B, OPEN = scores(300, 200), scores(350, 20), scores(300, 196, shift=3)
+
+
+@pytest.mark.parametrize(
+    ("runs", "verdict"),
+    [
+        ({"a": A, "b": B, "c": A, "d": B}, "holds"),
+        ({"a": A, "b": B, "c": B, "d": A}, "does not hold"),
+        ({"a": A, "b": B, "c": A, "d": OPEN}, "cannot be told"),
+        ({"a": B, "b": A, "c": A, "d": OPEN}, "does not hold"),
+        ({"a": A, "b": B}, "cannot be told"),
+        ({}, "cannot be told"),
+    ],
+)
+def test_a_conclusion_holds_where_all_its_questions_say_yes(runs, verdict):
+    questions = ABOVE, Question("Is c above d?", "01_x/c", "01_x/d")
+    claim = summary.Conclusion("As it was said.", (("pgd", "PGD"),), questions)
+    row = summary.conclusions({"01_x": runs}, [claim]).iloc[0]
+    assert row.verdict == verdict
+    assert row["its numbers"] == "43 % PGD (pgd)"
+    assert row.here.startswith("Is a above b?: ")
+    assert "Is c above d?: " in row.here
+
+
+def test_the_five_conclusions_stand_on_numbers_that_were_published():
+    table = summary.conclusions({})
+    assert len(table) == 5
+    assert set(table.verdict) == {"cannot be told"}
+    assert "74.4 % PGD (ResNet-18 from scratch: pgd 100 epochs)" in table["its numbers"][0]
+    assert list(summary.tables({})) == ["Question by question", "The five conclusions of the earlier study"]
