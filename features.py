@@ -95,7 +95,7 @@ def layers_of(model):
     """The layers to look at: {name: module}, children of the network with weights; of a row of stages, each."""
     layers = {}
     for name, child in getattr(model, "network", model).named_children():
-        row = type(child) is nn.Sequential and all(isinstance(part, nn.Sequential) for part in child)
+        row = isinstance(child, nn.Sequential) and all(isinstance(part, nn.Sequential) for part in child)
         parts = {f"{name}.{index}": stage for index, stage in child.named_children()} if row else {name: child}
         layers |= {name: layer for name, layer in parts.items() if next(layer.parameters(), None) is not None}
     return layers

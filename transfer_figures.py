@@ -82,18 +82,17 @@ def plot_layers(tables):
     Dotted: the change that noise of the same ε makes.
     """
     shown = [column for column in LAYERS if any(column in table for table in tables.values())]
+    names = list(dict.fromkeys(name for table in tables.values() for name in table.index))
     with mpl.rc_context(STYLE):
-        figure, axes = plt.subplots(
-            1, len(shown), figsize=(3.1 * len(shown), 3.2), layout="constrained", squeeze=False
-        )
+        size = (3.1 * len(shown), 3.2)
+        figure, axes = plt.subplots(1, len(shown), figsize=size, layout="constrained", squeeze=False)
         for axis, column in zip(axes[0], shown, strict=True):
             for table, look in zip(tables.values(), looks(tables), strict=True):
+                places = [names.index(name) for name in table.index]
                 if column in table:
-                    axis.plot(range(len(table)), table[column], marker="o", markersize=3, **look)
+                    axis.plot(places, table[column], marker="o", markersize=3, **look)
                 if column == "shift":
-                    quiet = {"color": look["color"], "linestyle": ":", "linewidth": 0.9}
-                    axis.plot(range(len(table)), table.noise, **quiet)
-            names = next(iter(tables.values())).index
+                    axis.plot(places, table.noise, color=look["color"], linestyle=":", linewidth=0.9)
             axis.set_xticks(range(len(names)), names, rotation=50, ha="right", fontsize=7)
             axis.set_title(LAYERS[column], fontsize=8)
             axis.set_ylim(0, None if column == "shift" else 1.03)

@@ -16,7 +16,7 @@ import models
 import utils
 from attacks import FGSM, PGD
 from benchmarks.suite import RESULTS
-from defences import NFGSM, Adversarial, Free, Guided, Standard
+from defences import AWP, MART, NFGSM, TRADES, Adversarial, Free, Guided, Standard
 from files import read_json, write_json
 from runs import environment
 from trainer import Recipe, test, train
@@ -30,6 +30,9 @@ DEFENCES = {
     "PGD-2": Adversarial(PGD(steps=2, step_size=5 / 255)),
     "PGD-10, steps grow": Adversarial(PGD(), grow=2 / 3),
     "PGD-10": Adversarial(PGD()),
+    "TRADES": TRADES(),
+    "MART": MART(),
+    "PGD-10 and AWP": AWP(Adversarial(PGD())),
 }
 SMALL = {"N-FGSM, small pictures at first": NFGSM(), "PGD-10, small pictures at first": Adversarial(PGD())}
 

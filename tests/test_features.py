@@ -8,6 +8,7 @@ from torch import nn
 import features
 import models
 from attacks import FGSM, PGD
+from finetune_framework import adapt
 
 
 def draw(*shape, seed=0):
@@ -110,6 +111,8 @@ def test_stages_count_each_and_a_source_with_other_classes_is_compared(shapes):
     assert list(table.index) == ["pixels", "stem", *(f"stages.{k}" for k in range(4)), "head"]
     assert table.source_cka["pixels"] == pytest.approx(1)
     assert table.source_cka["head"] < 0.95
+    frozen = adapt(other, 10, train="head")
+    assert list(features.layers_of(frozen)) == list(features.layers_of(one))
     again = features.through_layers(one, shapes.test.first(30), FGSM(), source=other)
     assert again.equals(table)
 
