@@ -16,7 +16,18 @@ import files
 import models
 import steps
 from attacks import PGD
-from defences import L2SP, Adversarial, Standard
+from defences import (
+    AWP,
+    L2SP,
+    MART,
+    NFGSM,
+    TRADES,
+    Adversarial,
+    FeatureDistillation,
+    Free,
+    Guided,
+    Standard,
+)
 from finetune_framework import SourceError, adapt, describe, load_source
 from runs import RunDamaged, fingerprint, save_weights
 from trainer import Recipe, train
@@ -363,6 +374,50 @@ def test_norms_frozen_or_adapted(few, tmp_path):
             if "running" in key:
                 assert torch.equal(value, model.state_dict()[key]) == (name == "frozen"), key
         assert fingerprint(load_source(run.folder)) == fingerprint(run.model)
+
+
+WAYS = {
+    "head": {"train": "head"},
+    "last stage": {"train": "last_stage"},
+    "all": {"train": "all"},
+    "low rank": {"train": "head", "rank": 2},
+    "norms adapted": {"train": "head", "norms": "adapted"},
+    "norms frozen": {"train": "all", "norms": "frozen"},
+    "low rank and norms": {"train": "last_stage", "rank": 2, "norms": "adapted"},
+}
+SOURCE, ATTACK = small_resnet(), PGD(steps=1, step_size=8 / 255)
+DEFENCES = {
+    "standard": Standard(),
+    "pgd": Adversarial(ATTACK, ramp=(0.2, 0.5)),
+    "trades": TRADES(ATTACK),
+    "mart": MART(ATTACK),
+    "n-fgsm": NFGSM(),
+    "free": Free(),
+    "guided": Guided(),
+    "awp": AWP(TRADES(ATTACK)),
+    "l2sp": L2SP(AWP(MART(ATTACK)), SOURCE),
+    "distillation": FeatureDistillation(Adversarial(ATTACK), SOURCE),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_to_adapt_goes_with_every_defence(way):
+    """What is to train moves, and nothing else does, BatchNorm's statistics included."""
+    images, labels = torch.rand(8, 3, 32, 32).contiguous(memory_format=torch.channels_last), torch.arange(8)
+    for name, defence in DEFENCES.items():
+        model = adapt(SOURCE, 10, **WAYS[way]).train()
+        before, moves = state(model), trained(model)
+        norms = {
+            key for key, module in model.named_modules() if isinstance(module, nn.BatchNorm2d) and module.training
+        }
+        training = steps.State(model, replace(RECIPE, defence=defence, ema=0.5), 2, torch.device("cpu"))
+        for _ in range(2):  # low-rank adapters: the half that begins at random moves with the second step
+            training.step = 1
+            loss, _ = steps.train_step(training, images, labels)
+            assert torch.isfinite(loss), name
+        for key, value in model.state_dict().items():
+            moved = key in moves or key.rpartition(".")[0] in norms
+            assert torch.equal(value, before[key]) != moved, (name, key)
 
 
 def test_describe_shows_adapters():
