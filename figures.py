@@ -321,7 +321,7 @@ def plot_plane(groups, label, sources=None):
                 for name, shape in shapes.items()
             ]
         if sources:
-            told = f"a source, on {demo(distinct(score.split for score in sources.values()))}"
+            told = f"its source, on {distinct(score.split for score in sources.values())}"
             entries.append(Line2D([], [], color="white", marker="*", markersize=11, mec="black", label=told))
         axis.legend(handles=entries, loc="center left", bbox_to_anchor=(1, 0.5))
         axis.set_title(f"{tested}, n = {sizes}; 95 % intervals{left_out}", fontsize=9)
