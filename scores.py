@@ -13,6 +13,7 @@ CLEAN = "clean"
 WORST = "worst case"
 ATTACKED = ("every attack",)  # the rows of a finding that concerns all but clean accuracy
 VERDICTS = ("", "suspect", "invalid")
+FEWEST = 10  # of a source's right answers must withstand for a share of them to mean something
 SAVED_AS = {"last": "scores", "best": "scores-best"}
 
 
@@ -213,11 +214,13 @@ def survival(source, target, label):
     """How much of a source's robustness is left in a network made of it, each on its own task: a Ratio.
 
     Compared is the share of right answers that withstand: clean accuracies and classes may differ. `source` and
-    `target` are Scores; `label` is an attack's. Raises ValueError where the label stands for different attacks.
+    `target` are Scores; `label` is an attack's. NaN where fewer than `FEWEST` of the source's right answers
+    withstand, for then there is nothing that could survive. Raises ValueError where the label stands for different
+    attacks.
     """
     check_attacks((source, target), label)
     kept = [(int(some.outcome(label).sum()), int(some.outcome(CLEAN).sum())) for some in (target, source)]
-    if min(n for _, n in kept) == 0:
+    if kept[1][0] < FEWEST or kept[0][1] == 0:
         return Ratio(math.nan, 0.0, math.inf)
     return independent_ratio(*kept)
 

@@ -159,6 +159,8 @@ def test_survival_compares_shares_of_right_answers():
     assert found.value == pytest.approx((20 / 80) / (20 / 40))
     assert found == independent_ratio((20, 80), (20, 40))
     assert math.isnan(survival(score("a", 40, 20), score("b", 0, 0), "PGD").value)
+    assert math.isnan(survival(score("a", 40, 9), score("b", 40, 20), "PGD").value)
+    assert survival(score("a", 40, 10), score("b", 40, 0), "PGD").value == 0
     with pytest.raises(ValueError, match="different attacks"):
         survival(score("a", 40, 20), score("b", 40, 20, "PGD(5 steps)"), "PGD")
 
