@@ -49,6 +49,12 @@ def carried_outcomes(victims, split, attack, *, sources=None, seed=0, progress=T
     classes than the split has, such as a public one before its head was exchanged, knows none of the labels: it is
     led away from its own guess.
     """
+    _named([attack])
+    for name in victims.keys() & (victims if sources is None else sources).keys():
+        if sources is not None and sources[name] is not victims[name]:
+            raise ValueError(
+                f"{name!r} names a source and a victim that are two models: it would look like a white box"
+            )
     victims = {name: on_device_of(split, model) for name, model in victims.items()}
     sources = victims if sources is None else {name: on_device_of(split, m) for name, m in sources.items()}
     right = {name: predict(model, split).argmax(1) == split.labels for name, model in victims.items()}

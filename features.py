@@ -35,6 +35,8 @@ def through_layers(model, split, attack, *, source=None, seed=0):
     """
     if len(split) < 4:
         raise ValueError(f"{split.name}: {len(split)} pictures; CKA needs at least 4")
+    if getattr(attack, "norm", "Linf") != "Linf":
+        raise ValueError(f"{attack}: noise is drawn in ±ε a pixel to compare with, so an attack in L∞ is needed")
     if attack.eps == 0:
         raise ValueError(f"{attack} changes nothing, so there is nothing to measure")
     model = on_device_of(split, model)
@@ -102,10 +104,10 @@ def layers_of(model):
 
 
 class _Watching:
-    """Notes what each layer gives, in order, while it lasts: `seen` are the tensors, `values` copies of them."""
+    """Notes what each layer gives, in order, while it lasts: {name: tensor}."""
 
     def __init__(self, model):
-        self.layers, self.seen, self.values, self.hooks = layers_of(model), {}, {}, []
+        self.layers, self.seen, self.hooks = layers_of(model), {}, []
 
     def __enter__(self):
         for name, layer in self.layers.items():
@@ -113,9 +115,10 @@ class _Watching:
         return self
 
     def _note(self, name, out):
-        if isinstance(out, torch.Tensor) and out.is_floating_point():
-            self.seen[name] = out
-            self.values[name] = out.detach().clone()  # the next layer may work in place
+        if not isinstance(out, torch.Tensor) or not out.is_floating_point():
+            return None
+        self.seen[name] = out
+        return out.clone()  # goes on in its place: the next layer may work in place
 
     def __exit__(self, *error):
         for hook in self.hooks:
@@ -139,7 +142,7 @@ def _collect(model, split, attack, seed):
                 name: cosine_similarity(slope.flatten(1), others[name].flatten(1))
                 for name, slope in slopes.items()
             }
-            changed = {PIXELS: adversarial} | watching.values
+            changed = {PIXELS: adversarial} | watching.seen
             for place, parts in zip(found, (here, changed, near, cosines), strict=True):
                 for name, value in parts.items():
                     place.setdefault(name, []).append(value)
@@ -153,7 +156,8 @@ def _with_gradients(model, images, labels):
         logits = model(points)
     places, uphill = {PIXELS: points} | watching.seen, logit_gradient(logits.detach(), labels)
     slopes = torch.autograd.grad(logits, list(places.values()), uphill, allow_unused=True, materialize_grads=True)
-    return {PIXELS: images} | watching.values, dict(zip(places, slopes, strict=True))
+    features = {name: place.detach() for name, place in places.items()}
+    return features, dict(zip(places, slopes, strict=True))
 
 
 def _features_of(model, split):
@@ -162,6 +166,6 @@ def _features_of(model, split):
     with evaluating(model), in_float32(split), torch.no_grad(), _Watching(model) as watching:
         for images, _ in split.batches(BATCH[split.labels.device.type]):
             model(images)
-            for name, value in ({PIXELS: images} | watching.values).items():
+            for name, value in ({PIXELS: images} | watching.seen).items():
                 parts.setdefault(name, []).append(value)
     return {name: torch.cat(values) for name, values in parts.items()}

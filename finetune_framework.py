@@ -204,9 +204,10 @@ def adapt(source, num_classes, train="all", *, seed=0, rates=None, rank=None, no
         if num_classes is not None:
             replace_head(model.network, head, num_classes)
         leaves = _leaves(model)
-        chosen = _with_norms(_chosen(model, leaves, head, train), leaves, norms)
+        wanted = _chosen(model, leaves, head, train)
+        chosen = _with_norms(wanted, leaves, norms)
         _freeze_before_and_outside(leaves, chosen)
-        _freeze_between(model.network, leaves, chosen)
+        _freeze_between(model.network, leaves, wanted)
         if rank is not None:
             _add_adapters(leaves, chosen, rank)
     model.head, model.rates = head, _checked_rates(model, head, rates or {})

@@ -46,8 +46,9 @@ def _accuracy(state, split, attack):
 
 
 def safer(defence):
-    """What a collapsed run goes on with: two steps of 5/8 ε, under the same wrappers, with the same ramp."""
+    """What a collapsed run goes on with: two steps of 5/8 ε; its wrappers, its ramp and its objective stay."""
     if isinstance(defence, Wrapped):
         return replace(defence, defence=safer(defence.defence))
     eps = eps_of(defence)
-    return Adversarial(PGD(eps=eps, step_size=5 / 8 * eps, steps=2), ramp=getattr(defence, "ramp", 0.0))
+    attack = PGD(eps=eps, step_size=5 / 8 * eps, steps=2)
+    return replace(defence, attack=attack, grow=0.0) if isinstance(defence, Adversarial) else Adversarial(attack)

@@ -237,7 +237,7 @@ def _set_rates(state, progress):
 def _following(recipe, step, total):
     """The share of its distance to the weights that their average goes after this step, counted from 0."""
     if recipe.swa:  # 1, 1, ..., then 1/2, 1/3: the mean of all weights since the first of them
-        return 1 / max(1, step - math.floor((1 - recipe.swa) * total) + 1)
+        return 1 / max(1, step - (total - round(recipe.swa * total)) + 1)
     return 1 - min(recipe.ema, (1 + step) / (10 + step))
 
 

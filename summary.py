@@ -154,10 +154,10 @@ CONCLUSIONS = (
         (("ResNet-18 from ImageNet: head pgd", "PGD"), ("ResNet-18 from scratch: pgd 100 epochs", "PGD")),
         (
             Question(
-                "Standard source", "02_transfer_learning/scratch-pgd", "02_transfer_learning/from-standard-all-pgd"
-            ),
-            Question(
-                "Robust source", "02_transfer_learning/scratch-pgd", "02_transfer_learning/from-robust-all-pgd"
+                "From a standard source, in as many epochs",
+                "06_robust_transfer/from-scratch-all-pgd",
+                "06_robust_transfer/from-standard-all-pgd",
+                AUTOATTACK,
             ),
         ),
     ),
@@ -184,9 +184,14 @@ CONCLUSIONS = (
             ("ResNet-18 from ImageNet: head pgd", "PGD"),
         ),
         (
-            Question("Clean", "02_transfer_learning/scratch", "02_transfer_learning/from-standard-all", CLEAN),
             Question(
-                "Robust, in as many epochs",
+                "Clean, in as many epochs",
+                "06_robust_transfer/from-scratch-all",
+                "06_robust_transfer/from-standard-all",
+                CLEAN,
+            ),
+            Question(
+                "Robust, in as many epochs, and no better from a robust source",
                 "06_robust_transfer/from-scratch-all-pgd",
                 "06_robust_transfer/from-robust-all-pgd",
                 AUTOATTACK,

@@ -95,7 +95,8 @@ def plot_layers(tables):
                     axis.plot(places, table.noise, color=look["color"], linestyle=":", linewidth=0.9)
             axis.set_xticks(range(len(names)), names, rotation=50, ha="right", fontsize=7)
             axis.set_title(LAYERS[column], fontsize=8)
-            axis.set_ylim(0, None if column == "shift" else 1.03)
+            lowest = min(float(table[column].min()) for table in tables.values() if column in table)
+            axis.set_ylim(min(0.0, 1.05 * lowest), None if column == "shift" else 1.03)
         handles, labels = axes[0][0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), fontsize=8)
         known = [table.attrs for table in tables.values()]

@@ -21,6 +21,7 @@ class DIFGSM(MIFGSM):
     """MI-FGSM whose gradient is, with `probability`, that of pictures shrunk and put on black at random.
 
     The side shrinks to between `smallest` times itself and itself; at each step there is one draw for the batch.
+    Python reads it, so in training the device is waited for, and steps are no CUDA graph.
     """
 
     probability: float = 0.5

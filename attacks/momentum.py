@@ -34,7 +34,7 @@ class MIFGSM(Attack):
 
     @property
     def label(self):
-        return type(self).__name__.replace("FGSM", "-FGSM")
+        return type(self).__name__.replace("FGSM", "-FGSM").replace("SINI", "SI-NI")
 
     def craft(self, model, images, labels, generator, targeted=False):
         lower, upper = bounds(images, self.eps)

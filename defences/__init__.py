@@ -12,7 +12,7 @@ of the images that the model was trained on, for the curve of training accuracy.
     at(progress)                the defence that it is at that moment: steps of equal ones can be one CUDA graph
 """
 
-from defences.adversarial import Adversarial, Standard, Wrapped, innermost, moment
+from defences.adversarial import Adversarial, Standard, TwoHalves, Wrapped, innermost, moment
 from defences.free import Free
 from defences.penalties import L2SP, FeatureDistillation, Penalty
 from defences.single_step import NFGSM, Guided
@@ -31,6 +31,7 @@ __all__ = [
     "Guided",
     "Penalty",
     "Standard",
+    "TwoHalves",
     "Wrapped",
     "innermost",
     "moment",

@@ -70,7 +70,7 @@ class Adversarial(TwoHalves):
         name = type(self).__name__
         try:
             begin, end = self._ramp
-            fits = 0 <= begin <= end <= 1
+            fits = 0 <= begin <= end <= 1 and not {type(begin), type(end)} & {bool}
         except (TypeError, ValueError):
             fits = False
         if not fits:
@@ -90,7 +90,9 @@ class Adversarial(TwoHalves):
     def _strength(self, progress):
         """The share of its full size that ε has reached, 0 to 1."""
         begin, end = self._ramp
-        return 1.0 if progress >= end else max(0.0, progress - begin) / (end - begin)
+        if progress >= end or progress <= begin:
+            return float(progress >= end)
+        return (progress - begin) / (end - begin)
 
     def single_step_eps(self, progress):
         single = isinstance(self.attack, FGSM) or getattr(self.attack, "steps", math.inf) == 1

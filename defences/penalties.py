@@ -8,6 +8,7 @@ import torch
 from attacks import evaluating
 from defences.adversarial import Wrapped
 from models import LowRank
+from models.low_rank import is_adapted
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class L2SP(Penalty):
 
     def distance(self, model, images, source):
         start = dict(source.named_parameters())
+        start |= {f"{name}.weight": layer.weight for name, layer in source.named_modules() if is_adapted(layer)}
         head = f"network.{model.head}."
         changes = [module.change() for module in model.modules() if isinstance(module, LowRank)]
         for name, weight in model.named_parameters():

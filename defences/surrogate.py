@@ -17,8 +17,9 @@ class TRADES(Adversarial):
     """cross-entropy(x) + β · KL(p(x) ‖ p(x')), where x' drives the two apart: Zhang et al. 2019, arXiv:1901.08573.
 
     `attack`, a PGD in L∞, says how far, in which steps and how many; it climbs the divergence instead of the
-    cross-entropy, from Gaussian noise of 0.001 around the picture, as in the paper. Both passes of the update are
-    in training mode. The logits are those of x'.
+    cross-entropy, from Gaussian noise of 0.001 around the picture, as in the paper. So small a change is lost in
+    bfloat16, so p(x) and the first step are in the precision of the pictures. Both passes of the update are in
+    training mode. The logits are those of x'.
     """
 
     attack: Attack = field(default_factory=PGD)
@@ -28,18 +29,24 @@ class TRADES(Adversarial):
 
     def __post_init__(self):
         super().__post_init__()
-        plain = type(self.attack) is PGD and self.attack.norm == "Linf" and self.attack.restarts == 1
+        attack = self.attack
+        plain = type(attack) is PGD and attack.norm == "Linf" and attack.restarts == 1 and attack.random_start
         if not plain:
-            raise ValueError(f"TRADES: attack={self.attack}; a PGD in L∞ without restarts is needed")
+            raise ValueError(
+                f"TRADES: attack={attack}; a PGD in L∞, from a random start, without restarts is needed"
+            )
         check_setting(self, "beta", 0, math.inf, hint="5 or 6 is usual")
 
     def _crafted(self, attack, model, images, labels, generator):
-        with torch.no_grad():
-            clean = wide(model(images)).softmax(1)
+        kind = images.device.type
+        computing = {"dtype": torch.get_autocast_dtype(kind), "enabled": torch.is_autocast_enabled(kind)}
+        with torch.no_grad(), torch.autocast(kind, enabled=False):
+            clean = model(images).softmax(1)
         noise = torch.empty_like(images).normal_(0, 0.001, generator=generator)
         adversarial, (lower, upper) = noise.add_(images), bounds(images, attack.eps)
-        for _ in range(attack.steps):
-            gradient = _divergence_gradient(model, adversarial, clean)
+        for step in range(attack.steps):
+            with torch.autocast(kind, **computing | ({} if step else {"enabled": False})):
+                gradient = _divergence_gradient(model, adversarial, clean)
             adversarial = adversarial.add(gradient.sign_(), alpha=attack.step_size).clamp_(lower, upper)
         return adversarial
 

@@ -7,7 +7,7 @@ import torch
 from torch.func import functional_call
 
 from attacks.base import check_setting
-from defences.adversarial import Wrapped
+from defences.adversarial import Adversarial, TwoHalves, Wrapped
 
 TINY = 1e-12  # beside a length, so that none divides by zero
 
@@ -19,8 +19,8 @@ class AWP(Wrapped):
     After the inner defence has made its pictures, every weight matrix that trains is moved by `gamma` times its
     own length along the gradient of the inner loss, uphill; the update is by the gradient there, applied to the
     weights as they were. It costs one more forward and backward pass a step. BatchNorm's statistics follow the
-    second pass alone. The inner defence is Standard, Adversarial, TRADES, MART, NFGSM or one with `craft` and
-    `objective`; pulls go around: L2SP(AWP(TRADES()), source).
+    second pass alone. The inner defence is Standard, Adversarial, TRADES, MART, NFGSM or a subclass of TwoHalves
+    with a `craft` or an `objective` of its own; pulls go around: L2SP(AWP(TRADES()), source).
     """
 
     gamma: float = 0.005
@@ -29,11 +29,11 @@ class AWP(Wrapped):
 
     def __post_init__(self):
         super().__post_init__()
-        halves = [getattr(self.defence, name, None) for name in ("craft", "objective")]
-        if not all(map(callable, halves)):
+        if getattr(type(self.defence), "loss", None) not in (TwoHalves.loss, Adversarial.loss):
             raise TypeError(
-                f"AWP: defence={self.defence!r} makes no pictures before its loss; Adversarial(PGD()), TRADES(), "
-                "MART() or NFGSM() is needed, and pulls to a source go around: L2SP(AWP(...), source)"
+                f"AWP: defence={self.defence!r} has a loss that is not made of the halves craft and objective; "
+                "Adversarial(PGD()), TRADES(), MART(), NFGSM() or a subclass of TwoHalves is needed. Pulls to a "
+                "source go around: L2SP(AWP(...), source)"
             )
         check_setting(self, "gamma", 0, 1, open_high=True, hint="0.005 is usual")
 

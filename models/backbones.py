@@ -91,5 +91,5 @@ def replace_head(network, name, num_classes):
         new = nn.Linear(old.in_features, num_classes, bias=old.bias is not None)
     else:
         new = nn.Conv2d(old.in_channels, num_classes, old.kernel_size, old.stride, old.padding)
-    parent, _, child = name.rpartition(".")
-    setattr(network.get_submodule(parent), child, new)
+    parent, _, child = name.rpartition(".")  # drawn on the CPU, so that it is the same wherever the network lies
+    setattr(network.get_submodule(parent), child, new.to(old.weight.device, old.weight.dtype))

@@ -18,9 +18,11 @@ class LowRank(nn.Module):
         outputs, inputs = weight.shape[0], weight[0].numel()
         rank = min(rank, outputs, inputs)
         self.shape = tuple(weight.shape)
+        down = nn.init.kaiming_uniform_(
+            torch.empty(rank, inputs), a=math.sqrt(5)
+        )  # on the CPU: the same everywhere
         self.up = nn.Parameter(torch.zeros(outputs, rank, device=weight.device, dtype=weight.dtype))
-        self.down = nn.Parameter(torch.empty(rank, inputs, device=weight.device, dtype=weight.dtype))
-        nn.init.kaiming_uniform_(self.down, a=math.sqrt(5))
+        self.down = nn.Parameter(down.to(weight.device, weight.dtype))
 
     def change(self):
         return (self.up @ self.down).view(self.shape)

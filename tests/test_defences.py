@@ -80,6 +80,7 @@ def test_a_pair_says_from_where_to_where_eps_rises(batch):
     assert defence._attack_at(0.5).step_size == pytest.approx(0.005)
     assert defence._attack_at(0.75) is defence.attack
     assert Adversarial(FGSM(eps=0.04), ramp=(0.5, 0.5))._attack_at(0.5).eps == 0.04
+    assert Adversarial(FGSM(eps=0.04), ramp=(0.5, 0.5))._attack_at(0.4) is None
     assert Adversarial(FGSM(eps=0.04), ramp=(0.25, 0.75)).single_step_eps(0.5) == pytest.approx(0.02)
     network = small_network().eval()
     for kind in (Adversarial, TRADES, MART):  # while ε is 0
@@ -104,6 +105,15 @@ def test_the_pull_grows_with_its_weight_and_the_pictures_stay_within_eps(kind, b
     assert torch.equal(clean, batch[0])
     assert 0.019 < (adversarial - clean).abs().max() <= 0.02 + 1e-6
     assert 0 <= adversarial.min() <= adversarial.max() <= 1
+
+
+def test_trades_begins_in_the_precision_of_the_pictures(batch):
+    """Noise of 0.001, and what it does to the logits, would be lost in bfloat16."""
+    network, kinds = small_network().eval(), []
+    network[6].register_forward_hook(lambda module, inputs, out: kinds.append(out.dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        TRADES(PGD(steps=3)).loss(network, *batch, progress=1, generator=generator())
+    assert kinds == [torch.float32] * 2 + [torch.bfloat16] * 4  # clean, first step; two steps, both passes
 
 
 def test_mart_on_logits_that_leave_no_probability_is_finite(batch):
@@ -333,16 +343,25 @@ def test_errors_are_clear():
         with pytest.raises(ValueError, match=r"ramp=.*from where to where"):
             TRADES(PGD(), ramp=ramp)
     for attack in (FGSM(), PGD(norm="L2", eps=0.5), PGD(restarts=2)):
-        with pytest.raises(ValueError, match="a PGD in L∞ without restarts"):
+        with pytest.raises(ValueError, match="a PGD in L∞, from a random start, without restarts"):
             TRADES(attack)
     with pytest.raises(ValueError, match="TRADES: beta=-1"):
         TRADES(beta=-1)
     with pytest.raises(ValueError, match="MART: weight="):
         MART(weight=float("nan"))
+    with pytest.raises(ValueError, match="from a random start"):
+        TRADES(PGD(random_start=False))
+    with pytest.raises(ValueError, match="ramp=True"):
+        Adversarial(PGD(), ramp=True)
     with pytest.raises(ValueError, match="AWP: gamma=1"):
         AWP(Standard(), 1)
-    for inner in (Free(), Guided(), L2SP(Standard(), small_model())):
-        with pytest.raises(TypeError, match="makes no pictures before its loss"):
+
+    class Own(Adversarial):
+        def loss(self, model, images, labels, **rest):
+            return super().loss(model, images, labels, **rest)
+
+    for inner in (Free(), Guided(), L2SP(Standard(), small_model()), Own(PGD())):
+        with pytest.raises(TypeError, match="has a loss that is not made of the halves"):
             AWP(inner)
     with pytest.raises(ValueError, match="grow=-1"):
         Adversarial(PGD(), grow=-1)

@@ -154,6 +154,16 @@ def test_a_source_with_other_classes_is_led_away_from_its_own_guess(blobs):
     assert guesses.max() > 3
 
 
+def test_what_cannot_be_carried_is_refused(blobs):
+    one, other = small_network(0), small_network(1)
+    with pytest.raises(TypeError, match="'PGD' is no attack"):
+        evaluation.carried_outcomes({"v": one}, blobs.test, "PGD")
+    with pytest.raises(ValueError, match="'v' names a source and a victim that are two models"):
+        evaluation.carried_outcomes({"v": one}, blobs.test, FGSM(), sources={"v": other})
+    found = evaluation.carried_outcomes({"v": one}, blobs.test, FGSM(), sources={"v": one}, progress=False)
+    assert list(found) == [("v", "v")]
+
+
 def test_logits_that_are_no_numbers_withstand_nothing(blobs):
     broken = small_network()
     with torch.no_grad():

@@ -48,6 +48,8 @@ def test_too_few_examples_are_refused(blobs):
         features.cka(draw(3, 2), draw(3, 2))
     with pytest.raises(ValueError, match="3 pictures; CKA needs at least 4"):
         features.through_layers(small_network(), blobs.test.first(3), FGSM())
+    with pytest.raises(ValueError, match="an attack in L∞ is needed"):
+        features.through_layers(small_network(), blobs.test, PGD(norm="L2", eps=1.0))
     with pytest.raises(ValueError, match="changes nothing"):
         features.through_layers(small_network(), blobs.test, FGSM(eps=0))
 
@@ -100,6 +102,7 @@ def test_every_layer_is_seen_as_it_was_before_the_next_worked_in_place(shapes):
     assert list(table.index) == ["pixels", "conv1", "bn1", "layer1", "layer2", "layer3", "layer4", "fc"]
     # BatchNorm begins as nothing, so it must show what the convolution shows, and not its ReLU.
     assert table["shift"]["bn1"] == pytest.approx(table["shift"]["conv1"], rel=1e-3)
+    assert table.alignment["bn1"] == pytest.approx(table.alignment["conv1"], rel=1e-3)
     assert table.source_cka.tolist() == pytest.approx([1] * 8)
     assert [module.training for module in network.modules()] == before
     assert not any(module._forward_hooks for module in network.modules())

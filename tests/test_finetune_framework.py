@@ -334,6 +334,42 @@ def test_an_adapter_of_full_rank_can_be_any_change_and_counts_in_l2sp():
         L2SP(Standard(), source).distance(adapt(models.build("resnet18", 5, width=8), 10), None, source)
 
 
+def test_heads_and_adapters_are_made_where_the_network_lies_and_drawn_on_the_cpu():
+    """As on CUDA, where a head on another device would be an error, and its generator another."""
+    source = models.build("imagenet/resnet18", 100, pretrained=False, resize=32).to("meta")
+    before = torch.get_rng_state()
+    model = adapt(source, 10, train="head", rank=2)
+    assert {weight.device.type for weight in model.parameters()} == {"meta"}
+    assert torch.equal(before, torch.get_rng_state())
+    drawn = [one.down for one in adapt(small_resnet(), 10, rank=2, train="head").modules() if hasattr(one, "down")]
+    torch.manual_seed(5)
+    again = [one.down for one in adapt(small_resnet(), 10, rank=2, train="head").modules() if hasattr(one, "down")]
+    assert all(map(torch.equal, drawn, again))
+
+
+def test_l2sp_takes_a_source_with_adapters():
+    source = adapt(small_resnet(), 10, train="head", rank=2)
+    for module in source.modules():
+        if isinstance(module, models.LowRank):
+            nn.init.normal_(module.up, 0, 0.1)
+    assert L2SP(Standard(), source).distance(adapt(source, 5), None, source) == 0
+
+
+def test_frozen_norms_leave_weights_beside_them_alone():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.bn, self.head = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 5)
+            self.scale = nn.Parameter(torch.ones(1))
+
+        def forward(self, x):
+            return self.head((self.scale * self.bn(self.conv(x))).mean((2, 3)))
+
+    source = models.Model(Scaled(), models.Normalise((0.5,) * 3, (0.2,) * 3), None, {"num_classes": 5})
+    names = trained(adapt(source, 10, norms="frozen"))
+    assert names == {f"network.{n}" for n in ("scale", "conv.weight", "conv.bias", "head.weight", "head.bias")}
+
+
 def test_crafting_on_adapters_takes_the_fused_form_and_finds_the_same():
     model = adapt(small_resnet(), 10, train="head", rank=2).eval()
     for module in model.modules():

@@ -253,3 +253,5 @@ def test_the_rescue_keeps_penalty_and_ramp():
     source = nn.Identity()
     rescued = guard.safer(L2SP(Adversarial(FGSM(), ramp=0.5), source, 2.0))
     assert rescued == L2SP(replace(SAFER, ramp=0.5), source, 2.0)
+    trades = AWP(TRADES(PGD(steps=1), beta=3.0, ramp=(0.1, 0.5), grow=0.5))
+    assert guard.safer(trades) == AWP(TRADES(SAFER.attack, beta=3.0, ramp=(0.1, 0.5)))

@@ -141,7 +141,7 @@ def test_swa_is_the_mean_of_the_weights_of_the_last_steps(blobs):
         steps.train_step(state, *blobs.train.batch(torch.arange(32) + 8 * step))
         state.step += 1
         seen.append({name: value.clone() for name, value in model.state_dict().items()})
-        wanted = seen[-1:] if step < 12 else seen[12:]
+        wanted = seen[-1:] if step < 12 else seen[12:]  # the last quarter
         for name, value in state.result().state_dict().items():
             if value.is_floating_point():
                 mean = torch.stack([weights[name] for weights in wanted]).mean(0)
