@@ -73,7 +73,8 @@ def test_apgd_is_as_strong_as_torchattacks(loss, lab):
     lab.robust.to(memory_format=torch.channels_last)
     ours = standing(lab.robust, APGD(steps=40, loss=loss), few)
     assert ours <= theirs + 2
-    assert ours <= standing(lab.robust, PGD(steps=40), few) + 2
+    if loss != "dlr":  # which of the two losses is the stronger depends on the network
+        assert ours <= standing(lab.robust, PGD(steps=40), few) + 2
 
 
 @pytest.mark.parametrize("classes", [2, 3, 10, 100])
