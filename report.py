@@ -271,7 +271,7 @@ def write_page(study, answers=None):
     """
     study = Path(study)
     experiments, everything = [], {}
-    ran = {path.stem for path in study.glob("notebooks/*.ipynb")}
+    ran = {path.stem for path in study.glob("notebooks/[!.]*.ipynb")}
     there = {path.name for path in study.iterdir() if path.is_dir()} - {"notebooks"}
     for name in sorted(there | ran):
         scores = load_scores(study / name)

@@ -87,6 +87,17 @@ def test_a_notebook_that_failed_keeps_its_title_and_its_cells(study):
     assert "1 / 0" in re.sub("<[^>]+>", "", page).replace("  ", " ")
 
 
+def test_a_notebook_that_is_just_being_written_has_no_place_yet(study):
+    folder = study[0].runs.parent / "notebooks"
+    folder.mkdir(exist_ok=True)
+    partial = folder / ".02_other.partial.ipynb"
+    partial.write_text("{")
+    try:
+        assert "02 other" not in report.write_page(folder.parent).read_text()
+    finally:
+        partial.unlink()
+
+
 def test_the_answers_stand_at_the_top(study):
     answers = pd.DataFrame([{"question": "Is it?", "answer": "yes", "why": "50 % against 5 %"}])
     page = report.write_page(study[0].runs.parent, {"One by one": answers, "Of old": answers}).read_text()
