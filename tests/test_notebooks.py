@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import papermill
 import pytest
 
@@ -63,6 +64,8 @@ def study(tmp_path_factory):
                 )
                 scores = report.load_scores(base / "runs" / "smoke-shapes" / path.stem)
                 table = report.long_table(scores).drop(columns="seconds") if scores else None
+                if (carried := base / "runs" / "smoke-shapes" / path.stem / "carried.csv").exists():
+                    table = pd.read_csv(carried)  # what 07 measures instead
                 texts.setdefault(path.stem, []).append((target.read_text(), table))
     assert not list((base / "elsewhere").iterdir())
     return base / "runs" / "smoke-shapes", texts
