@@ -9,6 +9,7 @@ import features
 import models
 from attacks import FGSM, PGD
 from finetune_framework import adapt
+from utils import Split
 
 
 def draw(*shape, seed=0):
@@ -57,8 +58,8 @@ def test_too_few_examples_are_refused(blobs):
 def test_shifts_are_lengths_of_the_change(blobs):
     """On one linear layer everything can be computed by hand."""
     network = nn.Sequential(nn.Flatten(), nn.Linear(192, 2))
-    split = blobs.test.first(50)
-    split.labels.clamp_(max=1)
+    fifty = blobs.test.first(50)
+    split = Split(fifty.images, fifty.labels.clamp(max=1), ["a", "b"], "two of the blobs")
     attack = FGSM(eps=0.02)
     table = features.through_layers(network, split, attack)
     assert list(table.index) == ["pixels", "1"]
