@@ -12,11 +12,12 @@ import torch
 from tqdm.auto import tqdm
 
 import audit
+import parallel
 from attacks import Attack, evaluating
 from outcomes import BATCH, Kept, attacked, in_float32, on_device_of, predict
 from runs import fingerprint
 from scores import CLEAN, Scores
-from utils import derive_seed
+from utils import derive_seed, own_device, prepare
 
 
 def test(model, split, attacks=(), *, seed=0, progress=True, folder=None):
@@ -28,6 +29,13 @@ def test(model, split, attacks=(), *, seed=0, progress=True, folder=None):
     """
     attacks = _named(attacks)
     return _evaluate(model, model, split, attacks, seed, progress, None, folder)
+
+
+def test_here(model, split, attacks, folder, *, progress=True):
+    """For processes that another one has started: `test` what came from there, on their device; see Packed."""
+    device = own_device()
+    prepare(device)
+    return test(model.unpacked(device), split.to(device), attacks, folder=folder, progress=False)
 
 
 def transfer_attack(source, victim, split, attack, *, source_name="another model", seed=0, progress=True):
@@ -110,12 +118,18 @@ def _named(attacks):
 
 def _evaluate(source, victim, split, attacks, seed, progress, carried, folder=None):
     begun = time.perf_counter()
+    parallel.join(split.labels.device)
     source, victim = on_device_of(split, source), on_device_of(split, victim)
     logits = predict(victim, split)
     right = (logits.argmax(1) == split.labels) & torch.isfinite(logits).all(1)
     outcomes, seconds, extents = {CLEAN: right.cpu()}, {CLEAN: time.perf_counter() - begun}, {}
     kept = Kept(folder, source, victim, split)
-    bar = tqdm(total=len(attacks) * int(right.sum()), desc="test", disable=not progress, unit="image")
+    bar = tqdm(
+        total=len(attacks) * int(right.sum()),
+        desc="test",
+        disable=not (progress and parallel.leads()),
+        unit="image",
+    )
     indices = right.nonzero()[:, 0]
     with kept, bar:
         for label, attack in attacks.items():

@@ -9,6 +9,8 @@ import logging
 
 import torch
 
+import parallel
+
 log = logging.getLogger("study")
 
 WARM_UP = 3  # steps in which libraries choose their kernels and buffers come to be
@@ -24,7 +26,8 @@ class Graphed:
 
     def __init__(self, generator, name):
         self.generator, self.name = generator, name
-        self.possible = generator.device.type == "cuda"
+        # Capturing what processes tell one another asks for more than a step has: see docs/scaling.md.
+        self.possible = generator.device.type == "cuda" and parallel.world() == 1
         self.forget()
 
     def give_up(self, why):

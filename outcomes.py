@@ -5,12 +5,12 @@ never taken.
 """
 
 import copy
-import functools
 import time
 from typing import NamedTuple
 
 import torch
 
+import parallel
 from attacks import evaluating
 from unfinished import Kept
 from utils import derive_seed
@@ -40,13 +40,21 @@ def on_device_of(split, model):
 def predict(model, split):
     """Logits (N, K) of the pictures of a split, in float32 and eval mode. ValueError for too few classes."""
     with evaluating(model), torch.no_grad(), in_float32(split):
-        logits = torch.cat([model(images) for images, _ in split.batches(BATCH[split.labels.device.type])])
+        size = BATCH[split.labels.device.type]
+        begins = range(0, len(split), size)
+        found = parallel.shared_out(begins, lambda begin: _logits(model, split, slice(begin, begin + size)))
+        logits = torch.cat([part for _, part in found]).to(split.labels.device)
     if logits.ndim != 2 or logits.shape[1] < split.num_classes:
         raise ValueError(
             f"the model gives logits of shape {tuple(logits.shape)} for {len(split)} pictures of "
             f"{split.num_classes} classes; was it built for another data set?"
         )
     return logits
+
+
+def _logits(model, split, some):
+    logits = model(split.batch(some)[0])
+    return logits if parallel.world() == 1 else logits.cpu()  # from where another process can take them
 
 
 def in_float32(split):
@@ -65,13 +73,19 @@ def attacked(source, victim, split, attack, indices, seed, bar=None, kept=None):
     left = len(indices)
     for number, stage in enumerate(attack.stages):
         final = number == len(attack.stages) - 1
-        for batch, some in enumerate(standing.nonzero()[:, 0].split(BATCH[device.type])):
-            if not len(some):
-                continue
+
+        left_over = standing.nonzero()[:, 0]
+        batches = left_over.split(BATCH[device.type]) if len(left_over) else ()
+        places = [kept.place(attack, seed, number, batch, indices[some]) for batch, some in enumerate(batches)]
+
+        def judge(batch, number=number, stage=stage, batches=batches, places=places):
             generator = torch.Generator(device).manual_seed(derive_seed(seed, number, batch))
-            chosen = indices[some]
-            judge = functools.partial(_judge, source, victim, stage, split, chosen, generator)
-            stood, extent = kept.once((attack, seed, number, batch, chosen), judge)
+            known = kept.get(places[batch])
+            return known or _judge(source, victim, stage, split, indices[batches[batch]], generator)
+
+        for batch, (stood, extent) in parallel.shared_out(range(len(batches)), judge):
+            kept.keep(places[batch], (stood, extent))
+            some = batches[batch]
             standing[some] = torch.tensor([mark == "1" for mark in stood], device=device)
             extents.append(extent)
             left -= stood.count("0")

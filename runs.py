@@ -22,6 +22,7 @@ import os
 import platform
 import shutil
 import subprocess
+from contextlib import nullcontext
 from dataclasses import fields, is_dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,6 +33,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors import torch as safetensors
 
 import code_checksum
+import parallel
 from files import Damaged, held, read_json, replacing, write_json
 from utils import ROOT, runs_root
 
@@ -171,18 +173,34 @@ class RunFolder:
         except ValueError as error:  # also pandas' own
             raise RunDamaged(f"{path} is damaged ({_first_line(error)}). {ANEW}") from error
 
+    def _study(self, model):
+        """The folder below runs/ in which this run may have twins; None where it has none.
+
+        Only a `model` made by models.build has: what another one computes cannot be known from outside.
+        """
+        if not isinstance(getattr(model, "spec", None), dict) or runs_root() not in self.path.resolve().parents:
+            return None
+        return runs_root() / self.path.resolve().relative_to(runs_root()).parts[0]
+
+    def alone_in_its_study(self, model, wait):
+        """Hold exactly this run in all folders of the study: wait where it is being trained, or raise Held."""
+        study = self._study(model)
+        if study is None:
+            return nullcontext()
+        return held(
+            study / ".training" / f"{self.identity}.lock", f"this run is being trained in {self.path}", wait
+        )
+
     def copy_finished_twin(self, model):
         """Take over the finished run of the same study that is exactly this one; returns its name, or None.
 
         A study is what lies in one folder below runs/: notebooks that ask for the same run, with the same recipe,
-        initial weights and data, share it. Only for a folder in which nothing was trained yet, and only for a
-        `model` made by models.build: what another one computes cannot be known from outside. Twins that are
-        damaged are passed over.
+        initial weights and data, share it. What was trained here so far gives way. Twins that are damaged are
+        passed over.
         """
-        known = isinstance(getattr(model, "spec", None), dict)
-        if self.begun or not known or runs_root() not in self.path.resolve().parents:
+        study = self._study(model)
+        if self.finished or study is None:
             return None
-        study = runs_root() / self.path.resolve().relative_to(runs_root()).parts[0]
         for weights in sorted(study.glob("*/*/weights.safetensors")):
             twin = weights.parent
             try:
@@ -196,9 +214,13 @@ class RunFolder:
             names = [path.name for path in twin.iterdir() if path.name.startswith(SHARED)]
             name = str(twin.relative_to(study))
             write_json(self.path / "environment.json", {"same_run_as": name} | environment)
+            for path in [path for path in self.path.iterdir() if path.name.startswith(SHARED)]:
+                path.unlink()
             for file in (*names, weights.name):  # the weights last: they make a run a finished one
                 with replacing(self.path / file) as partial:
                     shutil.copyfile(twin / file, partial)
+            for path in self.checkpoints:
+                path.unlink(missing_ok=True)
             return name
         return None
 
@@ -244,6 +266,22 @@ class RunFolder:
     def _save(self, model, name, metadata):
         own = {"weights": fingerprint(model), "run": self.identity, "file": name}
         save_weights(model, self.path / name, own | metadata)
+
+
+class Onlooker(RunFolder):
+    """The folder for those processes of a run that do not write: all but the first."""
+
+    def save_checkpoint(self, state):
+        pass
+
+    def save_history(self, history):
+        pass
+
+    def save_best(self, model, epoch):
+        pass
+
+    def finish(self, model, metadata):
+        pass
 
 
 def save_weights(model, path, metadata=None):
@@ -359,6 +397,7 @@ def environment(device):
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
         "cuda": torch.version.cuda if cuda else None,
+        "processes": parallel.world(),
         "commit": _commit(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 import pandas as pd
 import torch
 
+import parallel
 from files import Damaged, read_json, replacing, write_json
 
 CLEAN = "clean"
@@ -319,6 +320,8 @@ class Scores:
 
     def write(self, folder, name):
         """Write <name>.json (with every outcome) and <name>.csv."""
+        if not parallel.leads():
+            return
         outcomes = {label: "".join("01"[int(bit)] for bit in value) for label, value in self.outcomes.items()}
         values = {"split": self.split, "carried": self.carried, "weights": self.weights}
         values["pictures"] = self.pictures

@@ -14,6 +14,7 @@ import torch
 from torch.nn.functional import interpolate
 
 import guard
+import parallel
 import precision
 from defences import Standard, moment
 from graphs import WARM_UP, Graphed
@@ -43,7 +44,9 @@ class State:
             nesterov=recipe.momentum > 0,
             fused=device.type in ("cpu", "cuda"),
         )
-        self.precision = precision.chosen(recipe, model, (recipe.batch_size, *size), device)
+        part = parallel.part_of(recipe.batch_size)
+        shape = part.end - part.begin, *size
+        self.precision = parallel.from_first(precision.chosen, recipe, model, shape, device)
         self.generator = torch.Generator(device)
         self.graphed = Graphed(self.generator, name)
         self.step = 0
@@ -56,7 +59,9 @@ class State:
         self.good = None  # where to return to from a collapse
         self.losses = torch.zeros(steps, device=device)  # of the current epoch, one a step
         self.hits = torch.zeros(steps, device=device)
-        self.learner = model  # what a step trains: the model, or its head alone where the features are known
+        self.learner = parallel.Learner(
+            model
+        )  # what a step trains: the model, or its head where features are known
         self.features = None  # of all training pictures, where the head alone trains
 
     @property
@@ -72,13 +77,14 @@ class State:
         return self.recipe.defence if self.rescued is None else guard.safer(self.recipe.defence)
 
     def snapshot(self):
-        """What `restore` takes; the tensors are the live ones."""
+        """What `restore` takes, on any number of processes; the tensors are the live ones."""
         tensors = {
             "model": self.model.state_dict(),
             "average": self.average and self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
-        return tensors | {name: getattr(self, name) for name in PLAIN}
+        plain = {name: getattr(self, name) for name in PLAIN}
+        return tensors | plain | {"memory": parallel.whole(self.memory, self.recipe.batch_size)}
 
     def restore(self, saved):
         self.model.load_state_dict(saved["model"])
@@ -87,6 +93,8 @@ class State:
         self.optimizer.load_state_dict(saved["optimizer"])
         for name in PLAIN:
             setattr(self, name, saved[name])
+        self.losses, self.hits = self.losses.to(self.device), self.hits.to(self.device)
+        self.memory = parallel.part(self.memory, self.recipe.batch_size, self.device)
         self.graphed.forget()  # the optimizer's tensors are others now
 
     def keep(self):
@@ -98,7 +106,7 @@ class State:
         run.save_checkpoint(self.snapshot() | {"good": self.good})
 
     def resume(self, run):
-        saved = run.load_checkpoint(self.device)
+        saved = parallel.from_first(run.load_checkpoint, self.device if parallel.world() == 1 else "cpu")
         if saved is None:
             return
         self.good = saved.pop("good")
@@ -119,7 +127,7 @@ def _parameter_groups(model):
 
 
 def batch(state, data, indices):
-    """What the learner is given, and the labels."""
+    """What the learner is given, and the labels, for this process's part of a batch."""
     if state.features is not None:
         return state.features[indices], data.train.labels[indices]
     images, labels = data.train.batch(indices, state.generator, state.recipe.augment)
@@ -158,7 +166,7 @@ def use_features(state, data, run):
         if not torch.equal(head(first), logits) or size > CACHE_BYTES:
             return
         parts = [model.with_features(images)[1] for images, _ in data.train.batches(recipe.batch_size)]
-    state.learner, state.features = head, torch.cat(parts)
+    state.learner, state.features = parallel.Learner(head), torch.cat(parts)
     what = f"{tuple(first.shape[1:])} features of each of the {len(data.train)} pictures, {size / 1e6:.1f} MB"
     log.info("%s trains a head alone: the %s were computed once", run.path.name, what)
 
@@ -175,14 +183,16 @@ def forecast(state, data, run):
     trial.step = trial.total  # the attack at its full ε
     if state.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(state.device)
-    images, labels = data.train.batch(torch.arange(state.recipe.batch_size, device=state.device))
+    indices = torch.arange(state.recipe.batch_size, device=state.device)
     seconds = math.inf
-    for _ in range(WARM_UP + 3 if trial.graphed.possible else 4):
-        trial.generator.manual_seed(0)
-        begun = time.perf_counter()
-        loss, _ = train_step(trial, images, labels)
-        float(loss)  # waits for the device
-        seconds = min(seconds, time.perf_counter() - begun)
+    with parallel.sharing(len(indices)) as mine:
+        images, labels = data.train.batch(indices[mine])
+        for _ in range(WARM_UP + 3 if trial.graphed.possible else 4):
+            trial.generator.manual_seed(0)
+            begun = time.perf_counter()
+            loss, _ = train_step(trial, images, labels)
+            float(loss)  # waits for the device
+            seconds = min(seconds, time.perf_counter() - begun)
     if state.device.type == "cuda":
         memory = torch.cuda.max_memory_allocated(state.device) / 2**20
     else:
@@ -254,8 +264,8 @@ def _update(state, defence, progress, images, labels):
     """The step itself: nothing in it waits for the device, or changes from one step to the next but in tensors."""
     recipe, optimizer = state.recipe, state.optimizer
     with _computing(state):
-        loss, logits = defence.loss(
-            state.learner,
+        loss, logits = state.learner.loss(
+            defence,
             images,
             labels,
             progress=progress,
@@ -264,13 +274,14 @@ def _update(state, defence, progress, images, labels):
             memory=state.memory,
         )
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    parallel.weighed(loss).backward()
     if recipe.clip_gradient is not None:
         torch.nn.utils.clip_grad_norm_(state.model.parameters(), recipe.clip_gradient)
     optimizer.step()
     if state.average is not None:
         _follow(state.average, state.model, state.follow["by"])
-    return loss.detach(), (logits.detach().argmax(1) == labels).float().mean()
+    hits = (logits.detach().argmax(1) == labels).float().mean()
+    return parallel.mean([parallel.weighed(value) for value in (loss.detach(), hits)])
 
 
 @torch.no_grad()

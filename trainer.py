@@ -8,9 +8,11 @@ the recipe's seed and the number of the step, so a run that was broken off goes 
 """
 
 import copy
+import functools
 import logging
 import math
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,15 +22,18 @@ from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
 import guard
+import launch
+import parallel
 import steps
 from attacks import evaluating
 from curves import Curves
 from evaluation import test, transfer_attack
+from models.low_rank import Packed
 from outcomes import attacked, predict
 from recipes import Recipe
-from runs import RunFolder, as_dict, fingerprint, structure
+from runs import Onlooker, RunFolder, as_dict, fingerprint, structure
 from stopping import Stop
-from utils import derive_seed
+from utils import derive_seed, own_device, prepare
 
 log = logging.getLogger("study")
 
@@ -75,7 +80,7 @@ class Run:
         return said + (f", ENDED by another in epoch {last['ended']:.0f}" if "ended" in last else "")
 
 
-def train(model, data, recipe, folder, *, progress=True):
+def train(model, data, recipe, folder, *, processes=None, progress=True):
     """Train a copy of `model` on data.train as the recipe says; returns a Run. `model` stays as it was.
 
     Safe to call again: a finished run is loaded, a broken one goes on from its last checkpoint to the
@@ -85,31 +90,71 @@ def train(model, data, recipe, folder, *, progress=True):
     NotWritten where the disk does not take them, ValueError for a model that does not fit the data,
     TrainingDiverged when the loss is not finite. Stopped, it saves and raises KeyboardInterrupt, or SystemExit
     with the code 75 after SIGTERM.
+
+    `processes="all"` trains on all GPUs of this machine, a number on so many of them (without any: in so many
+    processes), to the same weights up to the order of additions. The batch size of the recipe is that of all
+    together. A script that torchrun has started, on one machine or several, needs nothing more than this call in
+    each process.
     """
     device = data.train.labels.device
-    identity = {
+    parallel.join(device)
+    identity = identity_of(model, data, recipe)
+    model = copy.deepcopy(model).to(device, memory_format=torch.channels_last)
+    parallel.spread(model)
+    _check(model, data, recipe)
+    several = 1 if processes is None or parallel.world() > 1 else launch.count(processes, device)
+    if several > 1 and not RunFolder(folder).finished:
+        job = Packed(model), data.to("cpu"), recipe, Path(folder).resolve(), identity
+        launch.run(functools.partial(train_here, *job, device.type), several, progress)
+    return _load_or_train(model, data, recipe, folder, identity, progress)
+
+
+def identity_of(model, data, recipe):
+    """Everything that decides the result of a run."""
+    return {
         "recipe": as_dict(recipe),
         "model": getattr(model, "spec", type(model).__name__),
         "structure": structure(model),
         "initial_weights": fingerprint(model),
         "data": data.provenance | {"pictures": [data.train.checksum, data.val.checksum]},
     }
-    model = copy.deepcopy(model).to(device, memory_format=torch.channels_last)
-    _check(model, data, recipe)
-    run = RunFolder(folder)
-    elsewhere = None
-    if run.finished:  # it is read only, so it needs no lock
-        run.claim(identity, device)
-    else:
-        with run.locked():
-            run.claim(identity, device)
-            elsewhere = run.copy_finished_twin(model)
-            if not run.finished:
-                return _train(model, data, recipe, run, device, progress)
-    run.load_result(model)
+
+
+def train_here(model, data, recipe, folder, identity, kind="auto", *, progress=True):
+    """For processes that another one has started: train what came from there (Packed) on their own device.
+
+    Raises Held also where the same run is being trained in another folder of the study.
+    """
+    device = own_device(kind)
+    prepare(device)
+    model = model.unpacked(device)
+    _load_or_train(model, data.to(device), recipe, folder, identity, progress, wait=False)
+
+
+def _load_or_train(model, data, recipe, folder, identity, progress, wait=True):
+    device = data.train.labels.device
+    run = RunFolder(folder) if parallel.leads() else Onlooker(folder)
+    with ExitStack() as held:
+        finished, elsewhere = parallel.from_first(_claim, run, identity, model, device, held, wait)
+        if not finished:
+            return _train(model, data, recipe, run, device, progress)
+    parallel.from_first(run.load_result, model)
+    parallel.spread(model)
     source = f" (the same run as {elsewhere})" if elsewhere else ""
     log.info("%s is finished: loaded, not trained again%s", run.path.name, source)
-    return Run(model.eval(), run.path, run.load_history())
+    return Run(model.eval(), run.path, parallel.from_first(run.load_history))
+
+
+def _claim(run, identity, model, device, held, wait):
+    """Make the folder this run's, held while it trains. Is it finished, and from where was it taken over?"""
+    if run.finished:  # it is read only, so it needs no lock
+        run.claim(identity, device)
+        return True, None
+    held.enter_context(run.locked())
+    run.claim(identity, device)
+    held.enter_context(run.alone_in_its_study(model, wait))
+    elsewhere = run.copy_finished_twin(model)
+    return run.finished, elsewhere
 
 
 def _check(model, data, recipe):
@@ -149,8 +194,10 @@ def _train(model, data, recipe, run, device, progress):
     with Stop() as stop, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         if state.step == 0 and state.total >= LONG and state.features is None:
             steps.forecast(state, data, run)
-        curves = Curves(run.path, recipe, state.epoch)
-        bar = tqdm(total=state.total, initial=state.step, desc=run.path.name, disable=not progress, unit="step")
+        curves = Curves(run.path, recipe, state.epoch) if parallel.leads() else None
+        shown = progress and parallel.leads()
+        kind = progress if isinstance(progress, type) else tqdm
+        bar = kind(total=state.total, initial=state.step, desc=run.path.name, disable=not shown, unit="step")
         try:
             while not state.ended and (state.step < state.total or len(state.history) < recipe.epochs):
                 _one_epoch(state, data, run, stop, bar)
@@ -158,12 +205,13 @@ def _train(model, data, recipe, run, device, progress):
                 if stop.requested and state.step < state.total:
                     _save_and_leave(state, run, stop)
         finally:
-            curves.close()
             bar.close()
+            if curves is not None:
+                curves.close()
         result = state.result().eval()
         run.save_history(state.history)  # what was found, whatever happened to the file meanwhile
         run.finish(result, {"precision": state.precision})
-    return Run(result, run.path, run.load_history())
+    return Run(result, run.path, parallel.from_first(run.load_history))
 
 
 def _save_and_leave(state, run, stop):
@@ -186,14 +234,17 @@ def _one_epoch(state, data, run, stop, bar):
     while index < state.steps:
         number = state.step // replays  # of the batch
         state.generator.manual_seed(derive_seed(recipe.seed, 1, number))
-        images, labels = steps.batch(state, data, order[number - passes * state.steps])
-        steps.seed_global(derive_seed(recipe.seed, 1, state.step), state.device)
-        state.losses[index], state.hits[index] = steps.train_step(state, images, labels)
+        with parallel.sharing(recipe.batch_size) as mine:
+            images, labels = steps.batch(state, data, order[number - passes * state.steps][mine])
+            steps.seed_global(derive_seed(recipe.seed, 1, state.step, *parallel.number()), state.device)
+            state.losses[index], state.hits[index] = steps.train_step(state, images, labels)
         state.step += 1
         index += 1
         state.seconds = before + time.perf_counter() - begun
         # Reading a loss waits for the device, so it is done now and then, not at each step.
-        if index == state.steps or stop.requested or time.perf_counter() - shown > 0.5:
+        due = index == state.steps or time.perf_counter() - shown > 0.5
+        stop.requested, due = parallel.largest(stop.requested, due)
+        if due or stop.requested:
             _check_losses(state, run, checked, index)
             bar.set_postfix(loss=f"{state.losses[index - 1]:.3f}", refresh=False, **_latest(state))
             bar.update(state.step - bar.n)
@@ -230,8 +281,9 @@ def _close_epoch(state, data, run, curves, bar):
     state.seconds = 0.0
     if _best_epoch(state.history) == state.epoch:
         run.save_best(state.result(), state.epoch)
-    curves.epoch(epoch + 1, row)
-    curves.pictures(epoch + 1, *_examples(state, data.val), recipe.validation_attack.eps)
+    if curves is not None:
+        curves.epoch(epoch + 1, row)
+        curves.pictures(epoch + 1, *_examples(state, data.val), recipe.validation_attack.eps)
     run.save_history(state.history)
     state.keep()
     state.save(run)

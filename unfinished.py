@@ -12,6 +12,7 @@ import torch
 
 import attacks
 import code_checksum
+import parallel
 from attacks import evaluating, input_gradient
 from files import Damaged, held, read_json, write_json
 from runs import fingerprint, structure
@@ -33,23 +34,27 @@ class Kept(dict):
         super().__init__()
         self.folder = None if folder is None else Path(folder)
         self.of = source, victim, split
+        self.written = time.monotonic()
         self.mine = set()  # the batches of this very test; those of another one in the same folder stay
 
     def __enter__(self):
         self.hold = ExitStack()
         if self.folder is not None:
-            self.hold.enter_context(held(self.folder / ".lock", f"{self.folder} is being tested"))
-            self.key, self.probe = _key(*self.of), _probe(*self.of)
-            name = hashlib.sha256(repr(self.key).encode()).hexdigest()[:8]
-            self.path = self.folder / f"test-unfinished-{name}.json"
-            self.written = time.monotonic()
-            self._load()
+            self.update(parallel.from_first(self._open))
         return self
+
+    def _open(self):
+        self.hold.enter_context(held(self.folder / ".lock", f"{self.folder} is being tested"))
+        self.key, self.probe = _key(*self.of), _probe(*self.of)
+        name = hashlib.sha256(repr(self.key).encode()).hexdigest()[:8]
+        self.path = self.folder / f"test-unfinished-{name}.json"
+        self._load()
+        return dict(self)
 
     def __exit__(self, kind, error, trace):
         """Batches go when their test is done; where it breaks off, everything that is done is saved."""
         with self.hold:
-            if self.folder is None:
+            if self.folder is None or not parallel.leads():
                 return
             if kind is None:
                 for place in self.mine:
@@ -74,28 +79,29 @@ class Kept(dict):
             log.warning("%s cannot be used (%s): the test begins anew", self.path, error)
 
     def _save(self):
+        if not parallel.leads():
+            return
         write_json(self.path, {"key": self.key, "probe": self.probe, "batches": self})
         self.written = time.monotonic()
 
-    def once(self, known_by, compute):
-        """What `compute` returned, now or before it was interrupted; `known_by` are the arguments of `_place`."""
+    def place(self, attack, seed, stage, batch, indices):
+        """What a batch is known by: the attack with its code and every digit of its settings, and its pictures."""
         if self.folder is None:
-            return compute()
-        place = _place(*known_by)
+            return None
+        settings = [(field.name, getattr(attack, field.name)) for field in fields(attack)]
+        pictures = hashlib.sha256(repr(indices.tolist()).encode()).hexdigest()[:16]
+        code = code_checksum.of_objects([attack])
+        return f"{attack!r}, {code}, {settings}, seed {seed}, stage {stage}, batch {batch}, {pictures}"
+
+    def keep(self, place, found):
+        """Remember what was found for a batch, now or before the interruption."""
+        if self.folder is None:
+            return
         self.mine.add(place)
         if place not in self:
-            self[place] = compute()
+            self[place] = found
             if time.monotonic() - self.written > SAVE_EVERY:
                 self._save()
-        return self[place]
-
-
-def _place(attack, seed, stage, batch, indices):
-    """What a batch is known by: the attack with its code and every digit of its settings, and its pictures."""
-    settings = [(field.name, getattr(attack, field.name)) for field in fields(attack)]
-    pictures = hashlib.sha256(repr(indices.tolist()).encode()).hexdigest()[:16]
-    code = code_checksum.of_objects([attack])
-    return f"{attack!r}, {code}, {settings}, seed {seed}, stage {stage}, batch {batch}, {pictures}"
 
 
 def _key(source, victim, split):

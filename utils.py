@@ -11,14 +11,16 @@ import logging
 import os
 import sys
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
 import data_files
+import parallel
 from data_files import DATASETS, DataError
+from parallel import drawn
 from stopping import leave_on_sigterm
 
 ROOT = Path(__file__).resolve().parent
@@ -87,6 +89,8 @@ def start(experiment, preset="auto", seed=0, data="auto", device="auto"):
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise ValueError(f"seed={seed!r}: a whole number of at least 0 is needed")
     chosen = torch.device(("cuda" if cuda else "cpu") if device == "auto" else device)
+    if chosen.type == "cuda" and chosen.index is None and parallel.world() > 1:
+        chosen = torch.device("cuda", parallel.own_gpu())
     if chosen.type == "cuda" and not cuda:
         raise ValueError(f"device={device!r}: torch {torch.__version__} sees no CUDA device here")
     why = ""
@@ -96,22 +100,38 @@ def start(experiment, preset="auto", seed=0, data="auto", device="auto"):
     family = data if data != "auto" else "cifar" if preset == "full" else "shapes"
 
     torch.manual_seed(seed)
-    leave_on_sigterm()
-    _keep_freed_memory()
-    if chosen.type == "cuda":
-        torch.backends.cudnn.benchmark = True
-        torch.backends.cudnn.allow_tf32 = False  # accuracy is judged in float32; training has bf16
     runs = runs_root() / f"{preset}-{family}" / experiment
     folder = (ROOT / os.environ.get("STUDY_DATA", "data")).resolve()
     where = (
         torch.cuda.get_device_name(chosen) if chosen.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     )
-    print(f"{experiment} · preset {preset}{why} · data {family} · seed {seed} · {where} · {runs}")  # noqa: T201
+    if parallel.world() > 1:
+        where += f", one of {parallel.world()} processes"
+    if parallel.leads():
+        line = f"{experiment} · preset {preset}{why} · data {family} · seed {seed} · {where} · {runs}"
+        print(line)  # noqa: T201
+    prepare(chosen)
+    return Session(experiment, preset, family, seed, chosen, runs, folder)
+
+
+def own_device(kind="auto"):
+    """This process's device, "cpu" or "cuda": its GPU; "auto" is the CPU where torch has none."""
+    kind = ("cuda" if torch.cuda.is_available() else "cpu") if kind == "auto" else kind
+    return torch.device(kind, parallel.own_gpu()) if kind == "cuda" else torch.device(kind)
+
+
+def prepare(device):
+    """Settings of this process on which numbers, speed and what it says depend; `start` makes them."""
+    leave_on_sigterm()
+    _keep_freed_memory()
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True
+        torch.backends.cudnn.allow_tf32 = False  # accuracy is judged in float32; training has bf16
+    parallel.join(device)
     if not log.handlers:  # the library's messages (resumed, loaded, saved) belong into the notebook
         log.addHandler(logging.StreamHandler(sys.stdout))
-        log.setLevel(logging.INFO)
+        log.setLevel(logging.INFO if parallel.leads() else logging.ERROR)
         log.propagate = False
-    return Session(experiment, preset, family, seed, chosen, runs, folder)
 
 
 def runs_root():
@@ -194,6 +214,10 @@ class Split:
             digest.update(tensor.cpu().contiguous().numpy())
         return digest.hexdigest()[:16]
 
+    def to(self, device):
+        """The same split there."""
+        return Split(self.images.to(device), self.labels.to(device), self.classes, self.name)
+
     def first(self, count):
         """A split of the first `count` pictures (all, if there are fewer)."""
         return Split(self.images[:count], self.labels[:count], self.classes, self.name)
@@ -215,7 +239,7 @@ class Split:
             self._windows = _windows(self.images)
 
         def draw(high):
-            return torch.randint(high, indices.shape, generator=generator, device=indices.device)
+            return drawn(indices, lambda numbers: numbers.random_(high, generator=generator))
 
         height, width = self.images.shape[2:]
         tall, wide = height + 2 * PADDING, width + 2 * PADDING
@@ -268,6 +292,11 @@ class Data:
     @property
     def num_classes(self):
         return len(self.classes)
+
+    def to(self, device):
+        """The same data there."""
+        splits = {name: getattr(self, name).to(device) for name in ("train", "val", "test")}
+        return replace(self, **splits)
 
 
 def load_data(name, session, *, validation=0.1, train_pictures=None):

@@ -8,6 +8,7 @@ import torch
 from attacks.base import Attack, check_choice, check_setting
 from attacks.pgd import bounds
 from attacks.search import PRECISIONS, Search
+from parallel import drawn
 
 LOSSES = ("ce", "dlr", "targeted")
 MOMENTUM = 0.75  # share of the new step, the rest is the last movement
@@ -56,7 +57,7 @@ class APGD(Attack):
 
     def _climb(self, search, rank, generator):
         """One run of APGD on what stands; `rank` says which rival it moves towards, None: away from the label."""
-        noise = torch.empty_like(search.images).uniform_(-1, 1, generator=generator)
+        noise = drawn(search.images, lambda noise: noise.uniform_(-1, 1, generator=generator))
         noise /= noise.abs().amax((1, 2, 3), keepdim=True)
         lower, upper = bounds(search.images, self.eps)
         here = torch.addcmul(search.images, noise, torch.full_like(noise[:1], self.eps)).clamp_(lower, upper)

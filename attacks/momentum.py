@@ -13,6 +13,7 @@ import torch
 
 from attacks.base import Attack, check_setting, input_gradient
 from attacks.pgd import bounds
+from parallel import drawn
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -62,7 +63,7 @@ class MIFGSM(Attack):
         reach = self.eps * self.radius
         total = torch.zeros_like(images)
         for _ in range(self.neighbours):
-            near = images + torch.empty_like(images).uniform_(-reach, reach, generator=generator)
+            near = images + drawn(images, lambda noise: noise.uniform_(-reach, reach, generator=generator))
             total += input_gradient(model, near, labels, targeted, scaled=True)
         return total.div_(self.neighbours)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from attacks.base import Attack, check_setting, input_gradient
+from parallel import drawn
 
 
 def _check_norm(attack):
@@ -73,7 +74,7 @@ class PGD(Attack):
         lower, upper = bounds(images, self.eps)
         adversarial = images.clone()
         if self.random_start:
-            adversarial += torch.empty_like(images).uniform_(-self.eps, self.eps, generator=generator)
+            adversarial += drawn(images, lambda noise: noise.uniform_(-self.eps, self.eps, generator=generator))
             adversarial.clamp_(lower, upper)
         for _ in range(self.steps):
             gradient = input_gradient(model, adversarial, labels, targeted)
@@ -84,9 +85,8 @@ class PGD(Attack):
         offset = torch.zeros_like(images)
         if self.random_start:
             # A random direction, and a length uniform in [0, ε].
-            offset.normal_(generator=generator)
-            length = torch.empty(len(images), 1, 1, 1, dtype=images.dtype, device=images.device)
-            length.uniform_(0, self.eps, generator=generator)
+            offset = drawn(images, lambda noise: noise.normal_(generator=generator))
+            length = drawn(_length(offset), lambda length: length.uniform_(0, self.eps, generator=generator))
             offset *= length / _length(offset)
         adversarial = (images + offset).clamp_(0, 1)
         for _ in range(self.steps):

@@ -10,6 +10,7 @@ from attacks import evaluating, input_gradient, wide
 from attacks.base import check_setting
 from attacks.pgd import bounds
 from defences.adversarial import TwoHalves
+from parallel import drawn
 
 EPS_HINT = "8/255 is usual; a plain 8 forgets the division"
 
@@ -41,7 +42,7 @@ class NFGSM(TwoHalves):
 
     def craft(self, model, images, labels, progress, generator):
         reach = self.noise * self.eps
-        noise = torch.empty_like(images).uniform_(-reach, reach, generator=generator)
+        noise = drawn(images, lambda noise: noise.uniform_(-reach, reach, generator=generator))
         noisy = noise.add_(images).clamp_(0, 1)
         with evaluating(model):
             gradient = input_gradient(model, noisy, labels)
@@ -84,7 +85,7 @@ class Guided:
     def _craft(self, model, images, labels, clean, generator):
         # A tensor, not a Python condition: the device decides, and nobody waits for it.
         guided = self.weight * torch.randint(2, (), generator=generator, device=images.device)
-        corner = torch.empty_like(images).bernoulli_(0.5, generator=generator).sub_(0.5)
+        corner = drawn(images, lambda corner: corner.bernoulli_(0.5, generator=generator)).sub_(0.5)
         points = corner.mul_(self.eps).add_(images).clamp_(0, 1).requires_grad_()
         with torch.enable_grad():
             logits = model(points)

@@ -10,6 +10,7 @@ from attacks import PGD, Attack, wide
 from attacks.base import check_setting
 from attacks.pgd import bounds
 from defences.adversarial import Adversarial
+from parallel import drawn
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class TRADES(Adversarial):
         computing = {"dtype": torch.get_autocast_dtype(kind), "enabled": torch.is_autocast_enabled(kind)}
         with torch.no_grad(), torch.autocast(kind, enabled=False):
             clean = model(images).softmax(1)
-        noise = torch.empty_like(images).normal_(0, 0.001, generator=generator)
+        noise = drawn(images, lambda noise: noise.normal_(0, 0.001, generator=generator))
         adversarial, (lower, upper) = noise.add_(images), bounds(images, attack.eps)
         for step in range(attack.steps):
             with torch.autocast(kind, **computing | ({} if step else {"enabled": False})):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch.func import functional_call
 
+import parallel
 from attacks.base import check_setting
 from defences.adversarial import Adversarial, TwoHalves, Wrapped
 
@@ -51,7 +52,10 @@ class AWP(Wrapped):
             return {}
         statistics = {name: buffer.clone() for name, buffer in model.named_buffers()}  # moved, and forgotten
         loss, _ = inner(_with(model, weights | statistics))
-        slopes = torch.autograd.grad(loss, list(weights.values()), allow_unused=True, materialize_grads=True)
+        slopes = torch.autograd.grad(
+            parallel.weighed(loss), list(weights.values()), allow_unused=True, materialize_grads=True
+        )
+        slopes = parallel.mean(slopes)
         return {
             name: weight + slope * (self.gamma * weight.detach().norm() / (slope.norm() + TINY))
             for (name, weight), slope in zip(weights.items(), slopes, strict=True)

@@ -3,6 +3,7 @@
 Hu et al. 2021, arXiv:2106.09685. A convolution counts as the matrix of its outputs by all that one of them sees.
 """
 
+import copy
 import math
 
 import torch
@@ -42,10 +43,31 @@ def merge(module):
         return
     with torch.no_grad():
         weight = nn.Parameter(module.weight.clone())
+    _take_away(module, weight)
+
+
+def _take_away(module, weight):
+    """The adapter, and give the layer this weight."""
     # Not by torch's remove_parametrizations: it takes `weight` from the class, which copies of the layer share.
     module.__class__ = type(module).__bases__[0]
     del module.parametrizations
     module._parameters = {"weight": weight} | module._parameters
+
+
+class Packed:
+    """A network on its way to another process: torch pickles no layer whose weight is made of others."""
+
+    def __init__(self, network):
+        self.network, self.adapters = copy.deepcopy(network).cpu(), {}
+        for name, module in list(self.network.named_modules()):
+            if is_adapted(module):
+                self.adapters[name] = module.parametrizations.weight[0]
+                _take_away(module, module.parametrizations.weight.original)
+
+    def unpacked(self, device):
+        for name, adapter in self.adapters.items():
+            parametrize.register_parametrization(self.network.get_submodule(name), "weight", adapter)
+        return self.network.to(device, memory_format=torch.channels_last)
 
 
 def is_adapted(module):

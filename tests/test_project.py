@@ -10,8 +10,10 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # A module may import what stands before it, never what stands after.
 LAYERS = [
+    {"parallel"},
     {"code_checksum", "files", "shapes", "stopping", "graphs", "attacks"},
-    {"models", "data_files"},
+    {"models", "data_files", "launch"},
+    {"scheduler"},
     {"utils"},
     {"runs"},
     {"defences", "curves", "precision", "unfinished", "scores"},
@@ -19,7 +21,8 @@ LAYERS = [
     {"audit"},
     {"evaluation", "guard"},
     {"steps", "flaws", "diagnostics", "features"},
-    {"trainer"},
+    {"trainer", "cluster", "live"},
+    {"grid"},
     {"finetune_framework"},
     {"figures"},
     {"report", "transfer_figures"},
@@ -71,14 +74,25 @@ def test_a_benchmark_is_a_command_or_serves_one(path):
         assert re.search(rf"from benchmarks(\.| import .*\b){path.stem}\b", others), f"nobody uses {path.name}"
 
 
-def test_the_lock_holds_every_requirement():
-    locked = dict(re.findall(r"^([A-Za-z0-9_.-]+)==([^ ;\n]+)", (ROOT / "requirements.lock").read_text(), re.M))
-    for line in (ROOT / "requirements.txt").read_text().splitlines():
+@pytest.mark.parametrize("name", ["requirements", "requirements-cluster"])
+def test_the_lock_holds_every_requirement(name):
+    locked = dict(re.findall(r"^([A-Za-z0-9_.-]+)==([^ ;\n]+)", (ROOT / f"{name}.lock").read_text(), re.M))
+    for line in (ROOT / f"{name}.txt").read_text().splitlines():
         if requirement := re.match(r"([A-Za-z0-9_.-]+)(>=|==)([0-9.]+)", line):
             name, _, least = requirement.groups()
             assert name in locked
             assert tuple(map(int, locked[name].split(".")[:2])) >= tuple(map(int, least.split(".")[:2])), name
-    assert "://" not in (ROOT / "requirements.lock").read_text()
+    assert "://" not in (ROOT / f"{name}.lock").read_text()
+
+
+def test_the_cluster_has_the_packages_of_everybody_and_ray():
+    everybody, cluster = (
+        set((ROOT / f"{name}.lock").read_text().splitlines()) for name in ("requirements", "requirements-cluster")
+    )
+    assert everybody < cluster
+    assert any(line.startswith("ray==") for line in cluster - everybody)
+    importing = [path.name for path in MODULES if re.search(r"^\s*(import|from) ray\b", path.read_text(), re.M)]
+    assert importing == ["cluster.py"]
 
 
 @pytest.mark.parametrize(

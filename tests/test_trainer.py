@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import threading
 import time
 from dataclasses import replace
 
@@ -25,6 +26,7 @@ from attacks import PGD
 from curves import SCALARS
 from defences import Adversarial, Free, Standard
 from files import Held
+from models.low_rank import Packed
 from runs import RunDamaged, RunFolder, RunRefused, fingerprint
 from trainer import Recipe, TrainingDiverged, train
 
@@ -477,6 +479,44 @@ def test_what_one_notebook_trained_another_takes_over(few, study, monkeypatch):
     # It is a run of its own from then on: asked again, loaded; the first deleted, still there.
     shutil.rmtree(first.folder)
     assert weights(lenet(few, study / "02" / "by-another-name")) == weights(first)
+
+
+def test_what_was_begun_gives_way_to_the_same_run_that_is_finished(few, study, monkeypatch):
+    longer = replace(LENET, epochs=3)
+
+    def power_cut(state, data, run, *rest, real=trainer._close_epoch):
+        real(state, data, run, *rest)
+        if state.epoch == 2:
+            raise InterruptedError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "_close_epoch", power_cut)
+        with pytest.raises(InterruptedError):
+            lenet(few, study / "02" / "begun", longer)
+    first = lenet(few, study / "01" / "plain", longer)
+    monkeypatch.setattr(steps, "train_step", lambda *_: pytest.fail("trained again"))
+    taken = lenet(few, study / "02" / "begun", longer)
+    assert weights(taken) == weights(first)
+    assert sorted(path.name for path in taken.folder.iterdir() if path.name != ".lock") == sorted(
+        path.name for path in first.folder.iterdir() if path.name != ".lock"
+    )
+
+
+def test_the_same_run_at_the_same_time_is_waited_for_or_put_off(few, study):
+    """As a notebook, or as one of the tasks of a scheduler."""
+    model, folder = models.build("shallow_cnn", 10), study / "02" / "run"
+    identity = trainer.identity_of(model, few, LENET)
+    there = RunFolder(study / "01" / "run")
+    there.claim(identity, torch.device("cpu"))
+    with there.alone_in_its_study(model, wait=False):
+        with pytest.raises(Held, match=r"this run is being trained in .*01/run by process"):
+            trainer.train_here(Packed(model), few, LENET, folder, identity, progress=False)
+        notebook = threading.Thread(target=lenet, args=(few, folder))
+        notebook.start()
+        notebook.join(2)
+        assert notebook.is_alive()
+    notebook.join()
+    assert RunFolder(folder).finished
 
 
 @pytest.mark.parametrize("what", ["another study", "unfinished", "damaged", "other weights"])
