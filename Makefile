@@ -1,24 +1,32 @@
-# setup · study · test · bench · lab — each sets up what it needs.
+# setup · study · test · bench · lab · cluster — each sets up what it needs.
 
 PRESET ?= quick
 DATA ?= auto
+ON ?=
 JUPYTER_PORT ?= 8888
 TENSORBOARD_PORT ?= 6006
 PYTHON := .venv/bin/python
 HERE := $(CURDIR)
 
-.PHONY: setup study test format bench lab
+.PHONY: setup study test format bench lab cluster
 .SILENT:
 
 # The stamp holds the folder and the lock's checksum: a moved or updated clone sets itself up again.
 setup:
 	if [ "$$(cat .venv/.ready 2>/dev/null)" != "$(HERE) $$(cksum < requirements.lock)" ]; then sh .ci/setup; fi
 
-# The main job: every notebook, then the report. make study PRESET=full DATA=cifar
-study: setup
-	$(PYTHON) study.py --preset $(PRESET) --data $(DATA)
+# Ray, for studies on a cluster: study.py --on ray
+cluster: setup
+	if [ "$$(cat .venv/.cluster 2>/dev/null)" != "$$(cksum < requirements-cluster.lock)" ]; then \
+		$(PYTHON) -m uv pip install --quiet --compile-bytecode --no-deps --requirement requirements-cluster.lock --python $(PYTHON) && \
+		cksum < requirements-cluster.lock > .venv/.cluster; \
+	fi
 
-test: setup
+# The main job: every notebook, then the report. make study PRESET=full DATA=cifar ON=local
+study: $(if $(findstring ray,$(ON)),cluster,setup)
+	$(PYTHON) study.py --preset $(PRESET) --data $(DATA) $(if $(ON),--on $(ON))
+
+test: cluster
 	$(PYTHON) -m ruff format --check --quiet . || { echo "not formatted: run make format"; exit 1; }
 	$(PYTHON) -m ruff check --quiet .
 	$(PYTHON) -m pytest

@@ -3,6 +3,7 @@
     python study.py                          every notebook, the quick preset
     python study.py 01 --preset full         one notebook, by the beginning of its name
     python study.py --data cifar -p epochs=3 any parameter of the notebooks' first cell
+    python study.py --on local               runs and tests at once, on all GPUs or cores; --on ray: on a cluster
 
 Executed notebooks, report.html and scores.csv land in runs/<preset>-<data>/. Ends with 1 if a notebook failed;
 after Ctrl-C (130) or SIGTERM (75) the same command goes on where it was.
@@ -11,6 +12,7 @@ after Ctrl-C (130) or SIGTERM (75) the same command goes on where it was.
 import argparse
 import ast
 import json
+import os
 import shlex
 import signal
 import sys
@@ -20,12 +22,16 @@ from contextlib import contextmanager
 
 import psutil
 
+import grid
+import live
 import utils
-from files import Damaged, Held, held, read_json, replacing
-from runs import RunFolder
+from files import Damaged, Held, held, replacing
+from launch import end_with_starter
+from live import minutes
+from scheduler import Task, run_all, run_command
 from stopping import GRACE, RESUME
 
-NOTEBOOKS = utils.ROOT / "notebooks"
+NOTEBOOKS, SELF = utils.ROOT / "notebooks", utils.ROOT / "study.py"
 
 
 def main(arguments=None):
@@ -33,30 +39,96 @@ def main(arguments=None):
     notebooks = _choose(options.notebooks)
     asked = dict(_parameter(text) for text in options.parameter)
     known = _parameters_of(notebooks, asked)
+    target = _place(options.copy_to) if options.copy_to else None
     session = utils.start("study", preset=options.preset, seed=options.seed, data=options.data)
     study = session.runs.parent
     parameters = {"preset": session.preset, "data": session.family, "seed": session.seed}
     parameters |= asked
+    if options.part:
+        end_with_starter()
+        return _part(notebooks, known, parameters, study)
     _note(shlex.join(["python", "study.py", *(sys.argv[1:] if arguments is None else arguments)]), study)
     begun = time.monotonic()
+    if options.on:
+        failures = _at_once(notebooks, options, study)
+    else:
+        failures = _one_by_one(notebooks, known, parameters, study, begun)
+    if not _report(study, options.keep):
+        failures.append("the report")
+    if target and not _copy(study, target):
+        failures.append("the copy")
+    print(
+        f"done in {minutes(time.monotonic() - begun)}" + (f"; failed: {', '.join(failures)}" if failures else "")
+    )
+    return 1 if failures else 0
+
+
+def _one_by_one(notebooks, known, parameters, study, begun):
+    """Run the notebooks; returns the names of those that failed."""
     failures = []
     for index, notebook in enumerate(notebooks):
-        print(
-            f"\n[{index + 1}/{len(notebooks)}] {notebook.stem} · {_minutes(time.monotonic() - begun)} so far",
-            flush=True,
-        )
+        so_far = minutes(time.monotonic() - begun)
+        print(f"\n[{index + 1}/{len(notebooks)}] {notebook.stem} · {so_far} so far", flush=True)
         print("watch its curves: make lab", flush=True)
+        ended = threading.Event()
+        watching = threading.Thread(target=_watch, args=(study / notebook.stem, ended), daemon=True)
+        watching.start()
+        try:
+            if _part([notebook], known, parameters, study):
+                failures.append(notebook.stem)
+        finally:
+            ended.set()
+    return failures
+
+
+def _part(notebooks, known, parameters, study):
+    """Run the notebooks and nothing else; returns 1 where one failed."""
+    failed = 0
+    for notebook in notebooks:
         its_own = {name: value for name, value in parameters.items() if name in known[notebook]}
         failure = _execute(notebook, study / "notebooks" / notebook.name, its_own)
         if failure:
-            failures.append(notebook.stem)
             print(failure, file=sys.stderr)
-    if not _report(study, options.keep):
-        failures.append("the report")
-    print(
-        f"done in {_minutes(time.monotonic() - begun)}" + (f"; failed: {', '.join(failures)}" if failures else "")
+            failed = 1
+    return failed
+
+
+def _at_once(notebooks, options, study):
+    """Run all notebooks at once, each after those that it reads; returns the names of those that failed."""
+    os.environ["STUDY_ON"] = options.on
+    os.environ["STUDY_PER_GPU"] = str(options.per_gpu)
+    try:
+        scheduler = grid.chosen()
+    except (ValueError, ImportError) as error:
+        sys.exit(f"--on {options.on}: {error}")
+    print(f"on {scheduler}; watch its curves: make lab", flush=True)
+    table, codes = live.Table(study, scheduler), {}
+    last = [notebook for notebook in notebooks if notebook.stem.startswith("99")]  # it reads all the others
+    try:
+        for some in ([notebook for notebook in notebooks if notebook not in last], last):
+            codes |= run_all(
+                {notebook.stem: _task(notebook, some, options, study) for notebook in some}, scheduler, table.show
+            )
+    except (KeyboardInterrupt, SystemExit) as stop:
+        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        raise SystemExit(getattr(stop, "code", None) or 128 + signal.SIGINT) from None
+    for name in (failed := [name for name, code in codes.items() if code]):
+        print(f"{name}:\n{(study / 'notebooks' / f'{name}.log').read_text()[-2000:]}", file=sys.stderr)
+    return failed
+
+
+def _task(notebook, notebooks, options, study):
+    """A notebook as a task: this command, for it alone."""
+    command = [sys.executable, str(SELF), notebook.stem, "--part"]
+    command += ["--preset", options.preset, "--data", options.data, "--seed", str(options.seed)]
+    command += [word for text in options.parameter for word in ("-p", text)]
+    output = study / "notebooks" / f"{notebook.stem}.log"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    after = json.loads(notebook.read_text(encoding="utf-8"))["metadata"].get("after")
+    after = after if after in [other.stem for other in notebooks] else None
+    return Task(
+        run_command, (command, output), study / ".jobs" / f"{notebook.stem}-notebook.json", after, light=True
     )
-    return 1 if failures else 0
 
 
 def _parse(arguments):
@@ -66,6 +138,16 @@ def _parse(arguments):
     parser.add_argument("--data", default="auto", help="cifar, shapes or auto (default: auto)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("-p", "--parameter", action="append", default=[], metavar="NAME=VALUE")
+    parser.add_argument(
+        "--on",
+        metavar="WHERE",
+        help="all at once: local, local:3 (processes), ray, ray:HOST:PORT or ray://HOST:PORT",
+    )
+    parser.add_argument("--per-gpu", type=int, default=1, metavar="N", help="with --on: runs that share a GPU")
+    parser.add_argument(
+        "--copy-to", metavar="URL", help="copy the study there at the end: s3://..., any of fsspec's"
+    )
+    parser.add_argument("--part", action="store_true", help=argparse.SUPPRESS)  # what --on calls for a notebook
     parser.add_argument("--keep", metavar="FOLDER", help="copy scores, figures and provenance there")
     return parser.parse_args(arguments)
 
@@ -117,8 +199,6 @@ def _parameters_of(notebooks, asked):
 
 def _execute(notebook, target, parameters):
     """Run one notebook and keep it as it ran, also when it breaks off; returns what went wrong, or None."""
-    ended = threading.Event()
-    threading.Thread(target=_watch, args=(target.parents[1] / notebook.stem, ended), daemon=True).start()
     try:
         with (
             held(target.with_name(f".{notebook.stem}.lock"), f"{notebook.stem} is being run"),
@@ -129,8 +209,6 @@ def _execute(notebook, target, parameters):
         return failure
     except Held as error:
         return f"{error}"
-    finally:
-        ended.set()
 
 
 def _papermill(notebook, partial, target, parameters):
@@ -193,23 +271,38 @@ def _watch(experiment, ended):
     """Say how far the run in training is and how long it will take, as its folder grows."""
     shown = None
     while not ended.wait(2):
-        line = _progress(experiment)
-        if line and line != shown:
-            print(f"\n    {line}", flush=True)
-            shown = line
+        for recipe in sorted(experiment.glob("*/recipe.json")):
+            line, _ = live.progress(recipe.parent)
+            if line and line != shown:
+                print(f"\n    {recipe.parent.name}: {line}", flush=True)
+                shown = line
 
 
-def _progress(experiment):
-    """The epochs done of the run that is being trained, and about how long the rest takes; None without one."""
-    for recipe in sorted(experiment.glob("*/recipe.json")):
-        run = RunFolder(recipe.parent)
-        history = run.load_history()
-        if run.finished or not len(history):
-            continue
-        epochs = read_json(recipe)["recipe"]["epochs"]
-        left = (epochs - len(history)) * history["time/epoch_s"].mean()
-        return f"{run.path.name}: {len(history)} of {epochs} epochs, about {_minutes(left)} left in this run"
-    return None
+def _place(url):
+    """A file system of fsspec and the path there; ends where it cannot be used."""
+    import fsspec
+
+    try:
+        return fsspec.core.url_to_fs(url)
+    except (ValueError, ImportError) as error:
+        sys.exit(f"--copy-to {url}: {error}")
+
+
+def _copy(study, target):
+    """Copy all that is not hidden; returns False where the other side does not take it."""
+    files, path = target
+    try:
+        for source in sorted(source for source in study.rglob("*") if source.is_file()):
+            name = source.relative_to(study).as_posix()
+            if not any(part.startswith(".") for part in name.split("/")):
+                there = f"{path.rstrip('/')}/{name}"
+                files.makedirs(there.rsplit("/", 1)[0], exist_ok=True)
+                files.put_file(str(source), there)
+    except Exception as error:  # whatever its library raises
+        print(f"not all is copied to {path}: {error}. The study is whole in {study}", file=sys.stderr)
+        return False
+    print(f"copied to {files.unstrip_protocol(path)}")
+    return True
 
 
 def _report(study, keep):
@@ -234,10 +327,6 @@ def _report(study, keep):
     for experiment, row in invalid:
         print(f"INVALID: {experiment}, {row.model}, {row.rows}: {row.check}: {row.why}")
     return True
-
-
-def _minutes(seconds):
-    return f"{int(seconds // 60)}:{int(seconds % 60):02d} min"
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ def table(folder):
 
 def _found(folder, device):
     makers = {"speed": _speed, "scaling": _scaling, "defences": _defences, "autoattack": _autoattack}
-    makers["faults"] = faults
+    makers |= {"faults": faults, "devices": _devices}
     for name, make in makers.items():
         path = Path(folder) / f"{name}-{device}.json"
         if path.exists():
@@ -169,6 +169,24 @@ def _autoattack(known, device):
         rows.append([network, *(cells.get(name, "–") for name in names)])
     said = f"**AutoAttack, {_where(known)}.** Robust accuracy, time, and in brackets how many times ours."
     return f"{said}\n\n" + _rows(["", *names], rows)
+
+
+def _devices(known, device):
+    rows, kills = [], ""
+    for result in known["results"]:
+        if "contenders" in result:
+            (first, ours), (second, other) = result["contenders"].items()
+            speeds = [f"{first}: {number(ours['rate']['median'])}", f"{second}: {number(other['rate']['median'])}"]
+            ratio = "{median:.2f} ({lowest:.2f}–{highest:.2f})".format(**other["ratio"])
+            beside = result.get("seconds beside the training", {})
+            beside = ", ".join(f"{name}: {seconds:.1f} s" for name, seconds in beside.items())
+            rows.append([result["case"], *speeds, result["unit"], ratio, beside])
+        elif "kills" in result["found"]:
+            counted = result["found"]
+            kills = f"{counted['kills']} kills of one of two processes at random moments: "
+            kills += f"{counted['ended otherwise']} runs ended otherwise."
+    said = f"**Many devices, {_where(known)}.** `{known['command']}`. {kills}"
+    return f"{said}\n\n" + _rows(["", "", "", "unit", "ratio", "start and end"], rows)
 
 
 def faults(known, device):

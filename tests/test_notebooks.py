@@ -1,13 +1,16 @@
 """Every notebook runs from another folder under `smoke`, twice, and keeps the form that readers rely on."""
 
 import ast
+import os
 import re
 import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nbformat
 import pandas as pd
-import papermill
 import pytest
 
 import report
@@ -48,25 +51,28 @@ def study(tmp_path_factory):
     """All notebooks, in order as `study.py` runs them, each twice: the folder, {name: texts and tables}."""
     base = tmp_path_factory.mktemp("notebooks")
     (base / "elsewhere").mkdir()
-    texts = {}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("STUDY_RUNS", str(base / "runs"))
+    texts = {path.stem: [] for path in NOTEBOOKS}
+    environment = os.environ | {"STUDY_RUNS": str(base / "runs"), "OMP_NUM_THREADS": "1"}
+
+    def run(path, name):
+        target = base / f"{path.stem}-{name}.ipynb"
+        command = [sys.executable, "-m", "papermill", str(path), str(target), "-p", "preset", "smoke"]
+        command += ["--kernel", "python3", "--cwd", str(base / "elsewhere"), "--no-progress-bar"]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+        scores = report.load_scores(base / "runs" / "smoke-shapes" / path.stem)
+        table = report.long_table(scores).drop(columns="seconds") if scores else None
+        if (carried := base / "runs" / "smoke-shapes" / path.stem / "carried.csv").exists():
+            table = pd.read_csv(carried)  # what 07 measures instead
+        texts[path.stem].append((target.read_text(), table))
+
+    with ThreadPoolExecutor(1) as beside:  # on one core the first time, meanwhile on another the ones before again
+        second = []
         for path in NOTEBOOKS:
-            for name in ("first", "second"):
-                target = base / f"{path.stem}-{name}.ipynb"
-                papermill.execute_notebook(
-                    path,
-                    target,
-                    {"preset": "smoke"},
-                    kernel_name="python3",
-                    cwd=str(base / "elsewhere"),
-                    progress_bar=False,
-                )
-                scores = report.load_scores(base / "runs" / "smoke-shapes" / path.stem)
-                table = report.long_table(scores).drop(columns="seconds") if scores else None
-                if (carried := base / "runs" / "smoke-shapes" / path.stem / "carried.csv").exists():
-                    table = pd.read_csv(carried)  # what 07 measures instead
-                texts.setdefault(path.stem, []).append((target.read_text(), table))
+            run(path, "first")
+            second.append(beside.submit(run, path, "second"))
+        for done in second:
+            done.result()
     assert not list((base / "elsewhere").iterdir())
     return base / "runs" / "smoke-shapes", texts
 

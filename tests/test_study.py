@@ -163,6 +163,56 @@ def test_a_notebook_runs_once_at_a_time(notebooks, capsys):
     assert study.main(["01", "--preset", "smoke"]) == 0
 
 
+def test_all_at_once(notebooks, capsys):
+    """As one after the other; each in a process of its own, after those that it reads."""
+    book = nbformat.read(notebooks / "01_works.ipynb", 4)
+    book.cells[
+        1
+    ].source = "import pathlib, time, utils; time.sleep(1)\n(utils.runs_root() / 'first').touch()\nprint(word)"
+    nbformat.write(book, notebooks / "01_works.ipynb")
+    book.cells[1].source = "import utils; assert (utils.runs_root() / 'first').exists()"
+    book.metadata["after"] = "01_works"
+    nbformat.write(book, notebooks / "03_reads_01.ipynb")
+    script = f"""import sys, study
+study.NOTEBOOKS = study.utils.Path({str(notebooks)!r})
+sys.exit(study.main(sys.argv[1:]))"""
+    (notebooks / "study.py").write_text(script)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", f"import study; study.SELF = {str(notebooks / 'study.py')!r}\n" + script]
+    done = subprocess.run(
+        [*command, "--preset", "smoke", "--on", "local:2", "-p", "word='at once'"],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert "failed: 02_fails" in done.stdout
+    assert "03_reads_01" in done.stdout
+    assert "ZeroDivisionError" in done.stderr
+    kept = notebooks / "runs" / "smoke-shapes" / "notebooks"
+    assert nbformat.read(kept / "01_works.ipynb", 4).cells[2].outputs[0].text == "at once\n"
+    assert (kept / "03_reads_01.ipynb").exists()
+
+
+@pytest.mark.parametrize("on", ["slurm", "local:0"])
+def test_an_unknown_scheduler_is_answered_at_once(notebooks, on):
+    with pytest.raises(SystemExit, match=f"--on {on}: .*local:3"):
+        study.main(["--preset", "smoke", "--on", on])
+
+
+def test_the_study_is_copied_where_it_is_asked_for(notebooks, capsys, tmp_path):
+    target = tmp_path / "bucket" / "study"
+    assert study.main(["01", "--preset", "smoke", "--copy-to", f"file://{target}"]) == 0
+    assert (target / "notebooks" / "01_works.ipynb").exists()
+    assert not list(target.rglob(".*"))
+    assert f"copied to file://{target}" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="--copy-to nowhere://x: Protocol not known"):
+        study.main(["01", "--preset", "smoke", "--copy-to", "nowhere://x"])
+    (tmp_path / "file").touch()
+    assert study.main(["01", "--preset", "smoke", "--copy-to", f"file://{tmp_path / 'file' / 'study'}"]) == 1
+    assert "The study is whole in" in capsys.readouterr().err
+
+
 def test_commands_are_noted_once_each(notebooks):
     for _ in range(2):
         study.main(["01", "--preset", "smoke"])

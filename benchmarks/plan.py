@@ -1,0 +1,200 @@
+"""What the full study costs on 1, 8 and 64 GPUs, from counted arithmetic and stated assumptions: docs/scaling.md.
+
+    python -m benchmarks.plan STUDY                  STUDY is a finished smoke study, runs/smoke-shapes
+    python -m benchmarks.plan STUDY --training 300 --evaluation 40 --price 2.5
+
+Which runs there are, and which need which, is read from the folders of the smoke study; lengths are those that the
+notebooks' full preset asks for. The arithmetic of a step is counted. What a GPU does of it in a second is assumed
+until benchmarks.gpu has measured it.
+"""
+
+import argparse
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import models
+from benchmarks.suite import RESULTS
+from benchmarks.timing import flops_of_step
+from files import read_json, replacing
+from utils import ROOT
+
+SEEDS, TRAINING_PICTURES, WIDTH, STEPS = 3, 45_000, 64, 10  # of the full preset
+SHARES = (0.01, 0.05, 0.1, 0.25)  # of the target's pictures, in notebook 06
+EPOCHS = {  # by the beginning of a run's name, as in the notebooks
+    "01": {"": 40},
+    "02": {"source": 40, "scratch": 60, "": 30},
+    "03": {"pgd-long": 120, "": 40},
+    "04": {"": 40},
+    "05": {"": 40},
+    "06": {"source": 40, "": 30},
+    "07": {"": 40},
+}
+# Gradients of the pictures in a training step, and further passes of the update, in thirds of one.
+CRAFTING = {"Standard": 0, "Free": 0, "NFGSM": 1, "FeatureDistillation": 0, "L2SP": 0}
+MORE = {"TRADES": 3, "MART": 3, "AWP": 3, "FeatureDistillation": 1}
+# Forward passes that a test spends on a picture: what is right on clean pictures, and what withstands, as shares.
+RIGHT, ROBUST = 0.8, 0.45
+ATTACKS = {"FGSM": 2, "PGD-20": 40, "NI-FGSM": 20, "VMI-FGSM": 102}
+AUTOATTACK = {"APGD-CE": 200, "APGD-T": 1800, "FAB-T": 1800, "Square": 5000}
+GPUS = (1, 8, 64)
+
+
+@dataclass
+class Job:
+    """A training or a test; `after` names the one that it needs."""
+
+    name: str
+    flops: float
+    kind: str
+    after: str | None = None
+
+
+def jobs_of(study):
+    """All trainings and tests of the full study, each run once, whatever notebooks ask for it."""
+    per_picture = {}  # of a forward pass and of a step, by network
+    for seed in range(SEEDS):
+        for path in sorted(Path(study).glob("0*/*/recipe.json")):
+            if "same_run_as" in read_json(path.parent / "environment.json"):
+                continue
+            recipe, run = read_json(path), path.parent.name.removesuffix("-seed0")
+            notebook = path.parents[1].name[:2]
+            spec = {"name": recipe["model"]["name"], "classes": recipe["model"]["num_classes"]}
+            flops = per_picture.setdefault(tuple(spec.values()), _flops(**spec))
+            for share in SHARES if run.endswith("-16-pictures") else (1,):
+                yield from _jobs(notebook, run, recipe["recipe"]["defence"], flops, share, seed)
+
+
+def _flops(name, classes):
+    width = {"width": WIDTH} if name == "resnet18" else {}
+    model = models.build(name, classes, **width)
+    gradient = flops_of_step(model, 1) - flops_of_step(model, 0)
+    return {"gradient": gradient, "update": flops_of_step(model, 0), "forward": gradient / 2}
+
+
+def _jobs(notebook, run, defence, flops, share, seed):
+    epochs = next(n for beginning, n in EPOCHS[notebook].items() if run.startswith(beginning))
+    kind = defence["kind"]
+    passes = CRAFTING.get(kind, STEPS * (6 if "VMIFGSM" in str(defence) else 1))
+    step = passes * flops["gradient"] + flops["update"] * (1 + MORE.get(kind, 0) / 3)
+    shown = epochs / share**0.5 * share * TRAINING_PICTURES
+    name = f"{notebook}/{run}{'' if share == 1 else share}, {seed}"
+    yield Job(name, shown * step, "training", _needs(notebook, run, seed))
+    tested, sought = (2000, notebook == "06" and share == 1) if notebook == "06" else (10_000, False)
+    spent = sum(ATTACKS.values() if share == 1 else (2, 40)) * RIGHT
+    yield Job(f"{name}, test", tested * spent * flops["forward"], "test", name)
+    if sought:
+        standing = ROBUST if defence["kind"] != "Standard" else 0.0
+        left = [RIGHT, *[standing] * 3]
+        spent = sum(share * passes for share, passes in zip(left, AUTOATTACK.values(), strict=True))
+        yield Job(f"{name}, AutoAttack", tested * spent * flops["forward"], "AutoAttack", name)
+
+
+def _needs(notebook, run, seed):
+    """The run that this one starts from, by name."""
+    if found := re.match(r"from-(standard|robust)", run):
+        return f"02/source-{found[1]}, {seed}"
+    if run.startswith(("source-robust", "scratch-pgd", "pgd", "ni", "vmi")):
+        start = {"source-robust": "source-standard", "scratch-pgd": "scratch"}.get(run, "standard")
+        return f"{notebook}/{start}, {seed}"
+    return None
+
+
+def makespan(jobs, gpus, seconds):
+    """Wall time when a GPU that is free takes the longest job that can begin."""
+    done, free, order = {}, [0.0] * gpus, sorted(jobs, key=lambda job: -seconds(job))
+    names = {job.name for job in jobs}
+    while order:
+        free.sort()
+        ready = [job for job in order if job.after not in names or done.get(job.after, 1e18) <= free[0]]
+        if not ready:  # wait until something is done
+            free[0] = min(moment for moment in (*done.values(), *free[1:]) if moment > free[0])
+            continue
+        order.remove(ready[0])
+        free[0] = done[ready[0].name] = free[0] + seconds(ready[0])
+    return max(done.values())
+
+
+def write(study, training, evaluation, price, target):
+    jobs = list(jobs_of(study))
+
+    def seconds(job):
+        return job.flops / (1e12 * (training if job.kind == "training" else evaluation))
+
+    hours = {kind: sum(seconds(job) for job in jobs if job.kind == kind) / 3600 for kind in _kinds(jobs)}
+    walls = {gpus: makespan(jobs, gpus, seconds) / 3600 for gpus in GPUS}
+    chain = makespan(jobs, len(jobs), seconds) / 3600
+    runs = sum(job.kind == "training" for job in jobs)
+    rows = [["", "GPU hours", "share"]]
+    rows += [[kind, f"{spent:.1f}", f"{100 * spent / sum(hours.values()):.0f} %"] for kind, spent in hours.items()]
+    spans = [["GPUs", "wall time", "GPU hours paid for", "money", "busy"]]
+    for gpus, wall in walls.items():
+        busy = f"{100 * sum(hours.values()) / (gpus * wall):.0f} %"
+        spans.append([gpus, _long(wall), f"{gpus * wall:.0f}", f"{gpus * wall * price:,.0f} $", busy])
+    longest = sorted(jobs, key=seconds)[-1]
+    values = {
+        "command": f"python -m benchmarks.plan {study} --training {training:g} --evaluation {evaluation:g}",
+        "price": f"{price:g}",
+        "training": f"{training:g}",
+        "evaluation": f"{evaluation:g}",
+        "runs": runs,
+        "tests": len(jobs) - runs,
+        "hours": _rows(rows),
+        "walls": _rows(spans),
+        "chain": _long(chain),
+        "longest": f"{longest.name.split(',')[0]} ({longest.kind}), {_long(seconds(longest) / 3600)}",
+        "measured": _measured(),
+    }
+    text = (Path(__file__).parent / "plan.md").read_text(encoding="utf-8")
+    for name, value in values.items():
+        text = text.replace(f"{{{name}}}", str(value))
+    with replacing(target) as partial:
+        partial.write_text(text, encoding="utf-8")
+    print(f"written to {target}")
+
+
+def _kinds(jobs):
+    return dict.fromkeys(job.kind for job in jobs)
+
+
+def _long(hours):
+    return f"{60 * hours:.0f} min" if hours < 2 else f"{hours:.1f} h" if hours < 48 else f"{hours / 24:.1f} days"
+
+
+def _rows(rows):
+    head, *rest = [[str(cell) for cell in row] for row in rows]
+    return "\n".join("| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rest))
+
+
+def _measured():
+    """What was measured on the machine at hand."""
+    path = RESULTS / "devices-cpu.json"
+    if not path.exists():
+        return "Not measured yet: `python -m benchmarks.devices`."
+    known = read_json(path)
+    rows = [["", "", "ratio"]]
+    for result in known["results"]:
+        if "contenders" in result:
+            first, second = result["contenders"]
+            ratio = "{median:.2f} ({lowest:.2f}–{highest:.2f})".format(**result["contenders"][second]["ratio"])
+            rows.append([result["case"], f"{first} ÷ {second}, {result['unit']}", ratio])
+    machine = known["environment"]
+    where = f"{machine['device']}, {machine['cores']} cores, torch {machine['torch']}, {machine['started'][:10]}"
+    return f"{where}, `{known['command']}`:\n\n{_rows(rows)}"
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", type=Path)
+    parser.add_argument("--training", type=float, default=200, help="TFLOP/s of a GPU in training (default: 200)")
+    parser.add_argument("--evaluation", type=float, default=30, help="the same in tests, float32 (default: 30)")
+    parser.add_argument("--price", type=float, default=3, help="of a GPU hour, in dollars (default: 3)")
+    parser.add_argument("--output", type=Path, default=ROOT / "docs" / "scaling.md")
+    chosen = parser.parse_args(arguments)
+    if not list(chosen.study.glob("0*/*/recipe.json")):
+        parser.error(f"{chosen.study} holds no runs; make one with: python study.py --preset smoke")
+    write(chosen.study, chosen.training, chosen.evaluation, chosen.price, chosen.output)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""A study at work on many devices: what runs where, how far it is, and how long the rest may take."""
+
+import shutil
+import sys
+import time
+
+from files import Damaged, read_json
+from runs import RunFolder
+
+REFRESH = {True: 1.0, False: 15.0}  # seconds, on a terminal and elsewhere
+
+
+def minutes(seconds):
+    return f"{int(seconds // 60)}:{int(seconds % 60):02d} min"
+
+
+def progress(folder):
+    """How far the run in a folder is, in words, and the seconds left; (None, None) where it tells nothing."""
+    run = RunFolder(folder)
+    try:
+        history = run.load_history()
+        if run.finished or not len(history):
+            return None, None
+        epochs = read_json(run.path / "recipe.json")["recipe"]["epochs"]
+    except (Damaged, FileNotFoundError, KeyError):  # it is being written, or not ours
+        return None, None
+    left = (epochs - len(history)) * history["time/epoch_s"].mean()
+    return f"{len(history)} of {epochs} epochs, about {minutes(left)} left in this run", left
+
+
+class Table:
+    """Shows, when asked, the notebooks of a study and the runs and tests that they have at work.
+
+    It reads what schedulers and processes write below .jobs/, wherever they are, as long as the folder is shared.
+    """
+
+    def __init__(self, study, scheduler):
+        self.study, self.scheduler = study, scheduler
+        self.begun, self.written, self.lines = time.time(), 0.0, 0
+        self.seen = {}  # when each job was first seen at work, and for how long it was
+
+    def show(self, states):
+        terminal = sys.stdout.isatty()
+        over = not {"waits", "runs"} & set(states.values())
+        if time.time() - self.written < REFRESH[terminal] and not over:
+            return
+        self.written = time.time()
+        text = "\n".join(self._lines(states))
+        back = f"\x1b[{self.lines}F\x1b[J" if terminal and self.lines else ""
+        self.lines = text.count("\n") + 1
+        print(back + text, flush=True)
+
+    def _lines(self, states):
+        jobs = {name: self._jobs(name) for name in states}
+        yield self._summary(jobs)
+        for name, state in states.items():
+            counts = ", ".join(
+                f"{sum(s == kind for s in jobs[name].values())} {kind}" for kind in ("done", "runs", "waits")
+            )
+            yield f"  {name:<24} {state:<7}" + (f" {counts}" if jobs[name] and state == "runs" else "")
+            for job, at in jobs[name].items() if state == "runs" else ():
+                if at == "runs":
+                    yield self._line(name, job)
+
+    def _line(self, name, job):
+        words, _ = progress(self.study / name / job)
+        place = _read(self.study / ".jobs" / name / f"{job}.json").get("where", "")
+        width = shutil.get_terminal_size((120, 24)).columns - 1
+        return f"      {job:<34} {words or 'at work':<48} {place}"[:width]
+
+    def _jobs(self, name):
+        """The states of what a notebook has asked its scheduler for, by name."""
+        states = _read(self.study / ".jobs" / f"{name}.json").get("states", {})
+        now = time.time()
+        for job, state in states.items():
+            first, lasted = self.seen.get((name, job), (now, None))
+            if state == "runs":
+                self.seen[name, job] = first, None
+            elif (name, job) in self.seen and lasted is None:
+                self.seen[name, job] = first, now - first
+        return states
+
+    def _summary(self, jobs):
+        states = [state for some in jobs.values() for state in some.values()]
+        running = [(name, job) for name, some in jobs.items() for job, state in some.items() if state == "runs"]
+        lasted = [seconds for _, seconds in self.seen.values() if seconds]
+        usual = sum(lasted) / len(lasted) if lasted else None
+        lefts = [progress(self.study / name / job)[1] or usual for name, job in running]
+        done = sum(state in ("done", "failed") for state in states)
+        text = (
+            f"{minutes(time.time() - self.begun)} on {self.scheduler}; {done} of {len(states)} runs and tests done"
+        )
+        if running and usual and None not in lefts:
+            left = (sum(lefts) + usual * states.count("waits")) / len(running)
+            text += f"; what is asked for so far takes about {minutes(left)} more"
+        return text
+
+
+def _read(path):
+    try:
+        return read_json(path)
+    except (FileNotFoundError, Damaged):
+        return {}
