@@ -45,7 +45,8 @@ class Table:
         if time.time() - self.written < REFRESH[terminal] and not over:
             return
         self.written = time.time()
-        text = "\n".join(self._lines(states))
+        width = shutil.get_terminal_size((120, 24)).columns - 1 if terminal else 200
+        text = "\n".join(line[:width] for line in self._lines(states))
         back = f"\x1b[{self.lines}F\x1b[J" if terminal and self.lines else ""
         self.lines = text.count("\n") + 1
         print(back + text, flush=True)
@@ -65,8 +66,7 @@ class Table:
     def _line(self, name, job):
         words, _ = progress(self.study / name / job)
         place = _read(self.study / ".jobs" / name / f"{job}.json").get("where", "")
-        width = shutil.get_terminal_size((120, 24)).columns - 1
-        return f"      {job:<34} {words or 'at work':<48} {place}"[:width]
+        return f"      {job:<34} {words or 'at work':<48} {place}"
 
     def _jobs(self, name):
         """The states of what a notebook has asked its scheduler for, by name."""

@@ -14,6 +14,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -34,7 +36,8 @@ RUNS = 4
 
 def cases(setting):
     torch.set_num_threads(1)
-    data = utils.load_data("shapes10", setting.session)
+    pictures = {"train_pictures": None if setting.tiny or setting.device.type == "cuda" else 2500}
+    data = utils.load_data("shapes10", setting.session, **pictures)
     yield "devices", f"{RUNS} runs through the scheduler", functools.partial(throughput, setting, data)
     yield "devices", "one run through the scheduler", functools.partial(overhead, setting, data)
     yield "devices", "one run on two processes", functools.partial(two_processes, setting, data)
@@ -46,6 +49,13 @@ def asked_for(setting, data, seeds, epochs):
     recipe = {"precision": "float32", "validation_images": 16, "validation_attack": PGD(steps=1)}
     recipe |= {"defence": Adversarial(PGD(steps=3)), "epochs": 1 if setting.tiny else epochs, "batch_size": 64}
     return {("run", seed): (network(setting, seed), data, Recipe(**recipe, seed=seed)) for seed in seeds}
+
+
+@contextmanager
+def nowhere(setting):
+    """The session with its runs in a folder that is gone afterwards, so that all are trained each time."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield replace(setting.session, runs=Path(folder) / "study" / "benchmark")
 
 
 def network(setting, seed):
@@ -60,9 +70,10 @@ def throughput(setting, data):
     for _ in range(min(setting.turns, 3)):
         for name, on in zip(rates, (f"local:{several}", None), strict=True):
             asked = asked_for(setting, data, [next(seeds) for _ in range(RUNS)], 1)
-            begun = time.perf_counter()
-            grid.train_all(asked, setting.session, on=on, progress=False)
-            rates[name].append(RUNS / (time.perf_counter() - begun) * 60)
+            with nowhere(setting) as session:
+                begun = time.perf_counter()
+                grid.train_all(asked, session, on=on, progress=False)
+                rates[name].append(RUNS / (time.perf_counter() - begun) * 60)
     return {"unit": "runs a minute", "contenders": timing.summary(rates)}
 
 
@@ -71,11 +82,12 @@ def overhead(setting, data):
     rates, seeds = {"as a task": [], "bare": []}, iter(range(20_000, 30_000))
     beside = {name: [] for name in rates}
     for _ in range(min(setting.turns, 3)):
-        for name, on in zip(rates, ("local:1", None), strict=True):
+        for name, on in zip(rates, ("local:2", None), strict=True):
             asked = asked_for(setting, data, [next(seeds)], 2)
-            begun = time.perf_counter()
-            (run,) = grid.train_all(asked, setting.session, on=on, progress=False).values()
-            whole, training = time.perf_counter() - begun, run.history["time/epoch_s"].sum()
+            with nowhere(setting) as session:
+                begun = time.perf_counter()
+                (run,) = grid.train_all(asked, session, on=on, progress=False).values()
+                whole, training = time.perf_counter() - begun, run.history["time/epoch_s"].sum()
             rates[name].append(len(run.history) * len(data.train) / training)
             beside[name].append(whole - training)
     found = {name: statistics.median(seconds) for name, seconds in beside.items()}
@@ -92,8 +104,8 @@ def two_processes(setting, data):
         for name, processes in zip(rates, (2, 1), strict=True):
             ((key, (model, _, recipe)),) = asked_for(setting, data, [next(seeds)], 2).items()
             torch.set_num_threads(processes)  # of all together
-            folder = setting.session.folder(*key)
-            run = train(model, data, recipe, folder, processes=processes, progress=False)
+            with nowhere(setting) as session:
+                run = train(model, data, recipe, session.folder(*key), processes=processes, progress=False)
             rates[name].append(len(run.history) * len(data.train) / run.history["time/epoch_s"].sum())
     torch.set_num_threads(1)
     return {"unit": "pictures/s while it trains", "contenders": timing.summary(rates)}

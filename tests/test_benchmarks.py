@@ -8,7 +8,7 @@ import torch
 
 import models
 from attacks import FGSM, NIFGSM, PGD, VMIFGSM
-from benchmarks import defences, faults, gpu, peers, plots, scaling, show, speed, suite, timing
+from benchmarks import defences, devices, faults, gpu, peers, plan, plots, scaling, show, speed, suite, timing
 from files import read_json, write_json
 
 
@@ -187,3 +187,45 @@ def test_a_study_that_ends_differently_is_told(tmp_path, monkeypatch, capsys):
     said = capsys.readouterr().out
     assert "differs in scores" in said
     assert "1 times SIGKILL, and 1 of 1 ended differently" in said
+
+
+def test_what_several_processes_gain_is_measured_and_told(folders, tmp_path):
+    devices.main(["--tiny", "--output", str(tmp_path), "--only", "one run through the scheduler"])
+    (result,) = read(tmp_path, "devices")["results"]
+    assert set(result["contenders"]) == {"as a task", "bare"}
+    assert result["seconds beside the training"]["as a task"] > result["seconds beside the training"]["bare"] > 0
+    assert "Many devices" in show.table(tmp_path)
+    assert "as a task" in show.table(tmp_path)
+
+
+def test_the_plan_counts_each_run_once_and_more_gpus_are_never_slower(tmp_path, capsys):
+    study = tmp_path / "smoke-shapes"
+    names = {"02_transfer_learning": ["source-standard", "source-robust", "from-robust-all-pgd"]}
+    names |= {"04_more_classes": ["resnet-100"], "06_robust_transfer": ["from-robust-all-pgd-16-pictures"]}
+    for notebook, runs in names.items():
+        for run in runs:
+            model = {"name": "shallow_cnn", "num_classes": 10}
+            defence = {"kind": "Standard" if run in ("source-standard", "resnet-100") else "Adversarial"}
+            folder = study / notebook / f"{run}-seed0"
+            write_json(folder / "recipe.json", {"recipe": {"defence": defence}, "model": model})
+            twin = {"same_run_as": "02/source-standard-seed0"} if run == "resnet-100" else {}
+            write_json(folder / "environment.json", twin)
+    jobs = list(plan.jobs_of(study))
+    trained = [job for job in jobs if job.kind == "training"]
+    assert len(trained) == plan.SEEDS * (3 + len(plan.SHARES))  # a twin is not trained, one stands for four shares
+    step = {job.name: job.flops for job in trained}
+    assert step["02/source-robust, 0"] > 5 * step["02/source-standard, 0"]
+    assert {job.after for job in trained if "from-robust" in job.name} == {
+        f"02/source-robust, {n}" for n in range(3)
+    }
+    walls = [plan.makespan(jobs, gpus, lambda job: job.flops) for gpus in (1, 2, 8, 64)]
+    assert walls == sorted(walls, reverse=True)
+    assert walls[0] == pytest.approx(sum(job.flops for job in jobs))
+    chain = step["02/source-standard, 0"] + step["02/source-robust, 0"] + step["02/from-robust-all-pgd, 0"]
+    assert walls[-1] >= chain
+    plan.main([str(study), "--output", str(tmp_path / "scaling.md")])
+    text = (tmp_path / "scaling.md").read_text()
+    assert "| 64 |" in text
+    assert not re.search(r"\{\w+\}", text)
+    with pytest.raises(SystemExit):
+        plan.main([str(tmp_path / "nothing")])
