@@ -31,9 +31,9 @@ def test(model, split, attacks=(), *, seed=0, progress=True, folder=None):
     return _evaluate(model, model, split, attacks, seed, progress, None, folder)
 
 
-def test_here(model, split, attacks, folder, *, progress=True):
+def test_here(model, split, attacks, folder, kind="auto", *, progress=True):
     """For processes that another one has started: `test` what came from there, on their device; see Packed."""
-    device = own_device()
+    device = own_device(kind)
     prepare(device)
     return test(model.unpacked(device), split.to(device), attacks, folder=folder, progress=False)
 

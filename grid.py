@@ -51,7 +51,7 @@ def train_all(asked, session, *, on=None, progress=True):
         if id(data) not in data_here:
             data_here[id(data)] = data.to("cpu")
         lent = scheduler.lend(data_here[id(data)])
-        return Packed(model), lent, recipe, folder, identity_of(model, data, recipe)
+        return Packed(model), lent, recipe, folder, identity_of(model, data, recipe), _kind(scheduler, session)
 
     if scheduler is not None:
         tasks = {}
@@ -99,7 +99,7 @@ def test_all(runs, split, attacks, session, *, on=None, progress=True):
         tasks = {
             label: Task(
                 test_here,
-                (Packed(run.model), lent, attacks, run.folder.resolve()),
+                (Packed(run.model), lent, attacks, run.folder.resolve(), _kind(scheduler, session)),
                 _notes(session) / f"{run.folder.name}.json",
             )
             for label, run in runs.items()
@@ -133,6 +133,11 @@ def _chosen(on):
     if kind == "local" and (not rest or (rest.isdecimal() and int(rest) > 0)):
         return Local(int(rest) if rest else None)
     raise ValueError(f"on={on!r}: local, local:3, ray, ray:HOST:PORT or ray://HOST:PORT is needed")
+
+
+def _kind(scheduler, session):
+    """The kind of device that tasks are to use: on this machine the session's, on a cluster what a node has."""
+    return session.device.type if isinstance(scheduler, Local) else "auto"
 
 
 def _notes(session):

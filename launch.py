@@ -15,9 +15,11 @@ import subprocess
 import sys
 import tempfile
 import threading
+import traceback
 from pathlib import Path
 
 import cloudpickle
+import psutil
 import torch
 from tqdm.auto import tqdm
 from tqdm.std import tqdm as plain_tqdm
@@ -27,7 +29,7 @@ from stopping import GRACE, leave_on_sigterm
 
 RESTARTS = 3  # of all processes, when torchrun sees one die
 MARK = "\x1e"  # begins a line that tells of progress, or that all is done
-RESULTS = ("raised", "returned")
+RESULTS = ("returned", "raised")
 log = logging.getLogger("study")
 
 
@@ -55,7 +57,7 @@ def run(function, processes, progress=True):
     Raises what it raises there, Died where they died more than RESTARTS times. Interrupted, it stops them.
     """
     threads = max(1, torch.get_num_threads() // processes)
-    with Child(function, processes, {"OMP_NUM_THREADS": str(threads)}, log.info if progress else None) as child:
+    with Child(function, processes, {"OMP_NUM_THREADS": str(threads)}, log.info, progress) as child:
         return child.result()
 
 
@@ -63,19 +65,19 @@ class Child:
     """A call of `function(progress=...)` that has been started in another process, or in several under torchrun.
 
     `variables` are added to its environment, `keep` are file descriptors that it shall have. `say` is called with
-    each line that it prints, and has its progress shown; None for neither.
+    each line that it prints; `progress` has its progress shown.
     """
 
-    def __init__(self, function, processes=1, variables=(), say=None, keep=()):
+    def __init__(self, function, processes=1, variables=(), say=log.info, progress=False, keep=()):
         self.place = tempfile.TemporaryDirectory(prefix="study-")  # which nobody else can read or write
-        self.folder, self.said, self.say = Path(self.place.name), [], say
+        self.folder, self.said, self.say, self.progress = Path(self.place.name), [], say, progress
         self.finished = threading.Event()
         self._write(function)
         torchrun = ["-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
         torchrun += [f"--nproc-per-node={processes}", f"--max-restarts={RESTARTS}"]
         # torchrun makes a new meeting place for each start, else processes find what those before have left there.
         ours = {"GLOO_SOCKET_IFNAME": "lo", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-        ours["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+        ours["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)
         with (self.folder / "errors").open("w") as errors:
             self.process = subprocess.Popen(
                 [sys.executable, *(torchrun if processes > 1 else []), __file__, str(self.folder)],
@@ -83,6 +85,7 @@ class Child:
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 text=True,
+                errors="replace",
                 start_new_session=True,  # the stop button is for us, and we pass it on
                 env=os.environ | ours | dict(variables),
                 pass_fds=keep,
@@ -97,7 +100,7 @@ class Child:
         self.stop()
 
     def _write(self, function):
-        (self.folder / "job").write_bytes(cloudpickle.dumps((function, self.say is not None)))
+        (self.folder / "job").write_bytes(cloudpickle.dumps((function, self.progress)))
 
     def again(self, function):
         """Have a single process that is done call another function: it need not start and import anew."""
@@ -113,24 +116,23 @@ class Child:
 
     def _listen(self):
         bar = None
-        for line in self.process.stdout:
-            if not line.startswith(MARK):
-                self.said.append(line)
-                if self.say is not None:
+        try:
+            for line in self.process.stdout:
+                told = _message(line)
+                if told is None and line.strip():
+                    self.said.append(line)
                     self.say(line.rstrip())
-                continue
-            told = json.loads(line[1:])
-            if told is None:
-                self.finished.set()
-                continue
-            if bar is None:
-                bar = tqdm(total=told["total"], initial=told["n"], desc=told["desc"], unit="step")
-            bar.n = told["n"]
-            bar.set_postfix_str(told["postfix"])
-        if bar is not None:
-            bar.close()
-        self.process.wait()
-        self.finished.set()
+                elif told == "done":
+                    self.finished.set()
+                elif told is not None:
+                    bar = bar or tqdm(total=told["total"], initial=told["n"], desc=told["desc"], unit="step")
+                    bar.n = told["n"]
+                    bar.set_postfix_str(told["postfix"])
+        finally:
+            if bar is not None:
+                bar.close()
+            self.process.wait()
+            self.finished.set()
 
     @property
     def done(self):
@@ -146,7 +148,8 @@ class Child:
                     raise value
                 return value
         errors = (self.folder / "errors").read_text(errors="replace").splitlines(keepends=True)
-        last = "".join([*self.said[-5:], *errors[-40:]])
+        causes = [file.read_text(errors="replace") for file in sorted(self.folder.glob("cause-*"))]
+        last = "".join([*self.said[-5:], *(causes or errors[-40:])])
         raise Died(f"ended with code {self.process.poll()} and without a result. Its last words:\n{last}")
 
     def ask_to_stop(self):
@@ -162,28 +165,41 @@ class Child:
             self.close()
 
     def close(self):
-        """Take away whatever is left of it."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
+        """Take away whatever is left of it, with what it has started."""
+        family = [self.process.pid]
+        with contextlib.suppress(psutil.Error):
+            family += [child.pid for child in psutil.Process(self.process.pid).children(recursive=True)]
+        for process in family:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
         self.process.wait()
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.close()
-        self.listener.join()
-        self.process.stdout.close()
+        self.listener.join(GRACE)
         self.place.cleanup()
+
+
+def _message(line):
+    """What a process tells in a line; None for what it merely prints."""
+    if not line.startswith(MARK):
+        return None
+    with contextlib.suppress(ValueError):
+        return json.loads(line[1:])
+    return None
+
+
+def _tell(message):
+    """To the process that has started this one: in a line of its own, whatever was printed before."""
+    sys.stdout.write(f"\n{MARK}{json.dumps(message)}\n")
+    sys.stdout.flush()
 
 
 class Told(plain_tqdm):
     """A progress bar that is shown by the process that has started this one."""
 
     def display(self, msg=None, pos=None):
-        told = {
-            "n": self.n,
-            "total": self.total,
-            "desc": self.desc.removesuffix(": "),
-            "postfix": self.postfix or "",
-        }
-        print(MARK + json.dumps(told), flush=True)  # noqa: T201
+        name = self.desc.removesuffix(": ")
+        _tell({"n": self.n, "total": self.total, "desc": name, "postfix": self.postfix or ""})
 
 
 def _main(folder):
@@ -195,25 +211,41 @@ def _main(folder):
         _do(Path(folder))
         if parallel.world() > 1:
             return
-        print(f"{MARK}null", flush=True)  # noqa: T201
+        _tell("done")
         calls.get()
 
 
 def _do(folder):
+    if (folder / "raised").exists():  # before torchrun has started these: it would be raised again
+        return
     function, progress = cloudpickle.loads((folder / "job").read_bytes())
     try:
         name, value = "returned", function(progress=Told if progress else False)
     except Exception as error:
-        # torch's own errors, such as that of a lost process, are RuntimeErrors: torchrun starts all again. What we
-        # raise would be raised again, by all of them alike.
+        text = traceback.format_exc()
+        # torch's own errors, such as that of a lost process, are RuntimeErrors: torchrun starts all again.
         foreign = type(error) is RuntimeError or isinstance(error, torch.distributed.DistError)
         if parallel.world() > 1 and (foreign or isinstance(error, torch.OutOfMemoryError)):
+            (folder / f"cause-{parallel.rank()}").write_text(text)
             raise
+        error.add_note(f"In the process that did the work:\n{text}")
         name, value = "raised", error
-    if parallel.leads():
-        partial = folder / f"{name}.partial"
-        partial.write_bytes(cloudpickle.dumps(value))
-        partial.rename(folder / name)
+    if name == "raised" or parallel.leads():
+        _write(folder / name, value)
+    if name == "raised" and parallel.world() > 1:
+        sys.exit(1)  # the others may not know; torchrun ends them
+
+
+def _write(path, value):
+    try:
+        content = cloudpickle.dumps(value)
+        cloudpickle.loads(content)
+    except Exception as error:  # of classes that cannot be sent
+        content = cloudpickle.dumps(RuntimeError(f"{value!r}, which cannot be sent: {error}"))
+        path = path.with_name("raised")
+    partial = path.with_name(f"{path.name}.{os.getpid()}")
+    partial.write_bytes(content)
+    partial.rename(path)
 
 
 def end_with_starter(calls=None):

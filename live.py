@@ -65,8 +65,12 @@ class Table:
 
     def _line(self, name, job):
         words, _ = progress(self.study / name / job)
-        place = _read(self.study / ".jobs" / name / f"{job}.json").get("where", "")
-        return f"      {job:<34} {words or 'at work':<48} {place}"
+        place = self._place(name, job)
+        return f"      {job:<34} {words or ('at work' if place else 'in the queue'):<48} {place}"
+
+    def _place(self, name, job):
+        """Where it is at work; empty for one that its cluster has not begun."""
+        return _read(self.study / ".jobs" / name / f"{job}.json").get("where", "")
 
     def _jobs(self, name):
         """The states of what a notebook has asked its scheduler for, by name."""
@@ -85,13 +89,14 @@ class Table:
         running = [(name, job) for name, some in jobs.items() for job, state in some.items() if state == "runs"]
         lasted = [seconds for _, seconds in self.seen.values() if seconds]
         usual = sum(lasted) / len(lasted) if lasted else None
+        at_work = sum(bool(self._place(name, job)) for name, job in running)
         lefts = [progress(self.study / name / job)[1] or usual for name, job in running]
         done = sum(state in ("done", "failed") for state in states)
         text = (
             f"{minutes(time.time() - self.begun)} on {self.scheduler}; {done} of {len(states)} runs and tests done"
         )
-        if running and usual and None not in lefts:
-            left = (sum(lefts) + usual * states.count("waits")) / len(running)
+        if at_work and usual and None not in lefts:
+            left = (sum(lefts) + usual * states.count("waits")) / at_work
             text += f"; what is asked for so far takes about {minutes(left)} more"
         return text
 

@@ -299,7 +299,8 @@ class _SharedNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, running_mean, running_var, weight, bias, momentum, eps):
-        mean, var = torch.batch_norm_update_stats(x, None, None, 0.0)  # of this part; it divides by n
+        # Of this part; it divides by n. That the running ones are passed keeps the result in their precision.
+        mean, var = torch.batch_norm_update_stats(x, running_mean.clone(), running_var.clone(), 0.0)
         table = mean.new_zeros(world(), 2 * len(mean) + 1)
         table[rank()] = torch.cat([mean.new_full((1,), x.numel() // len(mean)), mean, var])
         dist.all_reduce(table)
@@ -317,16 +318,15 @@ class _SharedNorm(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, gradient):
         x, weight, mean, var, count = ctx.saved_tensors
-        wanted = [True, True, True]
+        wanted, scale = [True, True, True], torch.rsqrt(var + ctx.eps)
         factor = torch.ones_like(mean) if weight is None else weight
         # As if mean and variance were given. What of the gradient comes through them is a line in x, whose slope
         # and offset hang on the sums over all parts; batch_norm is torch's fast way to draw such a line.
         ours, along, upright = torch.ops.aten.native_batch_norm_backward(
-            gradient, x, factor, mean, var, None, None, False, ctx.eps, wanted
+            gradient, x, factor, mean, var, mean, scale, False, ctx.eps, wanted
         )
         sums = torch.stack([along, upright]).to(mean.dtype)
         dist.all_reduce(sums)
-        scale = torch.rsqrt(var + ctx.eps)
         slope = -factor * scale.square() * sums[0] / count
         offset = -factor * scale * sums[1] / count - slope * mean
         zeros, ones = torch.zeros_like(mean), torch.ones_like(mean)

@@ -11,7 +11,7 @@ import time
 import torch
 
 from attacks import evaluating, fast_bfloat16, input_gradient
-from files import Damaged, read_json, write_json
+from files import Damaged, held, read_json, write_json
 from runs import environment, structure
 from utils import runs_root
 
@@ -32,15 +32,17 @@ def chosen(recipe, model, shape, device):
     parts = [machine["device"], f"{machine['threads']} threads", f"torch {machine['torch']}", structure(model)]
     key = ", ".join([*parts, "x".join(map(str, shape))])
     path = runs_root() / "precision.json"
-    known = _read(path)
-    if key not in known:
-        known[key] = _measure(model, shape, device)
-        write_json(path, known)
-        times = {name: 1e3 * seconds for name, seconds in known[key].items()}
-        log.info(
-            "measured for %s: %.3g ms in float32, %.3g ms in bfloat16", "x".join(map(str, shape)), *times.values()
-        )
-    seconds = known[key]
+    seconds = _read(path).get(key)
+    if seconds is None:
+        with held(path.with_name(".precision.lock"), "the precision of a run is being measured", wait=True):
+            known = _read(path)
+            if key not in known:
+                known[key] = _measure(model, shape, device)
+                write_json(path, known)
+                times = {name: 1e3 * spent for name, spent in known[key].items()}
+                size = "x".join(map(str, shape))
+                log.info("measured for %s: %.3g ms in float32, %.3g ms in bfloat16", size, *times.values())
+            seconds = known[key]
     return "bfloat16" if GAIN * seconds["bfloat16"] < seconds["float32"] else "float32"
 
 

@@ -22,7 +22,7 @@ import os
 import platform
 import shutil
 import subprocess
-from contextlib import nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import fields, is_dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,7 +34,7 @@ from safetensors import torch as safetensors
 
 import code_checksum
 import parallel
-from files import Damaged, held, read_json, replacing, write_json
+from files import Damaged, Held, held, read_json, replacing, write_json
 from utils import ROOT, runs_root
 
 # What a run that is taken over brings along, besides its weights and its environment.
@@ -46,6 +46,10 @@ log = logging.getLogger("study")
 
 class RunRefused(RuntimeError):
     """The folder holds another run; the message names the fields that differ."""
+
+
+class SameRunHeld(Held):
+    """The same run is being trained in another folder of the study."""
 
 
 class RunDamaged(Damaged):
@@ -182,14 +186,18 @@ class RunFolder:
             return None
         return runs_root() / self.path.resolve().relative_to(runs_root()).parts[0]
 
+    @contextmanager
     def alone_in_its_study(self, model, wait):
-        """Hold exactly this run in all folders of the study: wait where it is being trained, or raise Held."""
+        """Hold this very run in all folders of the study: wait where it is being trained, or raise SameRunHeld."""
         study = self._study(model)
-        if study is None:
-            return nullcontext()
-        return held(
-            study / ".training" / f"{self.identity}.lock", f"this run is being trained in {self.path}", wait
-        )
+        with ExitStack() as hold:
+            if study is not None:
+                lock = study / ".training" / f"{self.identity}.lock"
+                try:
+                    hold.enter_context(held(lock, f"this run is being trained in {self.path}", wait))
+                except Held as error:
+                    raise SameRunHeld(str(error)) from None
+            yield
 
     def copy_finished_twin(self, model):
         """Take over the finished run of the same study that is exactly this one; returns its name, or None.

@@ -16,6 +16,7 @@ import logging
 import os
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from launch import Child, Died
 from stopping import GRACE
 
 LOOK_EVERY = 0.1  # seconds
-AGAIN_AFTER = 2.0  # seconds, for a task that was put off
+AGAIN_AFTER = 5.0  # seconds, for a task that was put off
 TRIES = 4  # of a task whose process dies
 
 log = logging.getLogger("study")
@@ -69,6 +70,11 @@ class Local:
         self.count = count or per_gpu() * len(self.gpus) or _cores()
         self.slots = Path(tempfile.gettempdir()) / f"study-slots-{os.getuid()}"
         self.slots.mkdir(mode=0o700, exist_ok=True)
+        found = self.slots.lstat()
+        if found.st_uid != os.getuid() or found.st_mode & 0o077:
+            raise PermissionError(
+                f"{self.slots} is not this user's alone: remove it, or name another folder in TMPDIR"
+            )
         self.lights, self.started = [], 0
         self.place, self.lent = tempfile.TemporaryDirectory(prefix="study-"), {}
 
@@ -83,17 +89,22 @@ class Local:
             idle.again(call_of(task))
             return idle
         for number in range(self.count):
-            slot = os.open(self.slots / str(number), os.O_RDWR | os.O_CREAT, 0o600)
+            slot = os.open(self.slots / self._slot(number), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
             try:
                 fcntl.flock(slot, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 os.close(slot)
                 continue
             try:  # the process keeps the slot as long as it lives, however it dies
-                return Child(call_of(task), 1, self._variables(number), keep=[slot])
+                return Child(call_of(task), 1, self._variables(number), log.warning, keep=[slot])
             finally:
                 os.close(slot)
         return None
+
+    def _slot(self, number):
+        """The first process on a GPU, the second, ...: of whichever study."""
+        gpus = self.gpus or ["core"]
+        return f"{gpus[number % len(gpus)].replace('/', '-')}-{number // len(gpus)}"
 
     def _beside(self, task):
         """One that waits for others, which takes no room; but some more than there is room for are enough."""
@@ -140,6 +151,10 @@ def call_of(task):
 
 def perform(function, arguments, note, *, progress=False, node=""):
     """What is done in the other process: the call, and a note of where it is made."""
+    log.setLevel(logging.WARNING)  # what it says goes to the process that has started it
+    if not log.handlers:
+        log.addHandler(logging.StreamHandler(sys.stdout))
+        log.propagate = False
     if note is not None:
         gpu = os.environ.get("CUDA_VISIBLE_DEVICES")
         where = f"{node or socket.gethostname()}{f', GPU {gpu}' if gpu else ''}, process {os.getpid()}"
@@ -234,17 +249,32 @@ class _Work:
                 if task.after in self.failures:
                     self.failures[name] = self.failures[task.after]
                     del self.waiting[name]
-                elif self.not_before[name] <= time.monotonic() and task.after in (None, *self.found):
-                    if callable(task.arguments):
-                        task.arguments = task.arguments()
-                    handle = self.scheduler.submit(name, task, idle.pop() if idle and not task.light else None)
-                    if handle is None:
-                        break
-                    self.running[name] = handle
-                    del self.waiting[name]
+                elif self.not_before[name] > time.monotonic() or task.after not in (None, *self.found):
+                    continue
+                elif not self._submit(name, task, idle):
+                    break
         finally:
             for handle in idle:
                 handle.close()
+
+    def _submit(self, name, task, idle):
+        """Start a task; returns whether there was room."""
+        free = idle[-1] if idle and not task.light else None
+        try:
+            if callable(task.arguments):
+                task.arguments = task.arguments()
+            handle = self.scheduler.submit(name, task, free)
+        except Exception as error:  # what it needs cannot be made, or sent
+            del self.waiting[name]
+            self._fail(name, error)
+            return True
+        if handle is None:
+            return False
+        if handle is free:
+            idle.remove(free)
+        self.running[name] = handle
+        del self.waiting[name]
+        return True
 
     def collect(self):
         """Take what is done; returns the processes that are free."""
@@ -259,10 +289,10 @@ class _Work:
             except Exception as error:
                 self._fail(name, error)
             del self.running[name]
-            if self.tasks[name].light or name in self.waiting:
-                handle.close()
-            else:
+            if name in self.found and not self.tasks[name].light:
                 idle.append(handle)
+            else:  # what has failed may have left its process, or the GPU in it, in a bad state
+                handle.close()
         return idle
 
     def _put_off(self, name, error):

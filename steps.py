@@ -44,9 +44,8 @@ class State:
             nesterov=recipe.momentum > 0,
             fused=device.type in ("cpu", "cuda"),
         )
-        part = parallel.part_of(recipe.batch_size)
-        shape = part.end - part.begin, *size
-        self.precision = parallel.from_first(precision.chosen, recipe, model, shape, device)
+        parallel.part_of(recipe.batch_size)  # raises where there are too many processes
+        self.precision = parallel.from_first(precision.chosen, recipe, model, (recipe.batch_size, *size), device)
         self.generator = torch.Generator(device)
         self.graphed = Graphed(self.generator, name)
         self.step = 0

@@ -38,7 +38,7 @@ def main(arguments=None):
     options = _parse(arguments)
     notebooks = _choose(options.notebooks)
     asked = dict(_parameter(text) for text in options.parameter)
-    known = _parameters_of(notebooks, asked)
+    known = _parameters_of(notebooks, {} if options.part else asked)
     target = _place(options.copy_to) if options.copy_to else None
     session = utils.start("study", preset=options.preset, seed=options.seed, data=options.data)
     study = session.runs.parent

@@ -31,7 +31,7 @@ from evaluation import test, transfer_attack
 from models.low_rank import Packed
 from outcomes import attacked, predict
 from recipes import Recipe
-from runs import Onlooker, RunFolder, as_dict, fingerprint, structure
+from runs import Onlooker, RunFolder, SameRunHeld, as_dict, fingerprint, structure
 from stopping import Stop
 from utils import derive_seed, own_device, prepare
 
@@ -105,7 +105,7 @@ def train(model, data, recipe, folder, *, processes=None, progress=True):
     several = 1 if processes is None or parallel.world() > 1 else launch.count(processes, device)
     if several > 1 and not RunFolder(folder).finished:
         job = Packed(model), data.to("cpu"), recipe, Path(folder).resolve(), identity
-        launch.run(functools.partial(train_here, *job, device.type), several, progress)
+        launch.run(functools.partial(train_here, *job, device.type, wait=True), several, progress)
     return _load_or_train(model, data, recipe, folder, identity, progress)
 
 
@@ -120,24 +120,34 @@ def identity_of(model, data, recipe):
     }
 
 
-def train_here(model, data, recipe, folder, identity, kind="auto", *, progress=True):
+def train_here(model, data, recipe, folder, identity, kind="auto", wait=False, *, progress=True):
     """For processes that another one has started: train what came from there (Packed) on their own device.
 
-    Raises Held also where the same run is being trained in another folder of the study.
+    Where the same run is being trained in another folder of the study: wait, or raise SameRunHeld.
     """
     device = own_device(kind)
     prepare(device)
     model = model.unpacked(device)
-    _load_or_train(model, data.to(device), recipe, folder, identity, progress, wait=False)
+    _load_or_train(model, data.to(device), recipe, folder, identity, progress, wait)
 
 
 def _load_or_train(model, data, recipe, folder, identity, progress, wait=True):
     device = data.train.labels.device
     run = RunFolder(folder) if parallel.leads() else Onlooker(folder)
-    with ExitStack() as held:
-        finished, elsewhere = parallel.from_first(_claim, run, identity, model, device, held, wait)
-        if not finished:
-            return _train(model, data, recipe, run, device, progress)
+    alone, finished = parallel.world() == 1, False
+    while not finished:
+        with ExitStack() as held:
+            try:
+                finished, elsewhere = parallel.from_first(
+                    _claim, run, identity, model, device, held, wait and alone
+                )
+            except SameRunHeld:
+                if alone or not wait:
+                    raise
+                time.sleep(2)  # several processes wait together
+                continue
+            if not finished:
+                return _train(model, data, recipe, run, device, progress)
     parallel.from_first(run.load_result, model)
     parallel.spread(model)
     source = f" (the same run as {elsewhere})" if elsewhere else ""
@@ -202,6 +212,7 @@ def _train(model, data, recipe, run, device, progress):
             while not state.ended and (state.step < state.total or len(state.history) < recipe.epochs):
                 _one_epoch(state, data, run, stop, bar)
                 _close_epoch(state, data, run, curves, bar)
+                _agreed(stop)
                 if stop.requested and state.step < state.total:
                     _save_and_leave(state, run, stop)
         finally:
@@ -212,6 +223,13 @@ def _train(model, data, recipe, run, device, progress):
         run.save_history(state.history)  # what was found, whatever happened to the file meanwhile
         run.finish(result, {"precision": state.precision})
     return Run(result, run.path, parallel.from_first(run.load_history))
+
+
+def _agreed(stop, due=False):
+    """Is something due on any process? What one of them was asked to, all are."""
+    asked, due = parallel.largest(stop.requested, due)
+    stop.requested = stop.requested or asked or None  # it may have been asked in between
+    return due
 
 
 def _save_and_leave(state, run, stop):
@@ -243,7 +261,7 @@ def _one_epoch(state, data, run, stop, bar):
         state.seconds = before + time.perf_counter() - begun
         # Reading a loss waits for the device, so it is done now and then, not at each step.
         due = index == state.steps or time.perf_counter() - shown > 0.5
-        stop.requested, due = parallel.largest(stop.requested, due)
+        due = _agreed(stop, due)
         if due or stop.requested:
             _check_losses(state, run, checked, index)
             bar.set_postfix(loss=f"{state.losses[index - 1]:.3f}", refresh=False, **_latest(state))

@@ -10,6 +10,9 @@ of the images that the model was trained on, for the curve of training accuracy.
     single_step_eps(progress)   the ε (L∞) that it has reached, where a single step makes its examples, or None,
                                 for guard.py to watch over it
     at(progress)                the defence that it is at that moment: steps of equal ones can be one CUDA graph
+
+Where several processes share a batch (parallel.py), each calls `loss` with its part of it. What is drawn for each
+picture goes through parallel.drawn, which draws as for the whole batch; else all processes draw the same.
 """
 
 from defences.adversarial import Adversarial, Standard, TwoHalves, Wrapped, innermost, moment

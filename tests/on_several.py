@@ -68,6 +68,10 @@ def steps(folder):
     data, model = utils.load_data("shapes10", session), models.build("shallow_cnn", 10)
     recipe = Recipe(epochs=5, batch_size=140, learning_rate=0.02, precision="float32", validation_images=16)
     weights = train(model, data, recipe, folder / "shallow", progress=False).model.state_dict()
+    half = Recipe(epochs=1, batch_size=140, learning_rate=0.02, precision="bfloat16", validation_images=16)
+    half = train(
+        models.build("resnet18", 10, width=4), data, half, folder / "half", progress=False
+    ).model.state_dict()
     data, network = blobs(), small_network()
     network[3] = nn.Identity()
     run = train(
@@ -77,6 +81,7 @@ def steps(folder):
     scores.save(run.folder)
     return {
         "weights": weights,
+        "bfloat16": half,
         "outcomes": scores.outcomes,
         "findings": [str(finding) for finding in scores.findings],
     }

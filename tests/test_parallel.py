@@ -74,6 +74,13 @@ def test_twenty_steps_in_float32(steps):
     assert distance(alone["weights"], two["weights"]) < 1e-5
 
 
+def test_bfloat16(steps):
+    """Statistics of BatchNorm stay in float32; what is left of the difference is rounding."""
+    _, alone, two = steps
+    assert all(torch.isfinite(value).all() for value in two["bfloat16"].values() if value.is_floating_point())
+    assert distance(alone["bfloat16"], two["bfloat16"]) < 0.05
+
+
 def test_a_test_is_shared_out_and_its_outcomes_are_the_same_for_each_example(steps):
     (here, there), alone, two = steps
     assert alone["outcomes"].keys() == two["outcomes"].keys()

@@ -74,15 +74,15 @@ def test_a_benchmark_is_a_command_or_serves_one(path):
         assert re.search(rf"from benchmarks(\.| import .*\b){path.stem}\b", others), f"nobody uses {path.name}"
 
 
-@pytest.mark.parametrize("name", ["requirements", "requirements-cluster"])
-def test_the_lock_holds_every_requirement(name):
-    locked = dict(re.findall(r"^([A-Za-z0-9_.-]+)==([^ ;\n]+)", (ROOT / f"{name}.lock").read_text(), re.M))
-    for line in (ROOT / f"{name}.txt").read_text().splitlines():
+@pytest.mark.parametrize("file", ["requirements", "requirements-cluster"])
+def test_the_lock_holds_every_requirement(file):
+    locked = dict(re.findall(r"^([A-Za-z0-9_.-]+)==([^ ;\n]+)", (ROOT / f"{file}.lock").read_text(), re.M))
+    for line in (ROOT / f"{file}.txt").read_text().splitlines():
         if requirement := re.match(r"([A-Za-z0-9_.-]+)(>=|==)([0-9.]+)", line):
             name, _, least = requirement.groups()
             assert name in locked
             assert tuple(map(int, locked[name].split(".")[:2])) >= tuple(map(int, least.split(".")[:2])), name
-    assert "://" not in (ROOT / f"{name}.lock").read_text()
+    assert "://" not in (ROOT / f"{file}.lock").read_text()
 
 
 def test_the_cluster_has_the_packages_of_everybody_and_ray():

@@ -111,6 +111,47 @@ def test_a_failure_is_raised_when_all_others_are_done(local, caplog):
     assert states[-1] == {"bad": "failed", "needs it": "failed", "good": "done"}
 
 
+def test_what_cannot_be_made_or_sent_is_a_failure_like_another(local):
+    lock = threading.Lock()
+    tasks = {"bad": Task(add, lambda: 1 / 0), "unsendable": Task(add, (lock, 2)), "good": Task(add, (1, 2))}
+    states = []
+    with pytest.raises(ZeroDivisionError):
+        run_all(tasks, local, states.append)
+    assert states[-1] == {"bad": "failed", "unsendable": "failed", "good": "done"}
+    assert not [child for child in psutil.Process().children() if "launch.py" in " ".join(child.cmdline())]
+
+
+def test_a_process_whose_task_failed_is_not_used_again(local):
+    """It might fail all that come after."""
+
+    def poisoned(*, progress):
+        if os.environ.get("POISON"):
+            raise RuntimeError("an illegal memory access was encountered")
+        os.environ["POISON"] = "yes"
+        raise ValueError("the first")
+
+    tasks = {number: Task(by_value(poisoned)) for number in range(4)}
+    with pytest.raises(ValueError, match="the first"):
+        run_all(tasks, Local(1), None)
+
+
+def test_what_a_task_prints_and_warns(local, caplog, monkeypatch):
+    monkeypatch.setattr(scheduler.log, "propagate", True)
+
+    def talks(*, progress):
+        import logging
+
+        logging.getLogger("study").info("nothing new")
+        logging.getLogger("study").warning("COLLAPSED")
+        sys.stdout.buffer.write(b"\xff\x1e{half\n")
+        sys.stdout.write("without an end of line")
+        return "done"
+
+    assert run_all({"a": Task(by_value(talks))}, local) == {"a": "done"}
+    assert "COLLAPSED" in caplog.text
+    assert "nothing new" not in caplog.text
+
+
 def test_one_that_dies_is_tried_again_but_not_for_ever(local, tmp_path):
     assert run_all({"a": Task(dies_once, (str(tmp_path / "tries"),))}, local) == {"a": "xx"}
     with pytest.raises(Died, match="ended with code -9 and without a result"):
@@ -170,6 +211,7 @@ def test_a_gpu_for_each(tmp_path, monkeypatch):
     monkeypatch.setenv("STUDY_PER_GPU", "2")
     machine = Local()
     assert machine.count == 4
+    assert [machine._slot(number) for number in range(4)] == ["4-0", "6-0", "4-1", "6-1"]
     assert [machine._variables(number)["CUDA_VISIBLE_DEVICES"] for number in range(4)] == ["4", "6", "4", "6"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "6")  # as a notebook sees it
     monkeypatch.setenv("STUDY_GPUS", machine._variables(0)["STUDY_GPUS"])

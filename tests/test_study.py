@@ -173,14 +173,16 @@ def test_all_at_once(notebooks, capsys):
     book.cells[1].source = "import utils; assert (utils.runs_root() / 'first').exists()"
     book.metadata["after"] = "01_works"
     nbformat.write(book, notebooks / "03_reads_01.ipynb")
+    book.cells[0].source += "\nonly_04 = 0"
+    nbformat.write(book, notebooks / "04_reads_01.ipynb")
     script = f"""import sys, study
 study.NOTEBOOKS = study.utils.Path({str(notebooks)!r})
 sys.exit(study.main(sys.argv[1:]))"""
-    (notebooks / "study.py").write_text(script)
+    (notebooks / "start.py").write_text(script)
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", f"import study; study.SELF = {str(notebooks / 'study.py')!r}\n" + script]
+    command = [sys.executable, "-c", f"import study; study.SELF = {str(notebooks / 'start.py')!r}\n" + script]
     done = subprocess.run(
-        [*command, "--preset", "smoke", "--on", "local:2", "-p", "word='at once'"],
+        [*command, "--preset", "smoke", "--on", "local:2", "-p", "word='at once'", "-p", "only_04=1"],
         env=environment,
         capture_output=True,
         text=True,
