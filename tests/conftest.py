@@ -1,5 +1,7 @@
 """What several test modules need: a session in temporary folders, small data, a small network."""
 
+import signal
+
 import pytest
 import torch
 from hypothesis import settings
@@ -26,6 +28,14 @@ def folders(tmp_path_factory):
         patch.setenv("STUDY_RUNS", str(tmp_path_factory.mktemp("runs")))
         patch.setenv("STUDY_DATA", str(tmp_path_factory.mktemp("data")))
         yield
+
+
+@pytest.fixture
+def stop_button():
+    """SIGINT raises KeyboardInterrupt, also where the tests were started in the background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")

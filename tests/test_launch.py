@@ -85,7 +85,7 @@ train(network(), blobs(), replace(RECIPE, epochs=100_000), Path({str(tmp_path)!r
     assert (tmp_path / "run" / "last.pt").exists()
 
 
-def test_the_stop_button_saves(tmp_path, caplog):
+def test_the_stop_button_saves(tmp_path, stop_button):
     def button():
         wait_for(tmp_path / "run" / "last.pt")
         os.kill(os.getpid(), signal.SIGINT)

@@ -163,7 +163,7 @@ def test_what_is_in_anothers_hands_is_put_off(local, tmp_path, monkeypatch):
     assert run_all({"a": Task(held_once, (str(tmp_path / "free"),))}, local) == {"a": "done"}
 
 
-def test_the_stop_button_lets_all_save(local, tmp_path):
+def test_the_stop_button_lets_all_save(local, tmp_path, stop_button):
     files = [tmp_path / "a", tmp_path / "b"]
 
     def button():
