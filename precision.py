@@ -12,7 +12,8 @@ import torch
 
 from attacks import evaluating, fast_bfloat16, input_gradient
 from files import Damaged, held, read_json, write_json
-from runs import environment, structure
+from machine import environment
+from runs import structure
 from utils import runs_root
 
 log = logging.getLogger("study")

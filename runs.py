@@ -13,18 +13,13 @@ Every file that is read again shows when it was damaged or taken from another ru
 """
 
 import copy
-import functools
 import hashlib
 import io
 import json
 import logging
-import os
-import platform
 import shutil
-import subprocess
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields, is_dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pandas as pd
@@ -33,9 +28,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors import torch as safetensors
 
 import code_checksum
-import parallel
 from files import Damaged, Held, held, read_json, replacing, write_json
-from utils import ROOT, runs_root
+from machine import environment
+from utils import runs_root
 
 # What a run that is taken over brings along, besides its weights and its environment.
 SHARED = ("history", "best", "events")
@@ -393,41 +388,6 @@ def as_dict(settings):
         f"{settings!r} cannot be written into recipe.json; make {type(settings).__name__} a frozen dataclass, "
         "so that its settings say which run this is"
     )
-
-
-def environment(device):
-    """What a reader needs to judge or repeat a number: versions, device, commit, time."""
-    cuda = torch.device(device).type == "cuda"
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "device": torch.cuda.get_device_name(device) if cuda else _processor(),
-        "threads": torch.get_num_threads(),
-        "cores": os.cpu_count(),
-        "cuda": torch.version.cuda if cuda else None,
-        "processes": parallel.world(),
-        "commit": _commit(),
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-
-
-def _processor():
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
-
-
-@functools.cache  # what is imported now is what runs, whatever is committed later
-def _commit():
-    """The commit of the code, with a + where files differ from it; None outside a git checkout."""
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+", "--abbrev=10", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
 
 
 def _differences(there, here, prefix=""):

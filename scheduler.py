@@ -66,7 +66,11 @@ class Local:
     def __init__(self, count=None):
         # A notebook sees one GPU, and starts its runs on all.
         named = os.environ.get("STUDY_GPUS") or os.environ.get("CUDA_VISIBLE_DEVICES")
-        self.gpus = named.split(",") if named else [str(number) for number in range(torch.cuda.device_count())]
+        self.gpus = (
+            named.split(",")
+            if named and named != "-1"
+            else [str(number) for number in range(torch.cuda.device_count())]
+        )
         self.count = count or per_gpu() * len(self.gpus) or _cores()
         self.slots = Path(tempfile.gettempdir()) / f"study-slots-{os.getuid()}"
         self.slots.mkdir(mode=0o700, exist_ok=True)

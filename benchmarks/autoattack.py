@@ -22,8 +22,8 @@ from attacks import AutoAttack
 from benchmarks.suite import RESULTS
 from files import write_json
 from finetune_framework import load_source
+from machine import environment
 from outcomes import attacked, predict
-from runs import environment
 
 BATCH = 250
 EPS = 8 / 255

@@ -18,7 +18,7 @@ from attacks import FGSM, PGD
 from benchmarks.suite import RESULTS
 from defences import AWP, MART, NFGSM, TRADES, Adversarial, Free, Guided, Standard
 from files import read_json, write_json
-from runs import environment
+from machine import environment
 from trainer import Recipe, test, train
 
 DEFENCES = {

@@ -19,7 +19,8 @@ from attacks import PGD, AutoAttack
 from benchmarks.suite import RESULTS
 from defences import Adversarial
 from files import read_json, write_json
-from runs import as_dict, environment
+from machine import environment
+from runs import as_dict
 from scores import over_seeds
 from trainer import Recipe, test, train
 

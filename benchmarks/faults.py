@@ -28,7 +28,8 @@ from benchmarks.small_study import PHASES
 from benchmarks.suite import RESULTS
 from files import read_json, write_json
 from finetune_framework import load_source
-from runs import environment, fingerprint
+from machine import environment
+from runs import fingerprint
 from stopping import RESUME
 
 PATIENCE = 120  # seconds that a phase may take

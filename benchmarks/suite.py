@@ -13,7 +13,7 @@ from pathlib import Path
 
 import utils
 from files import write_json
-from runs import environment
+from machine import environment
 
 RESULTS = utils.ROOT / "benchmarks" / "results"
 PEERS = ("torchvision", "torchattacks", "foolbox")

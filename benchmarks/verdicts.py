@@ -22,7 +22,8 @@ from evaluation import test
 from files import read_json, write_json
 from finetune_framework import load_source
 from flaws.catalogue import Lab, confusion, plant
-from runs import environment, fingerprint
+from machine import environment
+from runs import fingerprint
 
 NOT_SOUND = {"better than chance", "constant predictor"}
 # At 8/255 the ResNet-18 loses so little on Shapes that there would be nothing to hide.

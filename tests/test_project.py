@@ -15,6 +15,7 @@ LAYERS = [
     {"models", "data_files", "launch"},
     {"scheduler"},
     {"utils"},
+    {"machine"},
     {"runs"},
     {"defences", "curves", "precision", "unfinished", "scores"},
     {"recipes", "checks", "outcomes"},

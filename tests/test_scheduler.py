@@ -216,6 +216,9 @@ def test_a_gpu_for_each(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "6")  # as a notebook sees it
     monkeypatch.setenv("STUDY_GPUS", machine._variables(0)["STUDY_GPUS"])
     assert Local().count == 4
+    monkeypatch.delenv("STUDY_GPUS")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")  # none
+    assert Local().gpus == []
     monkeypatch.setenv("STUDY_PER_GPU", "many")
     with pytest.raises(ValueError, match="STUDY_PER_GPU='many': a whole number"):
         Local()
