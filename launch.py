@@ -75,6 +75,7 @@ class Child:
         self._write(function)
         torchrun = ["-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
         torchrun += [f"--nproc-per-node={processes}", f"--max-restarts={RESTARTS}"]
+        torchrun += [f"--log-dir={self.folder / 'torchrun'}"]  # else it leaves one behind
         # torchrun makes a new meeting place for each start, else processes find what those before have left there.
         ours = {"GLOO_SOCKET_IFNAME": "lo", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
         ours["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)

@@ -16,6 +16,7 @@ import os
 import shlex
 import signal
 import sys
+import tempfile
 import threading
 import time
 from contextlib import contextmanager
@@ -213,26 +214,39 @@ def _execute(notebook, target, parameters):
 
 def _papermill(notebook, partial, target, parameters):
     import papermill
-    from nbclient.exceptions import DeadKernelError
+    from jupyter_client import AsyncKernelManager
     from traitlets.config import Config
 
+    class Manager(AsyncKernelManager):
+        """Of a kernel whose words beside its cells, also those of Jupyter when it ends, are for when it dies."""
+
+        async def start_kernel(self, **options):
+            return await super().start_kernel(stderr=words, **options)
+
     manager = {"transport_encryption": "required", "shutdown_wait_time": 2 * GRACE}
-    try:
-        papermill.execute_notebook(
-            str(notebook),
-            str(partial),
-            parameters,
-            kernel_name="python3",
-            cwd=str(NOTEBOOKS),
-            config=Config(KernelManager=manager),
-        )
-    except DeadKernelError:
-        return f"{notebook.name}: its kernel died (out of memory, or killed). The notebook up to there: {target}"
-    except papermill.PapermillExecutionError as error:
-        return (
-            f"{notebook.name} failed in cell {error.exec_count} with {error.ename}: {error.evalue}\n"
-            f"    {error.source.strip().splitlines()[0]}\nThe notebook up to there: {target}"
-        )
+    with tempfile.TemporaryFile("w+", errors="replace") as words:
+        try:
+            papermill.execute_notebook(
+                str(notebook),
+                str(partial),
+                parameters,
+                kernel_name="python3",
+                cwd=str(NOTEBOOKS),
+                config=Config(KernelManager=manager),
+                kernel_manager_class=Manager,
+            )
+        except papermill.PapermillExecutionError as error:
+            return (
+                f"{notebook.name} failed in cell {error.exec_count} with {error.ename}: {error.evalue}\n"
+                f"    {error.source.strip().splitlines()[0]}\nThe notebook up to there: {target}"
+            )
+        except RuntimeError as error:  # nbclient's, and its DeadKernelError
+            words.seek(0)
+            last = "".join(words.readlines()[-20:]) or f"{error}\n"
+            return (
+                f"{notebook.name}: its kernel died (out of memory, killed, or it could not start):\n{last}"
+                f"The notebook up to there: {target}"
+            )
     return None
 
 

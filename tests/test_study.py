@@ -63,6 +63,16 @@ def test_runs_all_keeps_the_partial_one_and_says_what_failed(notebooks, capsys):
     assert printed == ["before\n"]
 
 
+def test_a_kernel_that_dies_is_no_traceback_but_its_last_words(notebooks, capsys, monkeypatch):
+    write(notebooks / "01_works.ipynb", "import os; os.kill(os.getpid(), 9)")
+    assert study.main(["01", "--preset", "smoke"]) == 1
+    assert "01_works.ipynb: its kernel died" in capsys.readouterr().err
+    (notebooks / "ipykernel_launcher.py").write_text("import a_library_that_is_not_there")
+    monkeypatch.setenv("PYTHONPATH", str(notebooks))
+    assert study.main(["01", "--preset", "smoke"]) == 1
+    assert "No module named 'a_library_that_is_not_there'" in capsys.readouterr().err
+
+
 def test_one_by_the_beginning_of_its_name(notebooks, capsys):
     assert study.main(["01", "--preset", "smoke"]) == 0
     assert "02_fails" not in capsys.readouterr().out
