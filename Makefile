@@ -26,10 +26,11 @@ cluster: setup
 study: $(if $(findstring ray,$(ON)),cluster,setup)
 	$(PYTHON) study.py --preset $(PRESET) --data $(DATA) $(if $(ON),--on $(ON))
 
+# Two tests at a time, a thread each: most of them are too small for more.
 test: cluster
 	$(PYTHON) -m ruff format --check --quiet . || { echo "not formatted: run make format"; exit 1; }
 	$(PYTHON) -m ruff check --quiet .
-	$(PYTHON) -m pytest
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest --numprocesses 2 --dist loadfile
 
 format: setup
 	$(PYTHON) -m ruff format .

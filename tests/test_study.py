@@ -207,7 +207,8 @@ sys.exit(study.main(sys.argv[1:]))"""
 
 
 @pytest.mark.parametrize("on", ["slurm", "local:0"])
-def test_an_unknown_scheduler_is_answered_at_once(notebooks, on):
+def test_an_unknown_scheduler_is_answered_at_once(notebooks, on, monkeypatch):
+    monkeypatch.setenv("STUDY_ON", "")  # which it sets, for what it starts
     with pytest.raises(SystemExit, match=f"--on {on}: .*local:3"):
         study.main(["--preset", "smoke", "--on", on])
 
