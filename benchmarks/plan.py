@@ -1,25 +1,31 @@
 """What the full study costs on 1, 8 and 64 GPUs, from counted arithmetic and stated assumptions: docs/scaling.md.
 
-    python -m benchmarks.plan STUDY                  STUDY is a finished smoke study, runs/smoke-shapes
-    python -m benchmarks.plan STUDY --training 300 --evaluation 40 --price 2.5
+    python -m benchmarks.plan STUDY TIMED            finished studies: smoke, and quick with nothing beside it
+    python -m benchmarks.plan STUDY TIMED --training 300 --evaluation 40 --price 2.5
 
 Which runs there are, and which need which, is read from the folders of the smoke study; lengths are those that the
 notebooks' full preset asks for. The arithmetic of a step is counted. What a GPU does of it in a second is assumed
-until benchmarks.gpu has measured it.
+until benchmarks.gpu has measured it. How well counting tells time is seen in the study that was timed.
 """
 
 import argparse
+import functools
 import re
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
+import pandas as pd
 
 import models
 from benchmarks.suite import RESULTS
 from benchmarks.timing import flops_of_step
 from files import read_json, replacing
+from runs import RunFolder
 from utils import ROOT
 
 SEEDS, TRAINING_PICTURES, WIDTH, STEPS = 3, 45_000, 64, 10  # of the full preset
+VALIDATION = 500 * (1 + 2 * 10)  # forward passes after an epoch: some pictures, clean and under PGD
 SHARES = (0.01, 0.05, 0.1, 0.25)  # of the target's pictures, in notebook 06
 EPOCHS = {  # by the beginning of a run's name, as in the notebooks
     "01": {"": 40},
@@ -52,34 +58,31 @@ class Job:
 
 def jobs_of(study):
     """All trainings and tests of the full study, each run once, whatever notebooks ask for it."""
-    per_picture = {}  # of a forward pass and of a step, by network
     for seed in range(SEEDS):
         for path in sorted(Path(study).glob("0*/*/recipe.json")):
             if "same_run_as" in read_json(path.parent / "environment.json"):
                 continue
             recipe, run = read_json(path), path.parent.name.removesuffix("-seed0")
             notebook = path.parents[1].name[:2]
-            spec = {"name": recipe["model"]["name"], "classes": recipe["model"]["num_classes"]}
-            flops = per_picture.setdefault(tuple(spec.values()), _flops(**spec))
+            flops = _flops(recipe["model"]["name"], recipe["model"]["num_classes"])
             for share in SHARES if run.endswith("-16-pictures") else (1,):
                 yield from _jobs(notebook, run, recipe["recipe"]["defence"], flops, share, seed)
 
 
-def _flops(name, classes):
-    width = {"width": WIDTH} if name == "resnet18" else {}
-    model = models.build(name, classes, **width)
+@functools.cache
+def _flops(name, classes, width=WIDTH):
+    """Of a picture, by what is done with it."""
+    model = models.build(name, classes, **({"width": width} if name == "resnet18" else {}))
     gradient = flops_of_step(model, 1) - flops_of_step(model, 0)
     return {"gradient": gradient, "update": flops_of_step(model, 0), "forward": gradient / 2}
 
 
 def _jobs(notebook, run, defence, flops, share, seed):
     epochs = next(n for beginning, n in EPOCHS[notebook].items() if run.startswith(beginning))
-    kind = defence["kind"]
-    passes = CRAFTING.get(kind, STEPS * (6 if "VMIFGSM" in str(defence) else 1))
-    step = passes * flops["gradient"] + flops["update"] * (1 + MORE.get(kind, 0) / 3)
-    shown = epochs / share**0.5 * share * TRAINING_PICTURES
+    epochs /= share**0.5
     name = f"{notebook}/{run}{'' if share == 1 else share}, {seed}"
-    yield Job(name, shown * step, "training", _needs(notebook, run, seed))
+    epoch = share * TRAINING_PICTURES * _step(defence, flops, STEPS) + VALIDATION * flops["forward"]
+    yield Job(name, epochs * epoch, "training", _needs(notebook, run, seed))
     tested, sought = (2000, notebook == "06" and share == 1) if notebook == "06" else (10_000, False)
     spent = sum(ATTACKS.values() if share == 1 else (2, 40)) * RIGHT
     yield Job(f"{name}, test", tested * spent * flops["forward"], "test", name)
@@ -88,6 +91,12 @@ def _jobs(notebook, run, defence, flops, share, seed):
         left = [RIGHT, *[standing] * 3]
         spent = sum(share * passes for share, passes in zip(left, AUTOATTACK.values(), strict=True))
         yield Job(f"{name}, AutoAttack", tested * spent * flops["forward"], "AutoAttack", name)
+
+
+def _step(defence, flops, steps):
+    """Of a picture in a training step, by the defence as a recipe's file has it."""
+    passes = CRAFTING.get(defence["kind"], steps * (6 if "VMIFGSM" in str(defence) else 1))
+    return passes * flops["gradient"] + flops["update"] * (1 + MORE.get(defence["kind"], 0) / 3)
 
 
 def _needs(notebook, run, seed):
@@ -115,7 +124,7 @@ def makespan(jobs, gpus, seconds):
     return max(done.values())
 
 
-def write(study, training, evaluation, price, target):
+def write(study, of_time, training, evaluation, price, target):
     jobs = list(jobs_of(study))
 
     def seconds(job):
@@ -133,7 +142,8 @@ def write(study, training, evaluation, price, target):
         spans.append([gpus, _long(wall), f"{gpus * wall:.0f}", f"{gpus * wall * price:,.0f} $", busy])
     longest = sorted(jobs, key=seconds)[-1]
     values = {
-        "command": f"python -m benchmarks.plan {study} --training {training:g} --evaluation {evaluation:g}",
+        "command": f"python -m benchmarks.plan {study} {of_time} --training {training:g} "
+        f"--evaluation {evaluation:g}",
         "price": f"{price:g}",
         "training": f"{training:g}",
         "evaluation": f"{evaluation:g}",
@@ -144,6 +154,7 @@ def write(study, training, evaluation, price, target):
         "chain": _long(chain),
         "longest": f"{longest.name.split(',')[0]} ({longest.kind}), {_long(seconds(longest) / 3600)}",
         "measured": _measured(),
+        "timed": _timed(of_time),
     }
     text = (Path(__file__).parent / "plan.md").read_text(encoding="utf-8")
     for name, value in values.items():
@@ -166,6 +177,53 @@ def _rows(rows):
     return "\n".join("| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rest))
 
 
+def timed(study):
+    """How much of what is counted was done in a second: {(network, what): [FLOP/s, ...]}, a run or a test each.
+
+    Of runs that train all weights: others need less than is counted.
+    """
+    found = {}
+    for path in sorted(Path(study).glob("0*/*/recipe.json")):
+        recipe, environment = read_json(path), read_json(path.parent / "environment.json")
+        steps, model, data = recipe["recipe"], recipe["model"], recipe["data"]
+        changes = model.get("adapted", [{"train": "all"}])[-1]
+        if "same_run_as" in environment or changes["train"] != "all" or changes.get("norms"):
+            continue
+        flops = _flops(model["name"], model["num_classes"], model.get("width"))
+        name = f"{model['name']}, width {model['width']}" if "width" in model else model["name"]
+        crafting = re.search(r"'steps': (\d+)", str(steps["defence"]))
+        spent = (
+            _step(steps["defence"], flops, int(crafting[1]) if crafting else 0) * data["train"] * steps["epochs"]
+        )
+        found.setdefault((name, "training"), []).append(
+            spent / RunFolder(path.parent).load_history()["time/epoch_s"].sum()
+        )
+        if (path.parent / "scores.csv").exists():
+            scores = pd.read_csv(path.parent / "scores.csv").set_index("evaluation")
+            attacks = scores.loc[[attack for attack in ATTACKS if attack in scores.index]]
+            passes = sum(ATTACKS[attack] * row.n for attack, row in attacks.iterrows())
+            spent = passes * scores.accuracy["clean"] / 100 * flops["forward"]
+            found.setdefault((name, "tests"), []).append(spent / attacks.seconds.sum())
+    return found
+
+
+def _timed(study):
+    rows = [["", "", "number", "GFLOP/s, median", "from the slowest tenth to the fastest"]]
+    for (name, what), rates in sorted(timed(study).items()):
+        low, middle, high = np.quantile(rates, [0.1, 0.5, 0.9]) / 1e9
+        rows.append([name, what, len(rates), f"{middle:.0f}", f"{low:.0f}–{high:.0f}"])
+    command = (Path(study) / "command.txt").read_text(encoding="utf-8").splitlines()[0]
+    machine = read_json(min(Path(study).glob("0*/*/environment.json")))
+    return f"{_machine(machine)}, threads: {machine['threads']}, `{command}`:\n\n{_rows(rows)}"
+
+
+def _machine(environment):
+    return (
+        f"{environment['device']}, {environment['cores']} cores, torch {environment['torch']}, "
+        f"{environment['started'][:10]}"
+    )
+
+
 def _measured():
     """What was measured on the machine at hand."""
     path = RESULTS / "devices-cpu.json"
@@ -178,22 +236,22 @@ def _measured():
             first, second = result["contenders"]
             ratio = "{median:.2f} ({lowest:.2f}–{highest:.2f})".format(**result["contenders"][second]["ratio"])
             rows.append([result["case"], f"{first} ÷ {second}, {result['unit']}", ratio])
-    machine = known["environment"]
-    where = f"{machine['device']}, {machine['cores']} cores, torch {machine['torch']}, {machine['started'][:10]}"
-    return f"{where}, `{known['command']}`:\n\n{_rows(rows)}"
+    return f"{_machine(known['environment'])}, `{known['command']}`:\n\n{_rows(rows)}"
 
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", type=Path)
+    parser.add_argument("study", type=Path, help="a finished smoke study")
+    parser.add_argument("timed", type=Path, help="a finished quick study, made with nothing beside it")
     parser.add_argument("--training", type=float, default=200, help="TFLOP/s of a GPU in training (default: 200)")
     parser.add_argument("--evaluation", type=float, default=30, help="the same in tests, float32 (default: 30)")
     parser.add_argument("--price", type=float, default=3, help="of a GPU hour, in dollars (default: 3)")
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "scaling.md")
     chosen = parser.parse_args(arguments)
-    if not list(chosen.study.glob("0*/*/recipe.json")):
-        parser.error(f"{chosen.study} holds no runs; make one with: python study.py --preset smoke")
-    write(chosen.study, chosen.training, chosen.evaluation, chosen.price, chosen.output)
+    for study, preset in ((chosen.study, "smoke"), (chosen.timed, "quick")):
+        if not list(study.glob("0*/*/recipe.json")):
+            parser.error(f"{study} holds no runs; make one with: python study.py --preset {preset}")
+    write(chosen.study, chosen.timed, chosen.training, chosen.evaluation, chosen.price, chosen.output)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The benchmarks run, compare like with like and keep what they measure; the README says what they found."""
 
 import re
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -198,7 +199,21 @@ def test_what_several_processes_gain_is_measured_and_told(folders, tmp_path):
     assert "as a task" in show.table(tmp_path)
 
 
-def test_the_plan_counts_each_run_once_and_more_gpus_are_never_slower(tmp_path, capsys):
+def test_what_is_counted_is_divided_by_the_time_that_it_took(study):
+    session, data, runs, _ = study
+    rates = plan.timed(session.runs.parent)
+    assert {key: len(found) for key, found in rates.items()} == {
+        ("shallow_cnn", "training"): 2,
+        ("shallow_cnn", "tests"): 2,
+    }
+    flops, run = timing.flops_of_step(models.build("shallow_cnn", 10), 0), runs["standard"]
+    expected = flops * 2 * len(data.train) / run.history["time/epoch_s"].sum()
+    assert any(rate == pytest.approx(expected) for rate in rates["shallow_cnn", "training"])
+
+
+def test_the_plan_counts_each_run_once_and_more_gpus_are_never_slower(tmp_path, capsys, study):
+    timed = shutil.copytree(study[0].runs.parent, tmp_path / "timed")
+    (timed / "command.txt").write_text("python study.py\n")
     study = tmp_path / "smoke-shapes"
     names = {"02_transfer_learning": ["source-standard", "source-robust", "from-robust-all-pgd"]}
     names |= {"04_more_classes": ["resnet-100"], "06_robust_transfer": ["from-robust-all-pgd-16-pictures"]}
@@ -223,9 +238,10 @@ def test_the_plan_counts_each_run_once_and_more_gpus_are_never_slower(tmp_path, 
     assert walls[0] == pytest.approx(sum(job.flops for job in jobs))
     chain = step["02/source-standard, 0"] + step["02/source-robust, 0"] + step["02/from-robust-all-pgd, 0"]
     assert walls[-1] >= chain
-    plan.main([str(study), "--output", str(tmp_path / "scaling.md")])
+    plan.main([str(study), str(timed), "--output", str(tmp_path / "scaling.md")])
     text = (tmp_path / "scaling.md").read_text()
     assert "| 64 |" in text
+    assert "| shallow_cnn | training | 2 |" in text
     assert not re.search(r"\{\w+\}", text)
     with pytest.raises(SystemExit):
-        plan.main([str(tmp_path / "nothing")])
+        plan.main([str(study), str(tmp_path / "nothing")])
