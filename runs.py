@@ -101,6 +101,10 @@ class RunFolder:
             )
         self.claimed = self.identity
 
+    def note(self, **found):
+        """Add to environment.json what shows only when the run begins."""
+        write_json(self.path / "environment.json", read_json(self.path / "environment.json") | found)
+
     @property
     def identity(self):
         """A checksum over what decides the run, which its other files carry too; None without a recipe.json."""
@@ -273,6 +277,9 @@ class RunFolder:
 
 class Onlooker(RunFolder):
     """The folder for those processes of a run that do not write: all but the first."""
+
+    def note(self, **found):
+        pass
 
     def save_checkpoint(self, state):
         pass

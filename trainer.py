@@ -105,7 +105,10 @@ def train(model, data, recipe, folder, *, processes=None, progress=True):
     several = 1 if processes is None or parallel.world() > 1 else launch.count(processes, device)
     if several > 1 and not RunFolder(folder).finished:
         job = Packed(model), data.to("cpu"), recipe, Path(folder).resolve(), identity
-        launch.run(functools.partial(train_here, *job, device.type, wait=True), several, progress)
+        try:
+            launch.run(functools.partial(train_here, *job, device.type, wait=True), several, progress)
+        except KeyboardInterrupt:  # they have saved
+            raise KeyboardInterrupt(f"{Path(folder).name}: stopped; the same again goes on from there") from None
     return _load_or_train(model, data, recipe, folder, identity, progress)
 
 
@@ -200,6 +203,7 @@ def _train(model, data, recipe, run, device, progress):
     state.resume(run)
     if state.step == 0 and state.good is None:
         state.keep()
+        run.note(precision=state.precision)
     steps.use_features(state, data, run)
     with Stop() as stop, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         if state.step == 0 and state.total >= LONG and state.features is None:
@@ -235,7 +239,7 @@ def _agreed(stop, due=False):
 def _save_and_leave(state, run, stop):
     state.save(run)
     where = f"epoch {state.epoch + 1} of {state.recipe.epochs}, step {state.step} of {state.total}"
-    stop.leave(f"{run.path.name}: stopped in {where}; saved. Run the same cell again to go on")
+    stop.leave(f"{run.path.name}: stopped in {where}; saved. The same again goes on from there")
 
 
 def _one_epoch(state, data, run, stop, bar):

@@ -91,7 +91,7 @@ def test_the_stop_button_saves(tmp_path, stop_button):
         os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=button).start()
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match="run: stopped; the same again goes on from there"):
         train(network(), blobs(), replace(RECIPE, epochs=100_000), tmp_path / "run", processes=2, progress=False)
     assert (tmp_path / "run" / "last.pt").exists()
     assert not [one for one in psutil.Process().children(recursive=True) if "launch.py" in " ".join(one.cmdline())]

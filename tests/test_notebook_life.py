@@ -86,7 +86,7 @@ def test_a_life_of_a_notebook(notebook):
         assert "Error" not in notebook.cell(code)
     said = notebook.cell(TRAIN, meanwhile=notebook.stop_when(folder.checkpoints[0]))
     assert "KeyboardInterrupt: standard: stopped in epoch" in said
-    assert "saved. Run the same cell again to go on" in said
+    assert "saved. The same again goes on from there" in said
     assert not folder.finished
     before = folder.load_checkpoint("cpu")["step"]
     assert before > 0
