@@ -207,7 +207,8 @@ PAGE = Template(
  body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
  table { border-collapse: collapse; margin: 1rem 0; font-size: 13px } caption { text-align: left; color: #555 }
  th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid #ddd } th { font-weight: 600 }
- th:first-child, td:first-child { text-align: left } small { color: #777 } img { max-width: 100%; margin: .6rem 0 }
+ th:first-child, td:first-child { text-align: left } small { color: #777; white-space: nowrap }
+ img { max-width: 100%; margin: .6rem 0 }
  .findings table, .findings td, .findings th { border: 0; text-align: left !important }
  .scroll { overflow-x: auto }
  .warn { background: #fff3d6; padding: .5rem .8rem } .bad { background: #fbdada; padding: .5rem .8rem }
@@ -227,7 +228,10 @@ PAGE = Template(
 {% endif %}{% if invalid %}
 <p class="warn">{{ invalid }} evaluation(s) hold numbers that the audit found invalid; they are struck out.</p>
 {% endif %}
-{% for e in experiments if e.failed %}
+{% if seeds == 1 %}
+<p class="warn">One seed: intervals and p-values are about the choice of test pictures. Another training of the
+same recipe can differ by more, and turn an answer.</p>
+{% endif %}{% for e in experiments if e.failed %}
 <p class="bad"><a href="#{{ e.name }}">{{ e.name.replace("_", " ") }}</a> broke off with an error: what it shows
 is incomplete.</p>
 {% endfor %}{% if answers %}
@@ -285,6 +289,7 @@ def write_page(study, answers=None):
         title=f"Adversarial attacks and transfer learning: {study.name}",
         demo=any(score.split.startswith("shapes") for score in everything.values()),
         invalid=sum(score.verdict() == "invalid" for score in everything.values()),
+        seeds=len({seed for run in everything for seed in re.findall(r"-seed(\d+)", run)}),
         experiments=experiments,
         answers={heading: table.to_html(index=False) for heading, table in (answers or {}).items()},
         environment=read_json(first[0]) if first else {},
@@ -317,7 +322,7 @@ def _experiment(study, name, scores):
     """What the page says of one experiment."""
     found = findings(_short(scores))
     folders = sorted({study / name / label.removesuffix(", best") for label in scores})
-    taken = [folder for folder in folders if shared(folder)]
+    taken = [folder for folder in folders if taken_from(folder)]
     histories = [RunFolder(folder).load_history() for folder in folders if folder not in taken]
     return {
         "name": html.escape(name),
@@ -334,10 +339,10 @@ def _experiment(study, name, scores):
     }
 
 
-def shared(folder):
-    """Was this run trained for an earlier experiment, and taken over?"""
+def taken_from(folder):
+    """The run, "experiment/run", that this one was taken over from; None where it was trained here."""
     path = Path(folder) / "environment.json"
-    return path.exists() and "same_run_as" in read_json(path)
+    return read_json(path).get("same_run_as") if path.exists() else None
 
 
 def _failed(path):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from report import load_scores, without_seed
+from report import load_scores, taken_from, without_seed
 from scores import CLEAN, check_attacks, difference, independent_difference
 from utils import ROOT
 
@@ -220,6 +220,24 @@ def load_study(study):
         raise FileNotFoundError(f"{study} is not there: run the other notebooks with this preset and data first")
     experiments = {path.name: load_scores(path) for path in sorted(study.iterdir()) if path.is_dir()}
     return {name: scores for name, scores in experiments.items() if scores}
+
+
+def every_score(experiments, study):
+    """The Scores of all runs by "01 run", from what load_study returned of this folder.
+
+    A run that was taken over from another experiment is there where it was tested under something that it was not
+    tested under there.
+    """
+    found = {}
+    for experiment, scores in experiments.items():
+        for label, score in scores.items():
+            run, best, _ = label.partition(", best")
+            first, _, name = (taken_from(study / experiment / run) or "/").partition("/")
+            before = experiments.get(first, {}).get(name + best)
+            if before is None or not set(score.outcomes) <= set(before.outcomes):
+                number = experiment[:2]
+                found[f"{number if number.isdigit() else experiment} {label}"] = score
+    return found
 
 
 def answers(experiments, of=None, questions=QUESTIONS):

@@ -2,6 +2,7 @@
 
 import html
 import re
+import shutil
 
 import nbformat
 import pandas as pd
@@ -30,12 +31,19 @@ def test_scores_are_read_back_in_order_of_training(study):
         assert torch.equal(score.worst_case, scores[name].worst_case)
 
 
-def test_the_page_is_whole_and_self_contained(study):
+def test_the_page_is_whole_and_self_contained(study, tmp_path):
     session, _, _, scores = study
     figures.save(figures.plot_scores(scores), session, "scores")
     path = report.write_page(session.runs.parent)
     page = path.read_text()
     assert "drawn pictures" in page
+    assert "One seed: intervals" not in page  # these runs' names have no seed
+    folder = shutil.copytree(session.runs, tmp_path / "smoke-shapes" / "01_small")
+    (folder / "other").rename(folder / "other-seed0")
+    (folder / "standard").rename(folder / "standard-seed0")
+    assert "One seed: intervals" in report.write_page(folder.parent).read_text()
+    shutil.copytree(folder / "other-seed0", folder / "other-seed1")
+    assert "One seed: intervals" not in report.write_page(folder.parent).read_text()
     assert "2 evaluation(s) hold numbers that the audit found invalid" in page
     assert "01 small &lt;experiment&gt;" in page
     assert 'src="data:image/png;base64,' in page

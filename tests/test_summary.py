@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import summary
+from files import write_json
 from scores import Finding, Scores
 from summary import SHARE, Question
 
@@ -22,6 +23,22 @@ def scores(clean, robust, n=N, shift=0, split="cifar10 test", findings=()):
 def ask(question, **runs):
     row = summary.answers({"01_x": runs}, questions=[question]).iloc[0]
     return row.answer, row.why
+
+
+def test_a_run_that_was_taken_over_is_listed_again_where_more_was_measured(tmp_path):
+    first, same, more = scores(300, 200), scores(300, 200), scores(300, 200)
+    more.outcomes["AutoAttack"] = more.outcomes["PGD-20"]
+    write_json(tmp_path / "02_y" / "c" / "environment.json", {"same_run_as": "01_x/a"})
+    write_json(tmp_path / "02_y" / "d" / "environment.json", {"same_run_as": "01_x/a"})
+    write_json(tmp_path / "02_y" / "e" / "environment.json", {"same_run_as": "01_x/not-tested-there"})
+    experiments = {
+        "01_x": {"a": first, "a, best": first},
+        "02_y": {"c": same, "d": more, "e": same, "c, best": more},
+    }
+    experiments["mine"] = {"f": same}
+    listed = summary.every_score(experiments, tmp_path)
+    assert list(listed) == ["01 a", "01 a, best", "02 d", "02 e", "02 c, best", "mine f"]
+    assert listed["02 d"] is more
 
 
 def test_yes_no_and_cannot_be_told():
