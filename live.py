@@ -37,6 +37,7 @@ class Table:
     def __init__(self, study, scheduler):
         self.study, self.scheduler = study, scheduler
         self.begun, self.written, self.lines = time.time(), 0.0, 0
+        self.known = {}  # the states of all jobs that each notebook has asked for, its earlier batches included
         self.seen = {}  # when each job was first seen at work, and for how long it was
 
     def show(self, states):
@@ -55,26 +56,27 @@ class Table:
         jobs = {name: self._jobs(name) for name in states}
         yield self._summary(jobs)
         for name, state in states.items():
-            counts = ", ".join(
-                f"{sum(s == kind for s in jobs[name].values())} {kind}" for kind in ("done", "runs", "waits")
-            )
-            yield f"  {name:<24} {state:<7}" + (f" {counts}" if jobs[name] and state == "runs" else "")
-            for job, at in jobs[name].items() if state == "runs" else ():
+            yield f"  {name:<24} {state:<7}" + (f" {_counts(jobs[name])}" if state == "runs" else "")
+            for (_, job), at in jobs[name].items() if state == "runs" else ():
                 if at == "runs":
                     yield self._line(name, job)
 
     def _line(self, name, job):
         words, _ = progress(self.study / name / job)
         place = self._place(name, job)
-        return f"      {job:<34} {words or ('at work' if place else 'in the queue'):<48} {place}"
+        return f"      {job:<42} {words or ('at work' if place else 'in the queue'):<46} {place}"
 
     def _place(self, name, job):
         """Where it is at work; empty for one that its cluster has not begun."""
         return _read(self.study / ".jobs" / name / f"{job}.json").get("where", "")
 
     def _jobs(self, name):
-        """The states of what a notebook has asked its scheduler for, by name."""
-        states = _read(self.study / ".jobs" / f"{name}.json").get("states", {})
+        """The states of what a notebook has asked its scheduler for, by ("train" or "test", name)."""
+        batch = _read(self.study / ".jobs" / f"{name}.json")
+        states = {(batch["what"], job): state for job, state in batch.get("states", {}).items()}
+        before = self.known.get(name, {})
+        ended = {job: "failed" if state == "failed" else "done" for job, state in before.items()}
+        states = self.known[name] = ended | states if states else before
         now = time.time()
         for job, state in states.items():
             first, lasted = self.seen.get((name, job), (now, None))
@@ -86,19 +88,26 @@ class Table:
 
     def _summary(self, jobs):
         states = [state for some in jobs.values() for state in some.values()]
-        running = [(name, job) for name, some in jobs.items() for job, state in some.items() if state == "runs"]
+        running = [
+            (name, job) for name, some in jobs.items() for (_, job), state in some.items() if state == "runs"
+        ]
         lasted = [seconds for _, seconds in self.seen.values() if seconds]
         usual = sum(lasted) / len(lasted) if lasted else None
         at_work = sum(bool(self._place(name, job)) for name, job in running)
         lefts = [progress(self.study / name / job)[1] or usual for name, job in running]
         done = sum(state in ("done", "failed") for state in states)
-        text = (
-            f"{minutes(time.time() - self.begun)} on {self.scheduler}; {done} of {len(states)} runs and tests done"
-        )
+        text = f"{minutes(time.time() - self.begun)}; {done} of {len(states)} runs and tests done"
         if at_work and usual and None not in lefts:
             left = (sum(lefts) + usual * states.count("waits")) / at_work
-            text += f"; what is asked for so far takes about {minutes(left)} more"
-        return text
+            text += f", the rest of these in about {minutes(left)}"
+        return f"{text}; on {self.scheduler}"
+
+
+def _counts(states):
+    """How many jobs of a notebook there are of each state; without one at work, it computes something itself."""
+    counts = {kind: list(states.values()).count(kind) for kind in ("done", "failed", "runs", "waits")}
+    told = [f"{number} {kind}" for kind, number in counts.items() if number]
+    return ", ".join(told if counts["runs"] else [*told, "in its own cells"])
 
 
 def _read(path):

@@ -267,6 +267,8 @@ class _Work:
         try:
             if callable(task.arguments):
                 task.arguments = task.arguments()
+            if task.note is not None:  # of what was there before
+                task.note.unlink(missing_ok=True)
             handle = self.scheduler.submit(name, task, free)
         except Exception as error:  # what it needs cannot be made, or sent
             del self.waiting[name]

@@ -14,6 +14,7 @@ import ast
 import json
 import os
 import shlex
+import shutil
 import signal
 import sys
 import tempfile
@@ -103,6 +104,7 @@ def _at_once(notebooks, options, study):
     except (ValueError, ImportError) as error:
         sys.exit(f"--on {options.on}: {error}")
     print(f"on {scheduler}; watch its curves: make lab", flush=True)
+    shutil.rmtree(study / ".jobs", ignore_errors=True)  # what was at work when the last one was stopped
     table, codes = live.Table(study, scheduler), {}
     last = [notebook for notebook in notebooks if notebook.stem.startswith("99")]  # it reads all the others
     try:

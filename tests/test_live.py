@@ -13,7 +13,9 @@ def test_what_runs_where_and_how_long_it_takes(tmp_path, capsys, monkeypatch):
     pd.DataFrame({"epoch": [1, 2], "time/epoch_s": [20.0, 40.0]}).to_csv(run / "history.csv", index=False)
     (run / "last.pt").touch()
     states = {"pgd-seed0": "runs", "standard-seed0": "done", "ni-seed0": "waits"}
-    write_json(tmp_path / ".jobs" / "01_small.json", {"states": states | {"standard-seed0": "runs"}})
+    write_json(
+        tmp_path / ".jobs" / "01_small.json", {"what": "train", "states": states | {"standard-seed0": "runs"}}
+    )
     write_json(tmp_path / ".jobs" / "01_small" / "pgd-seed0.json", {"where": "node a1b2, GPU 3"})
     now = [1000.0]
     monkeypatch.setattr(live.time, "time", lambda: now[0])
@@ -22,14 +24,21 @@ def test_what_runs_where_and_how_long_it_takes(tmp_path, capsys, monkeypatch):
     table.show(notebooks)
     assert "0 of 3 runs and tests done" in capsys.readouterr().out
     now[0] += 60
-    write_json(tmp_path / ".jobs" / "01_small.json", {"states": states})
+    write_json(tmp_path / ".jobs" / "01_small.json", {"what": "train", "states": states})
     table.show(notebooks)
     out = capsys.readouterr().out
-    assert "1:00 min on a cluster; 1 of 3 runs and tests done" in out
-    assert "takes about 2:30 min more" in out  # 90 s of this one, and 60 s, as the one before took
+    assert (
+        "1:00 min; 1 of 3 runs and tests done, the rest of these in about 2:30 min; on a cluster" in out
+    )  # 90 s of this one, and 60 s, as the one before took
     assert "2 of 5 epochs, about 1:30 min left in this run" in out
     assert "node a1b2, GPU 3" in out
     assert "02_later" in out
+    now[0] += 60
+    write_json(tmp_path / ".jobs" / "01_small.json", {"what": "test", "states": {"pgd-seed0": "waits"}})
+    table.show(notebooks)
+    out = capsys.readouterr().out
+    assert "3 of 4 runs and tests done" in out  # what was asked for before still counts
+    assert "3 done, 1 waits, in its own cells" in out
     table.show(notebooks)
     assert capsys.readouterr().out == ""  # not that soon
     table.show(dict.fromkeys(notebooks, "done"))

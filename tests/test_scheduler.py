@@ -25,6 +25,20 @@ def local(tmp_path, monkeypatch):
     return Local(2)
 
 
+def test_where_an_earlier_one_worked_is_forgotten(local, tmp_path):
+    """Its note is that of the task itself, also while that waits in a cluster's queue."""
+    note = tmp_path / "note.json"
+    note.write_text("of the training; now it is tested")
+
+    class Queue(Local):
+        def submit(self, name, task, idle=None):
+            assert not note.exists()
+            return super().submit(name, task, idle)
+
+    assert run_all({"a": Task(add, (1, 2), note)}, Queue(1))["a"][0] == 3
+    assert "process" in note.read_text()
+
+
 def add(a, b, *, progress):
     return a + b, os.getpid(), os.environ["OMP_NUM_THREADS"]
 
