@@ -1,7 +1,9 @@
 """What several test modules need: a session in temporary folders, small data, a small network."""
 
 import signal
+from contextlib import suppress
 
+import psutil
 import pytest
 import torch
 from hypothesis import settings
@@ -36,6 +38,13 @@ def stop_button():
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+def command_of(process):
+    """The command line of a psutil.Process; empty for one that has just ended."""
+    with suppress(psutil.Error):
+        return " ".join(process.cmdline())
+    return ""
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from conftest import small_network
+from conftest import command_of, small_network
 from on_several import Double, blobs
 from test_parallel import distance, wait_for
 from torch import nn
@@ -94,7 +94,7 @@ def test_the_stop_button_saves(tmp_path, stop_button):
     with pytest.raises(KeyboardInterrupt, match="run: stopped; the same again goes on from there"):
         train(network(), blobs(), replace(RECIPE, epochs=100_000), tmp_path / "run", processes=2, progress=False)
     assert (tmp_path / "run" / "last.pt").exists()
-    assert not [one for one in psutil.Process().children(recursive=True) if "launch.py" in " ".join(one.cmdline())]
+    assert not [one for one in psutil.Process().children(recursive=True) if "launch.py" in command_of(one)]
 
 
 @pytest.mark.parametrize("processes", [0, -1, True, 1.5, "every", None])

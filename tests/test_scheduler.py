@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from conftest import command_of
 
 import scheduler
 from files import Held, read_json
@@ -132,7 +133,7 @@ def test_what_cannot_be_made_or_sent_is_a_failure_like_another(local):
     with pytest.raises(ZeroDivisionError):
         run_all(tasks, local, states.append)
     assert states[-1] == {"bad": "failed", "unsendable": "failed", "good": "done"}
-    assert not [child for child in psutil.Process().children() if "launch.py" in " ".join(child.cmdline())]
+    assert not [child for child in psutil.Process().children() if "launch.py" in command_of(child)]
 
 
 def test_a_process_whose_task_failed_is_not_used_again(local):
@@ -189,7 +190,7 @@ def test_the_stop_button_lets_all_save(local, tmp_path, stop_button):
     with pytest.raises(KeyboardInterrupt):
         run_all({file.name: Task(slow, (str(file),)) for file in files}, local)
     assert [file.read_text() for file in files] == ["saved", "saved"]
-    assert not [child for child in psutil.Process().children() if "launch.py" in " ".join(child.cmdline())]
+    assert not [child for child in psutil.Process().children() if "launch.py" in command_of(child)]
 
 
 def test_other_studies_take_from_the_same_places(local):
