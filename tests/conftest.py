@@ -133,7 +133,7 @@ def lab(tmp_path_factory):
         patch.setenv("STUDY_RUNS", str(tmp_path_factory.mktemp("lab")))
         session = utils.start("lab", preset="quick", data="shapes")
     data = utils.load_data("shapes10", session, train_pictures=4000)
-    common = {"batch_size": 64, "validation_images": 50, "learning_rate": 0.1}
+    common = {"batch_size": 64, "validation_images": 50, "learning_rate": 0.1, "precision": "float32"}
     standard = train(
         models.build("shallow_cnn", 10),
         data,
