@@ -272,9 +272,10 @@ def _stopping_together():
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield
-    except Exception:
+    except Exception as error:  # of a kernel that was told to end, or of what is written then
         if not asked:
             raise
+        print(f"\nwhile stopping: {type(error).__name__}: {error}", file=sys.stderr)
     finally:
         signal.alarm(0)
         for number, handler in before.items():

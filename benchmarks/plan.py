@@ -189,7 +189,7 @@ def timed(study):
         changes = model.get("adapted", [{"train": "all"}])[-1]
         if "same_run_as" in environment or changes["train"] != "all" or changes.get("norms"):
             continue
-        flops = _flops(model["name"], model["num_classes"], model.get("width"))
+        flops = _flops(model["name"], model["num_classes"], model.get("width", WIDTH))
         name = f"{model['name']}, width {model['width']}" if "width" in model else model["name"]
         crafting = re.search(r"'steps': (\d+)", str(steps["defence"]))
         spent = (
