@@ -15,7 +15,7 @@ HERE := $(CURDIR)
 setup:
 	if [ "$$(cat .venv/.ready 2>/dev/null)" != "$(HERE) $$(cksum < requirements.lock)" ]; then sh .ci/setup; fi
 
-# Ray, for studies on a cluster: study.py --on ray
+# Ray, for studies on a cluster: python -m study --on ray
 cluster: setup
 	if [ "$$(cat .venv/.cluster 2>/dev/null)" != "$$(cksum < requirements-cluster.lock)" ]; then \
 		$(PYTHON) -m uv pip install --quiet --compile-bytecode --no-deps --requirement requirements-cluster.lock --python $(PYTHON) && \
@@ -24,7 +24,7 @@ cluster: setup
 
 # The main job: every notebook, then the report. make study PRESET=full DATA=cifar ON=local
 study: $(if $(findstring ray,$(ON)),cluster,setup)
-	$(PYTHON) study.py --preset $(PRESET) --data $(DATA) $(if $(ON),--on $(ON))
+	$(PYTHON) -m study --preset $(PRESET) --data $(DATA) $(if $(ON),--on $(ON))
 
 # Two tests at a time, a thread each: most of them are too small for more.
 test: cluster

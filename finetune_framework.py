@@ -20,10 +20,12 @@ from safetensors.torch import load_file
 from torch import nn
 
 import models
-from files import read_json
 from models import low_rank
 from models.backbones import head_name, replace_head
-from runs import ANEW, RunFolder, header_of, structure
+from models.fingerprint import structure
+from storage.atomic_files import read_json
+from training.run_folder import ANEW, RunFolder
+from training.weights import header_of
 
 PICTURE = 32  # pixels a side, to see where the resolution falls
 

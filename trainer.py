@@ -1,4 +1,4 @@
-"""train(): a model, data and a recipe become a run folder. test() stands in evaluation.py and is here by name.
+"""train(): a model, data and a recipe become a run folder. test() stands in evaluation/ and is here by name.
 
     run = train(model, data, Recipe(epochs=10, defence=Adversarial(PGD())), folder)
     scores = test(run.model, data.test, [FGSM(), PGD(steps=20)])
@@ -18,22 +18,23 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
-import guard
-import launch
-import parallel
-import steps
 from attacks import evaluating
-from curves import Curves
-from evaluation import test, transfer_attack
+from evaluation.per_example import predict
+from evaluation.testing import test
+from evaluation.transfer_attack import transfer_attack
 from models.low_rank import Packed
-from outcomes import attacked, predict
-from recipes import Recipe
-from runs import Onlooker, RunFolder, SameRunHeld, as_dict, fingerprint, structure
-from stopping import Stop
-from utils import derive_seed, own_device, prepare
+from processes import child_processes, data_parallel
+from processes.machine import own_device, prepare
+from processes.seeds import derive_seed, seed_global
+from processes.stopping import Stop
+from training import catastrophic_overfitting, step
+from training.identity import identity_of
+from training.recipe import Recipe
+from training.run_folder import Onlooker, RunFolder, SameRunHeld
+from training.tensorboard_log import Curves
+from training.validation import examples, validate
 
 log = logging.getLogger("study")
 
@@ -85,11 +86,10 @@ def train(model, data, recipe, folder, *, processes=None, progress=True):
 
     Safe to call again: a finished run is loaded, a broken one goes on from its last checkpoint to the
     weights that it would have reached: on the CPU, with as many threads, bit for bit, elsewhere up to the order of
-    additions. Training with a single step is rescued where it collapses (guard.py). Raises RunRefused where the
-    folder holds another run, Held where another process trains in it, RunDamaged for files that cannot be used,
-    NotWritten where the disk does not take them, ValueError for a model that does not fit the data,
-    TrainingDiverged when the loss is not finite. Stopped, it saves and raises KeyboardInterrupt, or SystemExit
-    with the code 75 after SIGTERM.
+    additions. Training with a single step is rescued where it collapses. Raises RunRefused where the folder holds
+    another run, Held where another process trains in it, RunDamaged for files that cannot be used, NotWritten
+    where the disk does not take them, ValueError for a model that does not fit the data, TrainingDiverged when the
+    loss is not finite. Stopped, it saves and raises KeyboardInterrupt, or SystemExit with code 75 after SIGTERM.
 
     `processes="all"` trains on all GPUs of this machine, a number on so many of them (without any: in so many
     processes), to the same weights up to the order of additions. The batch size of the recipe is that of all
@@ -97,33 +97,22 @@ def train(model, data, recipe, folder, *, processes=None, progress=True):
     each process.
     """
     device = data.train.labels.device
-    parallel.join(device)
+    data_parallel.join(device)
     identity = identity_of(model, data, recipe)
     model = copy.deepcopy(model).to(device, memory_format=torch.channels_last)
-    parallel.spread(model)
+    data_parallel.spread(model)
     _check(model, data, recipe)
-    several = 1 if processes is None or parallel.world() > 1 else launch.count(processes, device)
+    several = 1 if processes is None or data_parallel.world() > 1 else child_processes.count(processes, device)
     if several > 1 and not RunFolder(folder).finished:
         job = Packed(model), data.to("cpu"), recipe, Path(folder).resolve(), identity
         try:
-            launch.run(functools.partial(train_here, *job, device.type, wait=True), several, progress)
+            child_processes.run(functools.partial(train_here, *job, device.type, wait=True), several, progress)
         except KeyboardInterrupt:  # they have saved
             raise KeyboardInterrupt(f"{Path(folder).name}: stopped; the same again goes on from there") from None
     return _load_or_train(model, data, recipe, folder, identity, progress)
 
 
-def identity_of(model, data, recipe):
-    """Everything that decides the result of a run."""
-    return {
-        "recipe": as_dict(recipe),
-        "model": getattr(model, "spec", type(model).__name__),
-        "structure": structure(model),
-        "initial_weights": fingerprint(model),
-        "data": data.provenance | {"pictures": [data.train.checksum, data.val.checksum]},
-    }
-
-
-def train_here(model, data, recipe, folder, identity, kind="auto", wait=False, *, progress=True):
+def train_here(model, data, recipe, folder, identity, kind="auto", wait=False, *, progress=False):
     """For processes that another one has started: train what came from there (Packed) on their own device.
 
     Where the same run is being trained in another folder of the study: wait, or raise SameRunHeld.
@@ -136,12 +125,12 @@ def train_here(model, data, recipe, folder, identity, kind="auto", wait=False, *
 
 def _load_or_train(model, data, recipe, folder, identity, progress, wait=True):
     device = data.train.labels.device
-    run = RunFolder(folder) if parallel.leads() else Onlooker(folder)
-    alone, finished = parallel.world() == 1, False
+    run = RunFolder(folder) if data_parallel.leads() else Onlooker(folder)
+    alone, finished = data_parallel.world() == 1, False
     while not finished:
         with ExitStack() as held:
             try:
-                finished, elsewhere = parallel.from_first(
+                finished, elsewhere = data_parallel.from_first(
                     _claim, run, identity, model, device, held, wait and alone
                 )
             except SameRunHeld:
@@ -151,11 +140,11 @@ def _load_or_train(model, data, recipe, folder, identity, progress, wait=True):
                 continue
             if not finished:
                 return _train(model, data, recipe, run, device, progress)
-    parallel.from_first(run.load_result, model)
-    parallel.spread(model)
+    data_parallel.from_first(run.load_result, model)
+    data_parallel.spread(model)
     source = f" (the same run as {elsewhere})" if elsewhere else ""
     log.info("%s is finished: loaded, not trained again%s", run.path.name, source)
-    return Run(model.eval(), run.path, parallel.from_first(run.load_history))
+    return Run(model.eval(), run.path, data_parallel.from_first(run.load_history))
 
 
 def _claim(run, identity, model, device, held, wait):
@@ -188,7 +177,7 @@ def _check_low_resolution(model, split, side):
         raise ValueError(f"low_resolution={side}: the pictures have {min(images.shape[2:])} pixels a side already")
     try:
         with evaluating(model), torch.no_grad():
-            model(steps.shrunk(images, side))
+            model(step.shrunk(images, side))
     except (RuntimeError, ValueError) as error:
         raise ValueError(
             f"low_resolution={side}: the model cannot take pictures of {side} x {side} pixels ({error}). Networks "
@@ -197,19 +186,19 @@ def _check_low_resolution(model, split, side):
 
 
 def _train(model, data, recipe, run, device, progress):
-    state = steps.State(
+    state = step.State(
         model, recipe, len(data.train) // recipe.batch_size, device, data.train.images.shape[1:], run.path.name
     )
     state.resume(run)
     if state.step == 0 and state.good is None:
         state.keep()
         run.note(precision=state.precision)
-    steps.use_features(state, data, run)
+    step.use_features(state, data, run)
     with Stop() as stop, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         if state.step == 0 and state.total >= LONG and state.features is None:
-            steps.forecast(state, data, run)
-        curves = Curves(run.path, recipe, state.epoch) if parallel.leads() else None
-        shown = progress and parallel.leads()
+            step.forecast(state, data, run)
+        curves = Curves(run.path, recipe, state.epoch) if data_parallel.leads() else None
+        shown = progress and data_parallel.leads()
         kind = progress if isinstance(progress, type) else tqdm
         bar = kind(total=state.total, initial=state.step, desc=run.path.name, disable=not shown, unit="step")
         try:
@@ -226,12 +215,12 @@ def _train(model, data, recipe, run, device, progress):
         result = state.result().eval()
         run.save_history(state.history)  # what was found, whatever happened to the file meanwhile
         run.finish(result, {"precision": state.precision})
-    return Run(result, run.path, parallel.from_first(run.load_history))
+    return Run(result, run.path, data_parallel.from_first(run.load_history))
 
 
 def _agreed(stop, due=False):
     """Is something due on any process? What one of them was asked to, all are."""
-    asked, due = parallel.largest(stop.requested, due)
+    asked, due = data_parallel.largest(stop.requested, due)
     stop.requested = stop.requested or asked or None  # it may have been asked in between
     return due
 
@@ -256,10 +245,10 @@ def _one_epoch(state, data, run, stop, bar):
     while index < state.steps:
         number = state.step // replays  # of the batch
         state.generator.manual_seed(derive_seed(recipe.seed, 1, number))
-        with parallel.sharing(recipe.batch_size) as mine:
-            images, labels = steps.batch(state, data, order[number - passes * state.steps][mine])
-            steps.seed_global(derive_seed(recipe.seed, 1, state.step, *parallel.number()), state.device)
-            state.losses[index], state.hits[index] = steps.train_step(state, images, labels)
+        with data_parallel.sharing(recipe.batch_size) as mine:
+            images, labels = step.batch(state, data, order[number - passes * state.steps][mine])
+            seed_global(derive_seed(recipe.seed, 1, state.step, *data_parallel.number()), state.device)
+            state.losses[index], state.hits[index] = step.train_step(state, images, labels)
         state.step += 1
         index += 1
         state.seconds = before + time.perf_counter() - begun
@@ -278,10 +267,10 @@ def _one_epoch(state, data, run, stop, bar):
 def _close_epoch(state, data, run, curves, bar):
     """Validate, write the curves, then the checkpoint: after a break in between, the epoch is done again."""
     recipe, epoch = state.recipe, state.epoch
-    loss, clean, robust = _validate(state, data.val)
+    loss, clean, robust = validate(state, data.val)
     if not math.isfinite(loss):  # the last update can break the weights after the last loss was fine
         _diverged(state, run, f"the validation loss is {loss}", state.step)
-    fgsm, collapse = guard.look(state, data.val, robust)
+    fgsm, collapse = catastrophic_overfitting.look(state, data.val, robust)
     if collapse is not None:
         _rescue(state, run, collapse.message)
         return
@@ -305,7 +294,7 @@ def _close_epoch(state, data, run, curves, bar):
         run.save_best(state.result(), state.epoch)
     if curves is not None:
         curves.epoch(epoch + 1, row)
-        curves.pictures(epoch + 1, *_examples(state, data.val), recipe.validation_attack.eps)
+        curves.pictures(epoch + 1, *examples(state, data.val), recipe.validation_attack.eps)
     run.save_history(state.history)
     state.keep()
     state.save(run)
@@ -337,27 +326,6 @@ def _best_epoch(history):
     """The epoch, from 1, of the highest validation accuracy under attack, then clean; the earliest of equals."""
     rank = [(row["accuracy/robust"], row["accuracy/clean"]) for row in history]
     return 1 + rank.index(max(rank))
-
-
-def _validate(state, split):
-    """Loss and accuracy on the validation split, robust accuracy on its first pictures; in float32."""
-    model, recipe = state.result(), state.recipe
-    logits = predict(model, split)
-    right = logits.argmax(1) == split.labels
-    few = split.first(recipe.validation_images)
-    indices = right[: len(few)].nonzero()[:, 0]
-    stood, _ = attacked(
-        model, model, few, recipe.validation_attack, indices, derive_seed(recipe.seed, 2, state.epoch)
-    )
-    return float(cross_entropy(logits, split.labels)), float(right.double().mean()), int(stood.sum()) / len(few)
-
-
-def _examples(state, split):
-    """The first eight pictures of the split and their adversarial versions, (8, 3, H, W) each."""
-    model, attack = state.result(), state.recipe.validation_attack
-    clean, labels = split.batch(torch.arange(min(8, len(split)), device=state.device))
-    with evaluating(model):
-        return clean, attack.craft(model, clean, labels, torch.Generator(state.device).manual_seed(0))
 
 
 def _check_losses(state, run, begin, end):

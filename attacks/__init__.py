@@ -2,14 +2,14 @@
 
 from attacks.apgd import APGD
 from attacks.autoattack import AutoAttack
+from attacks.autoattack_search import fast_bfloat16, margin, wide
 from attacks.base import Attack, dead_gradients, evaluating, in_255ths, input_gradient
 from attacks.blackbox import Noise, Square
-from attacks.bridge import Torchattacks
 from attacks.diverse import DIFGSM, SINIFGSM, TIFGSM
 from attacks.fab import FAB
 from attacks.momentum import MIFGSM, NIFGSM, VMIFGSM, VNIFGSM
 from attacks.pgd import FGSM, PGD
-from attacks.search import fast_bfloat16, margin, wide
+from attacks.torchattacks_bridge import Torchattacks
 
 __all__ = [
     "APGD",

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import torch
 
+from attacks.autoattack_search import PRECISIONS, Search
 from attacks.base import Attack, check_choice, check_setting
 from attacks.pgd import bounds
-from attacks.search import PRECISIONS, Search
-from parallel import drawn
+from processes.data_parallel import drawn
 
 LOSSES = ("ce", "dlr", "targeted")
 MOMENTUM = 0.75  # share of the new step, the rest is the last movement

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import torch
 
 from attacks.apgd import APGD
+from attacks.autoattack_search import PRECISIONS
 from attacks.base import Attack, check_choice, check_setting
 from attacks.blackbox import Square
 from attacks.fab import FAB
-from attacks.search import PRECISIONS
 
 VERSIONS = ("standard", "rand")
 

@@ -6,9 +6,9 @@ from typing import ClassVar
 
 import torch
 
+from attacks.autoattack_search import PRECISIONS, Search, margin
 from attacks.base import Attack, check_choice, check_setting
 from attacks.pgd import bounds
-from attacks.search import PRECISIONS, Search, margin
 
 # After so many queries the squares' share of the picture halves; as in AutoAttack, whatever the budget.
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import torch
 
+from attacks.autoattack_search import Search
 from attacks.base import Attack, check_setting
-from attacks.search import Search
 
 BIAS = 0.1  # the largest share of the way back towards the picture
 OVERSHOOT = 1.05

@@ -13,7 +13,7 @@ import torch
 
 from attacks.base import Attack, check_setting, input_gradient
 from attacks.pgd import bounds
-from parallel import drawn
+from processes.data_parallel import drawn
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from attacks.base import Attack, check_setting, input_gradient
-from parallel import drawn
+from processes.data_parallel import drawn
 
 
 def _check_norm(attack):

@@ -20,10 +20,10 @@ import torchattacks
 import utils
 from attacks import AutoAttack
 from benchmarks.suite import RESULTS
-from files import write_json
+from evaluation.per_example import attacked, predict
 from finetune_framework import load_source
-from machine import environment
-from outcomes import attacked, predict
+from processes.machine import environment
+from storage.atomic_files import write_json
 
 BATCH = 250
 EPS = 8 / 255

@@ -17,8 +17,8 @@ import utils
 from attacks import FGSM, PGD
 from benchmarks.suite import RESULTS
 from defences import AWP, MART, NFGSM, TRADES, Adversarial, Free, Guided, Standard
-from files import read_json, write_json
-from machine import environment
+from processes.machine import environment
+from storage.atomic_files import read_json, write_json
 from trainer import Recipe, test, train
 
 DEFENCES = {

@@ -21,15 +21,15 @@ from pathlib import Path
 import psutil
 import torch
 
-import grid
 import models
 import utils
 from attacks import PGD
 from benchmarks import suite, timing
 from defences import Adversarial
-from launch import RESTARTS
-from runs import weights_in
+from processes.child_processes import RESTARTS
+from study import many_runs
 from trainer import Recipe, train
+from training.weights import weights_in
 
 RUNS = 4
 
@@ -72,7 +72,7 @@ def throughput(setting, data):
             asked = asked_for(setting, data, [next(seeds) for _ in range(RUNS)], 1)
             with nowhere(setting) as session:
                 begun = time.perf_counter()
-                grid.train_all(asked, session, on=on, progress=False)
+                many_runs.train_all(asked, session, on=on, progress=False)
                 rates[name].append(RUNS / (time.perf_counter() - begun) * 60)
     return {"unit": "runs a minute", "contenders": timing.summary(rates)}
 
@@ -86,7 +86,7 @@ def overhead(setting, data):
             asked = asked_for(setting, data, [next(seeds)], 2)
             with nowhere(setting) as session:
                 begun = time.perf_counter()
-                (run,) = grid.train_all(asked, session, on=on, progress=False).values()
+                (run,) = many_runs.train_all(asked, session, on=on, progress=False).values()
                 whole, training = time.perf_counter() - begun, run.history["time/epoch_s"].sum()
             rates[name].append(len(run.history) * len(data.train) / training)
             beside[name].append(whole - training)

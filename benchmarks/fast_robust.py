@@ -18,11 +18,11 @@ import utils
 from attacks import PGD, AutoAttack
 from benchmarks.suite import RESULTS
 from defences import Adversarial
-from files import read_json, write_json
-from machine import environment
-from runs import as_dict
-from scores import over_seeds
+from evaluation.statistics import over_seeds
+from processes.machine import environment
+from storage.atomic_files import read_json, write_json
 from trainer import Recipe, test, train
+from training.identity import as_dict
 
 GOAL = {"worst_case": 0.48, "seconds": 120}
 WIDTH = {"quick": 8, "full": 64, "smoke": 4}

@@ -26,11 +26,11 @@ from pathlib import Path
 from benchmarks import show, small_study
 from benchmarks.small_study import PHASES
 from benchmarks.suite import RESULTS
-from files import read_json, write_json
 from finetune_framework import load_source
-from machine import environment
-from runs import fingerprint
-from stopping import RESUME
+from models.fingerprint import fingerprint
+from processes.machine import environment
+from processes.stopping import RESUME
+from storage.atomic_files import read_json, write_json
 
 PATIENCE = 120  # seconds that a phase may take
 PASSING = (r"\d{4}-\d\d-\d\dT[\d:+]+", r"[\d.]+ minutes of training", r"T_[0-9a-f]{5}")  # times, random names

@@ -17,7 +17,7 @@ from benchmarks import fast_robust, suite
 from benchmarks.peers import our_step
 from benchmarks.speed import TRAINING, Loaders, share, training
 from benchmarks.timing import compare, summary
-from files import read_json
+from storage.atomic_files import read_json
 
 MINUTES = 8  # after which no case is begun
 BATCHES = (128, 256, 512, 1024, 2048)

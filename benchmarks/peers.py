@@ -16,8 +16,8 @@ from torch import nn
 
 from attacks import FGSM, NIFGSM, PGD, VMIFGSM
 from defences import Adversarial, Standard
-from recipes import Recipe
-from steps import State, train_step
+from training.recipe import Recipe
+from training.step import State, train_step
 
 # ---------------------------------------------------------------------------------------------------
 # Batches

@@ -20,9 +20,9 @@ import pandas as pd
 import models
 from benchmarks.suite import RESULTS
 from benchmarks.timing import flops_of_step
-from files import read_json, replacing
-from runs import RunFolder
-from utils import ROOT
+from storage.atomic_files import read_json, replacing
+from storage.paths import ROOT
+from training.run_folder import RunFolder
 
 SEEDS, TRAINING_PICTURES, WIDTH, STEPS = 3, 45_000, 64, 10  # of the full preset
 VALIDATION = 500 * (1 + 2 * 10)  # forward passes after an epoch: some pictures, clean and under PGD
@@ -250,7 +250,7 @@ def main(arguments=None):
     chosen = parser.parse_args(arguments)
     for study, preset in ((chosen.study, "smoke"), (chosen.timed, "quick")):
         if not list(study.glob("0*/*/recipe.json")):
-            parser.error(f"{study} holds no runs; make one with: python study.py --preset {preset}")
+            parser.error(f"{study} holds no runs; make one with: python -m study --preset {preset}")
     write(chosen.study, chosen.timed, chosen.training, chosen.evaluation, chosen.price, chosen.output)
 
 

@@ -18,7 +18,7 @@ from attacks import PGD
 from benchmarks import suite
 from benchmarks.peers import our_step
 from benchmarks.timing import compare, spread
-from outcomes import attacked
+from evaluation.per_example import attacked
 
 
 def step_of(setting, attack, width, batch):

@@ -12,8 +12,8 @@ import matplotlib as mpl
 from benchmarks import plots
 from benchmarks.plots import number
 from benchmarks.suite import RESULTS
-from files import read_json, replacing
-from utils import ROOT
+from storage.atomic_files import read_json, replacing
+from storage.paths import ROOT
 
 BEGIN, END = "<!-- written by make bench: begin -->", "<!-- written by make bench: end -->"
 NOTHING = "Not measured yet: `make bench` does it and writes its numbers here."

@@ -7,14 +7,12 @@ import traceback
 
 import torch
 
-import figures
 import models
-import outcomes
-import report
-import unfinished
 import utils
 from attacks import FGSM, PGD, AutoAttack
 from defences import Adversarial
+from evaluation import per_example, unfinished
+from study import figures, report
 from trainer import Recipe, test, train
 
 PHASES = ("data", "training", "evaluation", "AutoAttack", "report")
@@ -24,7 +22,7 @@ def small_study(folder, say):
     """Data, training, evaluation, AutoAttack and report in a few seconds; `say` is told the phase that begins."""
     os.environ |= {"STUDY_RUNS": str(folder / "runs"), "STUDY_DATA": str(folder / "data")}
     torch.set_num_threads(1)
-    outcomes.BATCH["cpu"] = 20
+    per_example.BATCH["cpu"] = 20
     unfinished.SAVE_EVERY = 0.1
     say("data")
     session = utils.start("01_faults", preset="smoke", data="shapes")

@@ -32,7 +32,7 @@ from benchmarks.peers import (
     with_torchattacks,
 )
 from benchmarks.timing import compare, flops_of_step, matmul, summary
-from outcomes import BATCH, attacked, predict
+from evaluation.per_example import BATCH, attacked, predict
 
 TRAINING = {
     "standard": None,

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import utils
-from files import write_json
-from machine import environment
+from processes.machine import environment
+from storage.atomic_files import write_json
 
 RESULTS = utils.ROOT / "benchmarks" / "results"
 PEERS = ("torchvision", "torchattacks", "foolbox")

@@ -16,14 +16,14 @@ import torch
 
 import utils
 from attacks import FGSM, NIFGSM, PGD, VMIFGSM
-from audit import audit
 from benchmarks.suite import RESULTS
-from evaluation import test
-from files import read_json, write_json
+from evaluation.audit import audit
+from evaluation.flaws.catalogue import Lab, confusion, plant
+from evaluation.testing import test
 from finetune_framework import load_source
-from flaws.catalogue import Lab, confusion, plant
-from machine import environment
-from runs import fingerprint
+from models.fingerprint import fingerprint
+from processes.machine import environment
+from storage.atomic_files import read_json, write_json
 
 NOT_SOUND = {"better than chance", "constant predictor"}
 # At 8/255 the ResNet-18 loses so little on Shapes that there would be nothing to hide.

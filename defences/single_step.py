@@ -10,7 +10,7 @@ from attacks import evaluating, input_gradient, wide
 from attacks.base import check_setting
 from attacks.pgd import bounds
 from defences.adversarial import TwoHalves
-from parallel import drawn
+from processes.data_parallel import drawn
 
 EPS_HINT = "8/255 is usual; a plain 8 forgets the division"
 

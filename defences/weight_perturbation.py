@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch.func import functional_call
 
-import parallel
 from attacks.base import check_setting
 from defences.adversarial import Adversarial, TwoHalves, Wrapped
+from processes import data_parallel
 
 TINY = 1e-12  # beside a length, so that none divides by zero
 
@@ -53,9 +53,9 @@ class AWP(Wrapped):
         statistics = {name: buffer.clone() for name, buffer in model.named_buffers()}  # moved, and forgotten
         loss, _ = inner(_with(model, weights | statistics))
         slopes = torch.autograd.grad(
-            parallel.weighed(loss), list(weights.values()), allow_unused=True, materialize_grads=True
+            data_parallel.weighed(loss), list(weights.values()), allow_unused=True, materialize_grads=True
         )
-        slopes = parallel.mean(slopes)
+        slopes = data_parallel.mean(slopes)
         return {
             name: weight + slope * (self.gamma * weight.detach().norm() / (slope.norm() + TINY))
             for (name, weight), slope in zip(weights.items(), slopes, strict=True)

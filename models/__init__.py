@@ -10,14 +10,12 @@ from torch.nn.functional import interpolate
 from models import backbones
 from models.backbones import WeightsError
 from models.low_rank import LowRank
+from models.normalise import CIFAR10_MEAN, CIFAR10_STD, Normalise
 from models.resnet import preact_resnet18, resnet18, resnet34, resnet50
 from models.shallow import ShallowCNN, WideShallowCNN
 
 __all__ = ["NETWORKS", "LowRank", "Model", "Normalise", "WeightsError", "build", "check_num_classes", "rate_of"]
 
-# Mean and standard deviation of the CIFAR-10 training pictures, per channel, in [0, 1].
-CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
-CIFAR10_STD = (0.2470, 0.2435, 0.2616)
 MOST_CLASSES = 100_000
 
 NETWORKS = {
@@ -28,21 +26,6 @@ NETWORKS = {
     "resnet50": resnet50,
     "preact_resnet18": preact_resnet18,
 }
-
-
-class Normalise(nn.Module):
-    """(images - mean) / std per channel, as one multiplication and addition."""
-
-    def __init__(self, mean, std):
-        super().__init__()
-        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
-        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
-
-    def forward(self, images):
-        # Spread to the size of a picture first: a broadcast over three channels that lie innermost is slow.
-        scale = (1 / self.std).expand(images[:1].shape).contiguous(memory_format=torch.channels_last)
-        shift = (-self.mean / self.std).expand(images[:1].shape).contiguous(memory_format=torch.channels_last)
-        return torch.addcmul(shift, images, scale)
 
 
 class Model(nn.Module):

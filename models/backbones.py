@@ -13,7 +13,7 @@ from pickle import UnpicklingError
 import torch
 from torch import nn
 
-from files import impatient
+from storage.atomic_files import impatient
 
 PREFIX = "imagenet/"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as torchvision trained with

@@ -1,22 +1,17 @@
-"""What several test modules need: a session in temporary folders, small data, a small network."""
+"""What tests of several wings share: a session in temporary folders, small data, what is trained once for all."""
 
-import signal
-from contextlib import suppress
-
-import psutil
 import pytest
-import torch
 from hypothesis import settings
-from torch import nn
+from small import Blobs, small_network
 
-import evaluation
 import models
 import utils
 from attacks import FGSM, PGD
 from defences import Adversarial, Standard
-from flaws.catalogue import Lab
+from evaluation import testing
+from evaluation.flaws.catalogue import Lab
+from loaders import Data
 from trainer import Recipe, train
-from utils import Data, Split
 
 settings.register_profile("few", max_examples=30, deadline=None, derandomize=True)
 settings.register_profile("many", max_examples=1200, deadline=None)
@@ -32,21 +27,6 @@ def folders(tmp_path_factory):
         yield
 
 
-@pytest.fixture
-def stop_button():
-    """SIGINT raises KeyboardInterrupt, also where the tests were started in the background, which ignores it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-def command_of(process):
-    """The command line of a psutil.Process; empty for one that has just ended."""
-    with suppress(psutil.Error):
-        return " ".join(process.cmdline())
-    return ""
-
-
 @pytest.fixture(scope="session")
 def session(folders):
     return utils.start("tests", preset="smoke")
@@ -57,39 +37,11 @@ def shapes(session):
     return utils.load_data("shapes10", session)
 
 
-class Blobs:
-    """Four classes of 8x8 pictures that a small network learns in seconds: one bright quarter each, and noise."""
-
-    def split(self, count, seed, name):
-        generator = torch.Generator().manual_seed(seed)
-        labels = torch.arange(count) % 4
-        images = torch.randint(0, 225, (count, 3, 8, 8), generator=generator, dtype=torch.uint8)
-        for index, label in enumerate(labels.tolist()):
-            top, left = 4 * (label // 2), 4 * (label % 2)
-            images[index, :, top : top + 4, left : left + 4] += 30
-        return Split(images, labels, list("abcd"), f"blobs {name}")
-
-
 @pytest.fixture(scope="session")
 def blobs():
     make = Blobs().split
     parts = make(256, 0, "train"), make(64, 1, "validation"), make(128, 2, "test")
     return Data("blobs", *parts, list("abcd"), {"name": "blobs"})
-
-
-def small_network(seed=0, classes=4, size=8):
-    """A network with everything that has state: BatchNorm, Dropout, submodules in either mode."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return nn.Sequential(
-            nn.Conv2d(3, 8, 3, padding=1),
-            nn.BatchNorm2d(8),
-            nn.ReLU(),
-            nn.Dropout(0.2),
-            nn.AvgPool2d(2),
-            nn.Flatten(),
-            nn.Linear(8 * (size // 2) ** 2, classes),
-        )
 
 
 @pytest.fixture
@@ -109,7 +61,7 @@ def study(tmp_path_factory):
         model = models.build("shallow_cnn", 10, seed=len(name))
         recipe = Recipe(epochs=2, validation_images=20)
         runs[name] = train(model, data, recipe, session.folder(name), progress=False)
-        scores[name] = evaluation.test(runs[name].model, data.test, [FGSM(), PGD(steps=2)], progress=False)
+        scores[name] = testing.test(runs[name].model, data.test, [FGSM(), PGD(steps=2)], progress=False)
         scores[name].save(runs[name].folder)
     return session, data, runs, scores
 

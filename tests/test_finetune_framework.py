@@ -12,9 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-import files
 import models
-import steps
 from attacks import PGD
 from defences import (
     AWP,
@@ -29,8 +27,11 @@ from defences import (
     Standard,
 )
 from finetune_framework import SourceError, adapt, describe, load_source
-from runs import RunDamaged, fingerprint, save_weights
+from models.fingerprint import fingerprint
+from storage import atomic_files
 from trainer import Recipe, train
+from training import step as steps
+from training.weights import RunDamaged, save_weights
 
 # The study's five backbones and three others.
 BACKBONES = {
@@ -580,7 +581,7 @@ def test_weights_from_a_server_that_is_silent_are_not_waited_for(tmp_path, monke
     from torchvision.models import ResNet18_Weights
 
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    monkeypatch.setattr(files, "SILENCE", 0.5)
+    monkeypatch.setattr(atomic_files, "SILENCE", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/r-f37072fd.pth"
         monkeypatch.setattr(ResNet18_Weights.DEFAULT, "_value_", replace(ResNet18_Weights.DEFAULT.value, url=url))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import command_of
+from small import command_of
 
 ROOT = Path(__file__).parents[1]
 

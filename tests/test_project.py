@@ -8,60 +8,87 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-# A module may import what stands before it, never what stands after.
-LAYERS = [
-    {"parallel"},
-    {"code_checksum", "files", "shapes", "stopping", "graphs", "attacks"},
-    {"models", "data_files", "launch"},
-    {"scheduler"},
-    {"utils"},
-    {"machine"},
-    {"runs"},
-    {"defences", "curves", "precision", "unfinished", "scores"},
-    {"recipes", "checks", "outcomes"},
-    {"audit"},
-    {"evaluation", "guard"},
-    {"steps", "flaws", "diagnostics", "features"},
-    {"trainer", "cluster", "live"},
-    {"grid"},
-    {"finetune_framework"},
-    {"figures"},
-    {"report", "transfer_figures"},
-    {"summary"},
-    {"study"},
+MOST_LINES = 420
+
+# The house, from the ground up: a wing may import from the floors below it, and from nothing beside or above it.
+FLOORS = [
+    {"storage": "files that are whole or not there; where things lie; what code a result came from"},
+    {
+        "processes": "this machine and its processes: devices, seeds, signals, several at once",
+        "models": "networks: pixels go in, logits come out",
+    },
+    {"attacks": "FGSM, PGD and their kin, AutoAttack", "loaders": "data sets as checked files, and their splits"},
+    {
+        "defences": "what a training step minimises",
+        "utils": "start(), load_data(): the session and the data",
+        "evaluation": "what a network withstands, and whether to believe it",
+    },
+    {"training": "what one training is made of"},
+    {"trainer": "train()", "finetune_framework": "load_source(), adapt(), describe()"},
+    {"study": "many runs, the notebooks, what comes out"},
+    {"benchmarks": "speed, faults, verdicts, measured"},
 ]
-LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
-PACKAGES = ("models", "attacks", "defences", "flaws")
-MODULES = [*ROOT.glob("*.py"), *(path for name in PACKAGES for path in ROOT.glob(f"{name}/*.py"))]
+FLOOR = {wing: number for number, wings in enumerate(FLOORS, 1) for wing in wings}
+MODULES = [*ROOT.glob("*.py"), *sorted(path for wing in FLOOR for path in ROOT.glob(f"{wing}/**/*.py"))]
+
+
+def owner(path):
+    """The wing of a file: a folder, or one of the three doors."""
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def plan():
+    rows = [f"{n}  {wing:<20}{what}" for n, wings in enumerate(FLOORS, 1) for wing, what in wings.items()]
+    return "\nfloor, wing, subject: an import goes down\n" + "\n".join(reversed(rows))
 
 
 def imported(path):
-    """Our own modules that a file imports, wherever in it."""
+    """Our own wings that a file imports from, wherever in it, with the line."""
     for node in ast.walk(ast.parse(path.read_text())):
         names = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}:{node.lineno} says where from in full"
             names = [node.module]
-        yield from {name.split(".")[0] for name in names} & LAYER.keys()
+        yield from ((name.split(".")[0], node) for name in names if name.split(".")[0] in FLOOR)
 
 
-def owner(path):
-    return path.parent.name if path.parent != ROOT else path.stem
+def test_the_top_has_three_doors():
+    doors = {path.name for path in ROOT.glob("*.py")}
+    assert doors == {"trainer.py", "utils.py", "finetune_framework.py"}, plan()
+
+
+def test_every_folder_with_code_is_a_wing():
+    wings = {owner(path) for path in ROOT.glob("*/**/*.py") if not path.relative_to(ROOT).parts[0].startswith(".")}
+    assert wings - {"tests", "runs", "data"} == {wing for wing in FLOOR if (ROOT / wing).is_dir()}, plan()
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_imports_point_one_way(path):
+def test_imports_point_down_the_floors(path):
     own = owner(path)
-    assert own in LAYER, f"{own} has no place in the order of modules"
-    for other in imported(path):
-        assert other == own or LAYER[other] < LAYER[own], f"{own} imports {other}"
+    for other, node in imported(path):
+        place = f"{path.relative_to(ROOT)}:{node.lineno} imports {other}"
+        assert other == own or FLOOR[other] < FLOOR[own], f"{place}{plan()}"
+        hidden = [alias.name for alias in node.names if alias.name.startswith("_")]
+        assert other == own or not hidden, f"{place}: {', '.join(hidden)} is for {other} alone"
 
 
-def test_every_module_has_a_test():
-    tests = {path.stem for path in (ROOT / "tests").glob("test_*.py")}
-    untested = {owner(path) for path in MODULES} - {name.removeprefix("test_") for name in tests}
-    assert untested <= {"files", "runs", "curves", "stopping", "steps", "unfinished"}  # tested through others
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_file_is_about_one_thing(path):
+    lines = len(path.read_text().splitlines())
+    assert lines <= MOST_LINES, f"{lines} lines: are there two subjects in it?"
+
+
+def test_tests_lie_as_the_code_does():
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        place = path.relative_to(ROOT / "tests").parent
+        assert (ROOT / place).is_dir(), f"{path} is of no wing"
+
+
+def test_every_wing_says_what_it_is_for():
+    for wing in {owner(path) for path in MODULES if path.parent != ROOT}:
+        assert ast.get_docstring(ast.parse((ROOT / wing / "__init__.py").read_text())), f"{wing} has no face"
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("benchmarks/[a-z]*.py")), ids=lambda path: path.stem)
@@ -92,12 +119,16 @@ def test_the_cluster_has_the_packages_of_everybody_and_ray():
     )
     assert everybody < cluster
     assert any(line.startswith("ray==") for line in cluster - everybody)
-    importing = [path.name for path in MODULES if re.search(r"^\s*(import|from) ray\b", path.read_text(), re.M)]
-    assert importing == ["cluster.py"]
+    importing = [
+        str(path.relative_to(ROOT))
+        for path in MODULES
+        if re.search(r"^\s*(import|from) ray\b", path.read_text(), re.M)
+    ]
+    assert importing == ["processes/ray_cluster.py"]
 
 
 @pytest.mark.parametrize(
-    "path", [*MODULES, *ROOT.glob("tests/*.py")], ids=lambda path: str(path.relative_to(ROOT))
+    "path", [*MODULES, *ROOT.glob("tests/**/*.py")], ids=lambda path: str(path.relative_to(ROOT))
 )
 def test_nothing_is_unpickled_and_no_curve_makes_a_phantom_run(path):
     for node in ast.walk(ast.parse(path.read_text())):
@@ -106,4 +137,4 @@ def test_nothing_is_unpickled_and_no_curve_makes_a_phantom_run(path):
             assert node.func.attr not in ("add_scalars", "add_hparams"), called
             if called == "torch.load":
                 assert any(keyword.arg == "weights_only" for keyword in node.keywords), path
-            assert called != "pickle.loads" or path.parent.name == "tests"
+            assert called != "pickle.loads" or "tests" in path.parts

@@ -12,21 +12,24 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import small_network
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from safetensors import SafetensorError
+from small import small_network
 
 from attacks import APGD, DIFGSM, FAB, FGSM, MIFGSM, NIFGSM, PGD, SINIFGSM, TIFGSM, VMIFGSM, VNIFGSM, Noise, Square
 from defences import Adversarial, Free, Guided, Standard
 from defences.single_step import NFGSM
-from evaluation import test as score
-from files import Damaged, read_json, write_json
+from evaluation.scores import Scores
+from evaluation.statistics import wilson
+from evaluation.testing import test as score
+from loaders import Split
 from models import build
-from recipes import SCHEDULES, Recipe
-from runs import as_dict, fingerprint, load_weights, save_weights
-from scores import Scores, wilson
-from utils import Split
+from models.fingerprint import fingerprint
+from storage.atomic_files import Damaged, read_json, write_json
+from training.identity import as_dict
+from training.recipe import SCHEDULES, Recipe
+from training.weights import load_weights, save_weights
 
 EPS = st.one_of(st.sampled_from([0.0, 1 / 255, 8 / 255, 1.0]), st.floats(0, 1))
 STEP = st.floats(1e-4, 1)

@@ -13,22 +13,25 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 import torch
-from conftest import small_network
 from safetensors.torch import load_file, save_file
+from small import small_network
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
 import models
-import steps
 import trainer
 import utils
 from attacks import PGD
-from curves import SCALARS
 from defences import Adversarial, Free, Standard
-from files import Held
+from models.fingerprint import fingerprint
 from models.low_rank import Packed
-from runs import RunDamaged, RunFolder, RunRefused, fingerprint
+from processes.seeds import derive_seed
+from storage.atomic_files import Held
 from trainer import Recipe, TrainingDiverged, train
+from training import step as steps
+from training.run_folder import RunFolder, RunRefused
+from training.tensorboard_log import SCALARS
+from training.weights import RunDamaged
 
 RECIPE = Recipe(
     epochs=3, batch_size=32, learning_rate=0.2, validation_images=32, defence=Adversarial(PGD(steps=2))
@@ -386,7 +389,7 @@ def test_sgd_is_that_of_the_textbook(blobs, tmp_path):
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
     network.train()
     for step in range(8):
-        order = blobs.train.shuffled(64, utils.derive_seed(0, 0, step // 4))
+        order = blobs.train.shuffled(64, derive_seed(0, 0, step // 4))
         images, labels = blobs.train.batch(order[step % 4])
         progress = step / 8
         optimizer.param_groups[0]["lr"] = 0.1 * (progress / 0.2 if progress < 0.2 else (1 - progress) / 0.8)
@@ -433,7 +436,7 @@ def test_the_best_epoch_is_kept_beside_the_last(blobs, tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(
         trainer,
-        "_validate",
+        "validate",
         lambda state, split: seen.append(fingerprint(state.model)) or (1.0, *next(ranks)[::-1]),
     )
     recipe = replace(RECIPE, epochs=4, defence=Standard())  # whose validation nothing else looks at

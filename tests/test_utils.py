@@ -6,7 +6,9 @@ import pytest
 import torch
 
 import utils
-from utils import Split, load_data, start
+from loaders import Split
+from processes.seeds import derive_seed
+from utils import load_data, start
 
 
 def test_session_says_what_it_chose_in_one_line(capsys):
@@ -143,14 +145,14 @@ def test_relative_folders_count_from_the_repository(monkeypatch, tmp_path):
 
 
 def test_derived_seeds_are_apart():
-    seeds = {utils.derive_seed(a, b) for a in range(30) for b in range(30)}
+    seeds = {derive_seed(a, b) for a in range(30) for b in range(30)}
     assert len(seeds) == 900
 
 
 def test_drawing_is_quick():
     # The promise is 3 s for 12,000 pictures; ten times that would be a mistake in the code, not a busy machine.
-    import shapes
+    from loaders import drawn_shapes
 
     begun = time.perf_counter()
-    shapes.draw(1200, 10, seed=9)
+    drawn_shapes.draw(1200, 10, seed=9)
     assert time.perf_counter() - begun < 3

@@ -1,0 +1,104 @@
+"""Losses that bound robust error: accuracy on clean pictures against agreement under attack."""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from attacks import PGD, Attack, wide
+from attacks.base import check_setting
+from attacks.pgd import bounds
+from defences.adversarial import Adversarial
+from processes.data_parallel import drawn
+
+
+@dataclass(frozen=True)
+class TRADES(Adversarial):
+    """cross-entropy(x) + β · KL(p(x) ‖ p(x')), where x' drives the two apart: Zhang et al. 2019, arXiv:1901.08573.
+
+    `attack`, a PGD in L∞, says how far, in which steps and how many; it climbs the divergence instead of the
+    cross-entropy, from Gaussian noise of 0.001 around the picture, as in the paper. So small a change is lost in
+    bfloat16, so p(x) and the first step are in the precision of the pictures. Both passes of the update are in
+    training mode. The logits are those of x'.
+    """
+
+    attack: Attack = field(default_factory=PGD)
+    beta: float = 6.0
+
+    at = Adversarial.at  # its halves hang on the moment by the attack alone, too
+
+    def __post_init__(self):
+        super().__post_init__()
+        attack = self.attack
+        plain = type(attack) is PGD and attack.norm == "Linf" and attack.restarts == 1 and attack.random_start
+        if not plain:
+            raise ValueError(
+                f"TRADES: attack={attack}; a PGD in L∞, from a random start, without restarts is needed"
+            )
+        check_setting(self, "beta", 0, math.inf, hint="5 or 6 is usual")
+
+    def _crafted(self, attack, model, images, labels, generator):
+        kind = images.device.type
+        computing = {"dtype": torch.get_autocast_dtype(kind), "enabled": torch.is_autocast_enabled(kind)}
+        with torch.no_grad(), torch.autocast(kind, enabled=False):
+            clean = model(images).softmax(1)
+        noise = drawn(images, lambda noise: noise.normal_(0, 0.001, generator=generator))
+        adversarial, (lower, upper) = noise.add_(images), bounds(images, attack.eps)
+        for step in range(attack.steps):
+            with torch.autocast(kind, **computing | ({} if step else {"enabled": False})):
+                gradient = _divergence_gradient(model, adversarial, clean)
+            adversarial = adversarial.add(gradient.sign_(), alpha=attack.step_size).clamp_(lower, upper)
+        return adversarial
+
+    def objective(self, model, images, adversarial, labels, smoothing):
+        clean, logits = wide(model(images)), model(adversarial)
+        pull = _divergence(clean, wide(logits)).mean()
+        return cross_entropy(clean, labels, label_smoothing=smoothing) + self.beta * pull, logits
+
+
+@dataclass(frozen=True)
+class MART(Adversarial):
+    """Misclassified pictures weigh more: Wang et al. 2020, ICLR, "Improving Adversarial Robustness Requires
+    Revisiting Misclassified Examples".
+
+    -log p_y(x') - log(1 - largest other p(x')) + λ · KL(p(x) ‖ p(x')) · (1 - p_y(x)), where x' is what `attack`
+    makes of x. Both passes of the update are in training mode. The logits are those of x'.
+    """
+
+    attack: Attack = field(default_factory=PGD)
+    weight: float = 5.0
+
+    at = Adversarial.at
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_setting(self, "weight", 0, math.inf, hint="5 or 6 is usual")
+
+    def objective(self, model, images, adversarial, labels, smoothing):
+        clean, logits = wide(model(images)), model(adversarial)
+        attacked, index = wide(logits), labels[:, None]
+        likely = attacked.scatter(1, index, -math.inf).argmax(
+            1, keepdim=True
+        )  # the wrong class nearest to winning
+        # log(1 - p) of that class is what all the others have together.
+        others = attacked.scatter(1, likely, -math.inf).logsumexp(1) - attacked.logsumexp(1)
+        sure = clean.softmax(1).gather(1, index)[:, 0]
+        pull = (_divergence(clean, attacked) * (1 - sure)).mean()
+        boosted = cross_entropy(attacked, labels, label_smoothing=smoothing) - others.mean()
+        return boosted + self.weight * pull, logits
+
+
+def _divergence(clean, attacked):
+    """KL(p ‖ q) of the probabilities of two tensors of logits, for each example (N,)."""
+    log_p, log_q = clean.log_softmax(1), attacked.log_softmax(1)
+    return (log_p.exp() * (log_p - log_q)).sum(1)
+
+
+def _divergence_gradient(model, points, clean):
+    """The gradient of KL(clean ‖ softmax(model(points))) for the points; `clean` holds probabilities."""
+    points = points.detach().requires_grad_()
+    with torch.enable_grad():
+        logits = model(points)
+    ascent = (wide(logits.detach()).softmax(1) - clean).to(logits.dtype)
+    return torch.autograd.grad(logits, points, ascent)[0]

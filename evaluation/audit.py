@@ -1,0 +1,329 @@
+"""Is this robustness number to be believed? The checks themselves, with thresholds and sources, are in checks.py.
+
+`examine` ends every test(), `audit` looks for more, `judge` looks at a published table.
+"""
+
+import math
+import re
+import time
+from dataclasses import replace
+
+import torch
+from torch.nn.functional import cross_entropy
+from tqdm.auto import tqdm
+
+from attacks import FGSM, PGD, Attack, AutoAttack, Noise, Square, Torchattacks, evaluating
+from evaluation import checks
+from evaluation.finding import CLEAN
+from evaluation.per_example import attacked, on_device_of, predict
+from evaluation.scores import Scores
+from models.fingerprint import fingerprint
+
+MOST = 64  # pictures that the cheap checks look at
+BLIND = (Noise, Square)  # attacks that see no gradient
+
+
+def examine(model, split, logits, scores, attacks, extents):
+    """All cheap checks of one evaluation, invalid findings first.
+
+    `logits` are those of the whole split, `attacks` maps labels to attacks, `extents` maps labels to Extents. A
+    masked gradient spoils attacks that follow it, not carried or blind ones: they are its remedy.
+    """
+    # Some ten passes over so few pictures that they cost less than a tenth of the evaluation itself.
+    passes = len(split) * (1 + sum(3 * getattr(attack, "steps", 1) for attack in attacks.values()))
+    few = torch.arange(min(max(2, passes // 200), MOST, len(split)), device=split.labels.device)
+    images, labels = split.batch(few)
+    found = [
+        checks.finite_logits(logits),
+        checks.constant_predictor(logits.argmax(1), split.labels, logits.shape[1]),
+        checks.probabilities(logits),
+    ]
+    with evaluating(model):
+        # A model that answers at random, or is changed by being asked, also answers differently alone.
+        changed = checks.unchanging(model, images[:2])
+        found.append(changed or checks.randomness(model, images) or checks.batch_independence(model, images))
+    with evaluating(model):
+        found.append(checks.gradients_in_forward(model, images[:1]))
+        if attacks and scores.carried is None:
+            following = tuple(label for label, attack in attacks.items() if not isinstance(attack, BLIND))
+            if following:
+                found.append(checks.masked_gradient(model, images, labels, following))
+            textbook = tuple(name for name in following if getattr(attacks[name], "follows_cross_entropy", False))
+            if textbook:
+                found.append(checks.saturated_loss(model, images, labels, textbook))
+    right = int(scores.outcomes[CLEAN].sum())
+    for label, attack in attacks.items():
+        found += [checks.inside_ball(label, attack, extents[label]), checks.step_sizes(label, attack)]
+        found.append(checks.uses_its_eps(label, attack, extents[label], right))
+    if scores.carried is None:
+        found += _compared(attacks, scores)
+    return in_order(found)
+
+
+def _compared(attacks, scores):
+    """Checks of attacks beside one another."""
+    shares, n = {label: scores.share(label) for label in scores.outcomes}, scores.n
+    for one, many in fgsm_and_pgd(attacks):
+        yield checks.attack_order(shares[one], shares[many], one, many, attacks[one].eps, n)
+    white = {label: attack for label, attack in attacks.items() if not isinstance(attack, BLIND)}
+    kinds = {(type(attack), getattr(attack, "name", "")): label for label, attack in white.items()}
+    if len({attack.eps for attack in white.values()}) == 1 and any(isinstance(a, FGSM) for a in white.values()):
+        yield checks.alike(shares[CLEAN], {label: shares[label] for label in kinds.values()})
+    yield from _beaten(attacks, white, scores)
+    plain = [(label, a) for label, a in attacks.items() if type(a) is PGD and a.restarts == 1]
+    for label, pgd in plain:
+        for strong, attack in attacks.items():
+            if isinstance(attack, AutoAttack) and pgd.eps == attack.eps and pgd.norm == "Linf":
+                why = "PGD's number is far from the worst case"
+                yield checks.stronger(
+                    "AutoAttack gap", label, shares[label], strong, shares[strong], n, 8, why, (label,)
+                )
+        for many, other in plain:
+            if (pgd.eps, pgd.norm) == (other.eps, other.norm) and pgd.steps < other.steps:
+                why = f"{label} has not converged"
+                yield checks.stronger(
+                    "more steps", label, shares[label], many, shares[many], n, 2.5, why, (label,)
+                )
+
+
+def fgsm_and_pgd(attacks):
+    """Pairs of FGSM's and PGD's labels at equal ε and norm."""
+    for one, fgsm in attacks.items():
+        for many, pgd in attacks.items():
+            if type(fgsm) is FGSM and type(pgd) is PGD and (fgsm.eps, fgsm.norm) == (pgd.eps, pgd.norm):
+                yield one, many
+
+
+def _beaten(attacks, white, scores):
+    """Attacks that may not win: blind ones against the strongest of the others, all of them against AutoAttack."""
+    comparable = [label for label, attack in white.items() if getattr(attack, "norm", "Linf") == "Linf"]
+    strongest = min(comparable, key=scores.share, default=None)
+    for label, attack in attacks.items():
+        if strongest is None or attack.eps != attacks[strongest].eps:
+            continue
+        if isinstance(attack, BLIND):
+            outcomes = scores.outcomes[strongest], scores.outcomes[label]
+            yield checks.weaker_wins(strongest, outcomes[0], label, outcomes[1], (strongest,))
+        if isinstance(attack, AutoAttack) and strongest != label:
+            outcomes = scores.outcomes[label], scores.outcomes[strongest]
+            yield checks.weaker_wins(label, outcomes[0], strongest, outcomes[1], (label,))
+
+
+def in_order(found):
+    """What was found, invalid first, each once."""
+    there = dict.fromkeys(finding for finding in found if finding)
+    return sorted(there, key=lambda finding: finding.severity)
+
+
+def judge(clean, robust, *, chance=None):
+    """Findings about a published table alone: clean accuracy and {"FGSM": ..., "PGD-20": ...}, shares from 0 to 1.
+
+    It takes no model and no picture, so it finds only what cannot be true. NaN stands for a missing number.
+    """
+    robust = {label: share for label, share in robust.items() if not math.isnan(share)}
+    found = [chance is not None and checks.better_than_chance(clean, chance)]
+    found += [checks.robust_above_clean(clean, label, share) for label, share in robust.items()]
+    if "FGSM" in robust:
+        for label in robust:
+            if label.startswith("PGD"):
+                found.append(checks.attack_order(robust["FGSM"], robust[label], against=label))
+        found.append(checks.alike(clean, robust))
+    return in_order(found)
+
+
+def judge_table(table):
+    """`judge` for each row of a published table in percent: columns clean, classes, and one an attack."""
+    robust = table.drop(columns=["clean", "classes"]) / 100
+    rows = zip(table.index, table.clean / 100, 1 / table.classes, strict=True)
+    found = {name: judge(clean, dict(robust.loc[name]), chance=chance) for name, clean, chance in rows}
+    return table.assign(verdict=["; ".join(map(str, found[name])) or "no finding" for name in table.index])
+
+
+# ---------------------------------------------------------------------------------------------------
+# The audit
+
+
+class Audit(Scores):
+    """What an audit measured and found: a row a measurement.
+
+    `save` writes it into a run's folder as audit-<attack>.json and .csv. The scores there that are of the same
+    weights have its findings from then on, as far as these concern attacks with the same settings.
+    """
+
+    def save(self, folder):
+        ((_, attack),) = self.attacks.items()
+        self.write(folder, "audit-" + re.sub(r"[^\w.-]+", "-", attack.replace("/", "_")).strip("-"))
+
+    def verdict(self, label=None):
+        """As for any scores; but what the attack in doubt is held against has no verdict of its own."""
+        return super().verdict(label) if label in (None, CLEAN, *self.attacks) else "–"
+
+    def _heading(self):
+        (attack,) = self.attacks.values()
+        number = len(self.findings)
+        found = f"{number} finding{'s' * (number > 1)}" if number else "nothing to object to"
+        return f"audit of {attack}, {self.split}, n = {self.n}: {found}"
+
+
+def audit(model, split, attack=None, *, surrogates=None, seed=0, progress=True):
+    """Look for reasons to doubt what `attack` (PGD with 10 steps) says of this model. Returns an Audit.
+
+    It runs the attack with five times the steps, with five restarts, along ε up to where nothing may stand, and
+    beside FGSM, noise, Square (1,000 queries) and PGD carried over from `surrogates`, {name: model}; and it looks
+    at gradients, batches, repetition and convergence. A few hundred pictures do. Saved into the run's folder, its
+    findings join the scores there, so that every table strikes out what is invalid. Raises ValueError where the
+    attack has no ε to vary, or another norm than L∞. It runs the attack about ten times over, at larger ε too.
+    """
+    if not isinstance(surrogates, dict | None):
+        raise TypeError(f"surrogates={surrogates!r:.60}: a dictionary {{name: model}} is needed")
+    return _Auditor(model, split, PGD() if attack is None else attack, seed, progress).run(surrogates or {})
+
+
+class _Auditor:
+    """One audit: the model, the pictures that it gets right, and what was measured so far."""
+
+    def __init__(self, model, split, attack, seed, progress):
+        if not isinstance(attack, Attack):
+            raise TypeError(f"{attack!r} is no attack; pass one such as PGD(steps=20)")
+        if attack.eps == 0:
+            raise ValueError(f"{attack} has no ε to vary")
+        if getattr(attack, "norm", "Linf") != "Linf":
+            raise ValueError(
+                f"{attack}: an audit compares with attacks in L∞; norm={attack.norm!r} has no others here"
+            )
+        attack.scaled(1.0)  # raises at once where it cannot be
+        self.model, self.split, self.attack, self.seed = on_device_of(split, model), split, attack, seed
+        self.logits = predict(self.model, split)
+        right = (self.logits.argmax(1) == split.labels) & torch.isfinite(self.logits).all(1)
+        self.right = right.nonzero()[:, 0]
+        self.outcomes, self.seconds, self.found = {CLEAN: right.cpu()}, {CLEAN: 0.0}, []
+        self.attacks, self.extents = {}, {}
+        self.rows = (attack.label,)
+        self.bar = tqdm(desc="audit", disable=not progress, unit="image")
+
+    def measure(self, name, attack, source=None):
+        """Put the outcomes of an attack on record, and return the share that withstands."""
+        begun = time.perf_counter()
+        self.bar.set_description(f"audit: {name}")
+        source = self.model if source is None else on_device_of(self.split, source)
+        found = attacked(source, self.model, self.split, attack, self.right, self.seed, self.bar)
+        stood, self.extents[name] = found
+        outcome = torch.zeros(len(self.split), dtype=torch.bool, device=stood.device)
+        outcome[self.right] = stood
+        self.outcomes[name], self.seconds[name] = outcome.cpu(), time.perf_counter() - begun
+        if source is self.model:
+            self.attacks[name] = attack
+        return self.share(name)
+
+    def share(self, name):
+        return float(self.outcomes[name].double().mean())
+
+    def run(self, surrogates):
+        label, attack = self.attack.label, self.attack
+        self.measure(label, attack)
+        if type(attack) is not FGSM:
+            self.measure("FGSM", FGSM(eps=attack.eps))
+        self._more_effort(label, attack)
+        self._less_knowledge(label, attack, surrogates)
+        self._along_eps(attack)
+        with evaluating(self.model):
+            self._pictures(attack)
+        there = {finding.check for finding in self.found if finding}
+        self.found += [finding for finding in self._cheap() if finding.check not in there]
+        self.bar.close()
+        measured = {"outcomes": self.outcomes, "attacks": {label: repr(attack)}, "seconds": self.seconds}
+        measured |= {"weights": fingerprint(self.model), "pictures": self.split.checksum}
+        return Audit(self.split.name, **measured, findings=in_order(self.found))
+
+    def _more_effort(self, label, attack):
+        n = len(self.split)
+        if type(attack) is FGSM:
+            share, name = self.measure("PGD-10", PGD(eps=attack.eps)), "PGD-10"
+            self.found.append(checks.attack_order(self.share(label), share, label, name, attack.eps))
+            why = "a single step is not an attack to report alone"
+            self.found.append(
+                checks.stronger("more steps", label, self.share(label), name, share, n, 2.5, why, self.rows)
+            )
+        if not hasattr(attack, "step_size"):
+            return
+        name = f"{5 * attack.steps} steps"
+        share = self.measure(name, replace(attack, steps=5 * attack.steps))
+        why = "it has not converged"
+        self.found.append(
+            checks.stronger("more steps", label, self.share(label), name, share, n, 2.5, why, self.rows)
+        )
+        if type(attack) is PGD and attack.random_start:
+            name = f"{5 * attack.restarts} restarts"
+            share = self.measure(name, replace(attack, restarts=5 * attack.restarts))
+            why = "where it starts decides; use restarts or AutoAttack"
+            self.found.append(
+                checks.stronger("restarts", label, self.share(label), name, share, n, 1, why, self.rows)
+            )
+
+    def _less_knowledge(self, label, attack, surrogates):
+        eps = attack.eps
+        blind = {"noise": Noise(eps=eps), "Square-1000": Square(eps=eps, queries=1000)}
+        weaker = [name for name, other in blind.items() if other != attack]
+        for name in weaker:
+            self.measure(name, blind[name])
+        for name, source in surrogates.items():
+            weaker.append(f"carried from {name}")
+            self.measure(weaker[-1], PGD(eps=eps, step_size=eps / 4), source)
+        for name in weaker:
+            outcomes = self.outcomes[label], self.outcomes[name]
+            self.found.append(checks.weaker_wins(label, outcomes[0], name, outcomes[1], self.rows))
+
+    def _along_eps(self, attack):
+        grid = {attack.eps: self.share(attack.label)}
+        for eps in (attack.eps / 2, 2 * attack.eps, 64 / 255, 1.0):
+            if eps <= 1 and all(abs(eps - there) > 1e-9 for there in grid):
+                grid[eps] = self.measure(f"ε = {checks.in_255ths(eps)}", attack.scaled(eps / attack.eps))
+        counts = torch.bincount(self.split.labels, minlength=self.split.num_classes)
+        self.found.append(checks.monotone(grid, len(self.split), self.rows))
+        if type(attack) is not FGSM:  # a single step has no reason to succeed far out
+            self.found.append(checks.collapse(grid, float(counts.max() / len(self.split)), self.rows))
+
+    def _pictures(self, attack):
+        """Checks that need the adversarial pictures themselves."""
+        few = self.right[:250]
+        if not len(few):
+            return
+        images, labels = self.split.batch(few)
+        if not isinstance(attack, Torchattacks):  # some of those divide by ε
+            still = replace(attack, eps=0.0).craft(self.model, images[:4], labels[:4], self._generator())
+            self.found.append(checks.zero_eps(attack, float((still - images[:4]).abs().max()), self.rows))
+        self.found.append(checks.masked_gradient(self.model, images, labels, eps=attack.eps))
+        points = attack.craft(self.model, images, labels, self._generator())
+        with torch.no_grad():
+            once, mixed = self.model(points), _shuffled(len(points), self.seed, points.device)
+            again = torch.cat([self.model(part) for part in points[mixed].split(100)])
+        disagree = float((once.argmax(1)[mixed] != again.argmax(1)).double().mean())
+        self.found.append(checks.repeatable(disagree))
+        if getattr(attack, "steps", 0) >= 20 and hasattr(attack, "step_size"):
+            shorter = replace(attack, steps=attack.steps - 10)
+            earlier = shorter.craft(self.model, images, labels, self._generator())
+            self.found.append(checks.convergence(attack, self._gain(earlier, once, labels), self.rows))
+
+    def _gain(self, earlier, logits, labels):
+        """How much the loss of what stands has grown, on average."""
+        stands = logits.argmax(1) == labels
+        if int(stands.sum()) < 0.05 * len(self.split):
+            return 0.0  # a handful of examples that hardly count
+        with torch.no_grad():
+            before = self.model(earlier)
+        gain = cross_entropy(logits, labels, reduction="none") - cross_entropy(before, labels, reduction="none")
+        return float(gain[stands].mean())
+
+    def _generator(self):
+        return torch.Generator(self.split.labels.device).manual_seed(self.seed)
+
+    def _cheap(self):
+        """The checks of test() on what was measured here, as far as they concern the attack in doubt."""
+        label = self.attack.label
+        scores = Scores(self.split.name, self.outcomes)
+        named = {name: a for name, a in self.attacks.items() if name in (label, "FGSM")}
+        return examine(self.model, self.split, self.logits, scores, named, self.extents)
+
+
+def _shuffled(count, seed, device):
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed)).to(device)

@@ -1,0 +1,398 @@
+"""The checks of a robustness number: small functions that return a Finding or None.
+
+Each says what it looks at, its threshold, and where the threshold comes from. `invalid` means that the number must
+not be used, `suspect` that somebody should look. Accuracies are shares, 0 to 1; points are hundredths.
+
+Sources: [AA] flags of AutoAttack (Croce & Hein 2020, arXiv:2003.01690). [C] Carlini et al. 2019,
+arXiv:1902.06705. [P] Pintor et al. 2022, Indicators of Attack Failure, arXiv:2106.09947. [L] 126 training
+runs in the logs of FastAT_Benchmark. [R] Rice et al. 2020, arXiv:2002.11569.
+"""
+
+import hashlib
+from contextlib import contextmanager
+from math import isnan
+
+import torch
+
+from attacks import FGSM, dead_gradients, in_255ths, input_gradient
+from evaluation.finding import ATTACKED, WORST, Finding
+
+TOLERANCE = 1e-6
+
+# ---------------------------------------------------------------------------------------------------
+# Checks of a model.
+
+
+def finite_logits(logits):
+    """Invalid: a logit that is NaN or infinite [P]."""
+    broken = int((~torch.isfinite(logits)).any(1).sum())
+    if broken:
+        return Finding(
+            "finite logits", "invalid", broken, 0, f"{broken} examples have logits that are NaN or infinite"
+        )
+
+
+def constant_predictor(predictions, labels, num_classes):
+    """Invalid: accuracy within 2 points of chance, or one class for over half of balanced data.
+
+    A model that ignores its input cannot be attacked: its "robustness" is chance.
+    """
+    accuracy = float((predictions == labels).double().mean())
+    largest, even = int(torch.bincount(labels, minlength=num_classes).max()), len(labels) / num_classes
+    chance = largest / len(labels)
+    if found := better_than_chance(accuracy, chance):
+        return found
+    share = float(torch.bincount(predictions, minlength=num_classes).max() / len(predictions))
+    balanced = largest <= even + 3 * even**0.5  # as far as chance allows in so many pictures
+    if num_classes > 2 and balanced and share > 0.5:
+        says = f"one class is predicted for {100 * share:.1f} % of balanced pictures, over 50 %"
+        return Finding(
+            "constant predictor", "invalid", share, 0.5, f"{says}; training has collapsed or hardly begun"
+        )
+
+
+def better_than_chance(accuracy, chance):
+    """Invalid: clean accuracy at most 2 points above always saying one class."""
+    if accuracy <= chance + 0.02:
+        says = f"{100 * accuracy:.1f} % is within 2 points of the {100 * chance:.1f} % of always saying one class"
+        return Finding("better than chance", "invalid", accuracy, chance + 0.02, f"{says}; nothing was learned")
+
+
+def masked_gradient(model, images, labels, rows=ATTACKED, eps=8 / 255):
+    """Invalid: an example whose input gradient at a random start is exactly zero, or not finite [AA, P].
+
+    It concerns the attacks, not clean accuracy.
+    """
+    dead = dead_share(input_gradient(model, _at_random(images, eps), labels))
+    if dead > 0:
+        says = f"{100 * dead:.1f} % of the examples have an input gradient of exactly zero, or not finite"
+        return Finding(
+            "masked gradient", "invalid", dead, 0, f"{says}; attacks that follow it cannot succeed", rows
+        )
+
+
+def saturated_loss(model, images, labels, rows, eps=8 / 255):
+    """Invalid: an example where cross-entropy, as written in textbooks, has a gradient of exactly zero [AA, C].
+
+    Our own attacks do not follow that gradient, others' do: over-confident logits stop them without a word.
+    """
+    asked = _at_random(images, eps).requires_grad_()
+    with torch.enable_grad():
+        loss = torch.nn.functional.cross_entropy(model(asked), labels, reduction="sum")
+    if not loss.requires_grad:
+        return None  # masked_gradient says so
+    dead = dead_share(torch.autograd.grad(loss, asked)[0])
+    if dead > 0:
+        says = (
+            f"the textbook loss saturates on {100 * dead:.1f} % of the examples: logits so large that its gradient"
+        )
+        return Finding(
+            "saturated loss", "invalid", dead, 0, f"{says} is zero. Use an attack of this project", rows
+        )
+
+
+def dead_share(gradient):
+    return float(dead_gradients(gradient).double().mean())
+
+
+def _at_random(images, eps):
+    """The same random start each time."""
+    generator = torch.Generator(images.device).manual_seed(0)
+    return (images + torch.empty_like(images).uniform_(-eps, eps, generator=generator)).clamp_(0, 1)
+
+
+def batch_independence(model, images):
+    """Invalid: logits of a picture alone differ from those in a batch by over 1e-3 of their size (float32)."""
+    few = images[: min(4, len(images))]
+    with torch.no_grad():
+        together = model(images)[: len(few)]
+        alone = torch.cat([model(image[None]) for image in few])
+    gap = _relative((together - alone).abs().max(), together)
+    if gap > 1e-3:
+        says = "a picture's logits depend on the rest of its batch"
+        return Finding("batch independence", "invalid", gap, 1e-3, f"{says}; BatchNorm is not in eval mode?")
+
+
+def randomness(model, images, eps=8 / 255):
+    """Suspect: five passes over the same pictures differ by over 1e-4 of the logits' size [AA].
+
+    The pictures are moved a little, because a model may be random only where pictures are not of 8 bits.
+    """
+    moved = _at_random(images, eps)
+    with torch.no_grad():
+        passes = torch.stack([model(moved) for _ in range(5)])
+    spread = _relative((passes - passes[0]).abs().max(), passes)
+    if spread > 1e-4:
+        says = "the model answers at random; single-gradient attacks underestimate what an attacker can do"
+        return Finding("randomness", "suspect", spread, 1e-4, f"{says}. Average gradients (EOT)")
+
+
+def _relative(gap, logits):
+    """A gap as a share of how much the logits differ among themselves; 0 where they are broken or all the same."""
+    size = logits - logits.mean(-1, keepdim=True)
+    return float((gap / size.abs().max()).nan_to_num(0, 0, 0))
+
+
+def unchanging(model, images):
+    """Invalid: a pass in eval mode moves a weight or a buffer (BatchNorm's), or turns on training mode."""
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with torch.no_grad():
+        model(images)
+    moved = [name for name, value in model.state_dict().items() if not _same(before.get(name), value)]
+    moved += [name or "the model" for name, module in model.named_modules() if module.training]
+    if moved:
+        says = (
+            f"being asked changes the model ({moved[0]}, {len(moved)} in all), so its answers depend on what came"
+        )
+        return Finding("training mode", "invalid", len(moved), 0, f"{says} before; is BatchNorm in training mode?")
+
+
+def _same(before, after):
+    if before is None or before.shape != after.shape:
+        return False
+    return bool(((before == after) | (before.isnan() & after.isnan())).all())
+
+
+def probabilities(logits):
+    """Suspect: the outputs are probabilities, not logits, so the loss saturates [AA]."""
+    rows = logits.sum(1)
+    if logits.shape[1] > 1 and float(logits.min()) >= 0 and float((rows - 1).abs().max()) < 1e-4:
+        says = "the outputs are probabilities; attacks expect logits and lose their gradient. Remove the softmax"
+        return Finding("logits", "suspect", 1, 0, says)
+
+
+def gradients_in_forward(model, images):
+    """Suspect: the model computes gradients while it answers; attacks do not see through that [AA]."""
+    with _counting_gradients() as calls, torch.no_grad():
+        model(images)
+    if calls:
+        says = "the model computes gradients while it answers, and an attack's own gradient does not see that"
+        return Finding(
+            "gradients in forward", "suspect", len(calls), 0, f"{says}. Adapt the attack to the defence"
+        )
+
+
+@contextmanager
+def _counting_gradients():
+    calls, grad, backward = [], torch.autograd.grad, torch.autograd.backward
+
+    def note(function):
+        def noted(*arguments, **options):
+            calls.append(function.__name__)
+            return function(*arguments, **options)
+
+        return noted
+
+    torch.autograd.grad, torch.autograd.backward = note(grad), note(backward)
+    try:
+        yield calls
+    finally:
+        torch.autograd.grad, torch.autograd.backward = grad, backward
+
+
+# ---------------------------------------------------------------------------------------------------
+# Checks of an attack.
+
+
+def inside_ball(label, attack, extent):
+    """Invalid: an adversarial picture outside ε (by over 1e-6) or [0, 1], or whose logits are not finite."""
+    if extent.broken:
+        says = f"{extent.broken} examples made by {attack} get logits that are NaN or infinite"
+        return Finding("finite logits", "invalid", extent.broken, 0, says, (label, WORST))
+    reach = max(extent.largest - attack.eps, -extent.low, extent.high - 1)
+    if not reach <= TOLERANCE * (1 if getattr(attack, "norm", "Linf") == "Linf" else 100) or isnan(sum(extent)):
+        pixels = f"pixels from {extent.low:.4g} to {extent.high:.4g}"
+        says = f"{attack} reached |δ| = {in_255ths(extent.largest)}, {pixels}"
+        return Finding("inside the ball", "invalid", reach, TOLERANCE, says, (label, WORST))
+
+
+def uses_its_eps(label, attack, extent, attacked):
+    """Suspect: an attack in steps never gets to half of its ε, or leaves over 1 % of its examples as they were."""
+    if not attacked or not (hasattr(attack, "step_size") or isinstance(attack, FGSM)):
+        return None
+    if extent.largest < attack.eps / 2:
+        says = f"{attack} changes no pixel by more than {in_255ths(extent.largest)}"
+        return Finding(
+            "ε not used", "suspect", extent.largest, attack.eps / 2, f"{says}; divided twice?", (label,)
+        )
+    share = extent.still / attacked
+    if share > 0.01 and extent.still > 1:
+        says = f"{extent.still} of {attacked} examples were not changed at all by {attack}"
+        return Finding("ε not used", "suspect", share, 0.01, f"{says}, and count as withstanding it", (label,))
+
+
+def zero_eps(attack, change, rows=ATTACKED):
+    """Invalid: with ε = 0 the attack changes a pixel by over 1e-6."""
+    if not change <= TOLERANCE:
+        says = f"{attack} with ε = 0 changes pixels by up to {in_255ths(change)}: pictures are changed outside it"
+        return Finding("zero ε", "invalid", change, TOLERANCE, f"{says}; normalised or cut elsewhere?", rows)
+
+
+def step_sizes(label, attack):
+    """Suspect: steps too short to reach ε or over twice ε, or no simple part of 1/255 or ε (a typo like 2/225)."""
+    step = getattr(attack, "step_size", None)
+    if step is None or getattr(attack, "norm", "Linf") != "Linf":
+        return None
+    if step * attack.steps < attack.eps - TOLERANCE:
+        says = f"{attack.steps} steps of {in_255ths(step)} cannot cross ε = {in_255ths(attack.eps)}"
+        return Finding("step size", "suspect", step * attack.steps, attack.eps, says, (label,))
+    if step > 2 * attack.eps + TOLERANCE:
+        says = f"α = {in_255ths(step)} is over twice ε: each step ends in a corner. Was /255 forgotten?"
+        return Finding("step size", "suspect", step, 2 * attack.eps, says, (label,))
+    quarters, part = step * 255 * 4, 2 * attack.eps / step
+    if abs(quarters - round(quarters)) > 1e-3 and abs(part - round(part)) > 1e-3:
+        says = f"α = {in_255ths(step)} is no quarter of 1/255 and no simple part of ε; 2/225 in place of 2/255?"
+        return Finding("step size", "suspect", step * 255, 0.25, says, (label,))
+
+
+def convergence(attack, gain, rows):
+    """Suspect: the last ten steps still raise the loss of what stands by over 0.05 [P]."""
+    if gain > 0.05:
+        says = f"the last ten steps of {attack} still raise the loss of what stands by {gain:.2f}"
+        return Finding("convergence", "suspect", gain, 0.05, f"{says}; it needs more of them", rows)
+
+
+def repeatable(disagree):
+    """Invalid: asked again, in another order, the model says something else of over 0.1 % of the examples."""
+    if disagree > 0.001:
+        says = f"asked again, the model changes its mind on {100 * disagree:.1f} % of the adversarial pictures"
+        return Finding(
+            "repeatable", "invalid", disagree, 0.001, f"{says}; outcomes are drawn, not measured", ATTACKED
+        )
+
+
+# ---------------------------------------------------------------------------------------------------
+# Checks of accuracies. `shares` map labels to accuracies.
+
+
+def robust_above_clean(clean, label, robust):
+    """Invalid: robust accuracy above clean accuracy by over 0.5 points [C]."""
+    if robust > clean + 0.005:
+        says = f"{label} leaves {100 * robust:.1f} %, more than the {100 * clean:.1f} % without an attack"
+        why = "the examples are not this model's (crafted on another one?), or the two were measured differently"
+        return Finding("robust above clean", "invalid", robust - clean, 0.005, f"{says}: {why}", (label, WORST))
+
+
+def attack_order(fgsm, pgd, label="FGSM", against="PGD", eps=8 / 255, n=1000):
+    """Accuracy under FGSM against that under PGD at equal ε.
+
+    Invalid: FGSM above PGD by over 30 points at ε up to 8/255, catastrophic overfitting (healthy runs have at
+    most 18.7, collapsed ones 62.5 or more [L]; at larger ε healthy ones differ as much). It concerns FGSM's
+    row alone: PGD tells the truth. Suspect: PGD above FGSM by over 1 point, and over two of the n examples, so its
+    steps do not climb [C].
+    """
+    gap = 100 * (fgsm - pgd)
+    if gap > 30 and eps <= 8 / 255 + TOLERANCE:
+        says = f"{label} leaves {gap:.1f} points more than {against}: the model has learned to fool a single step"
+        return Finding("catastrophic overfitting", "invalid", gap, 30, says, (label,))
+    if gap < -max(1, 200 / n + 1e-9):
+        says = f"{against} is weaker than {label} by {-gap:.1f} points: its steps do not climb"
+        return Finding("attack order", "suspect", -gap, 1, says, (label, against))
+
+
+def alike(clean, shares):
+    """Suspect: three or more different attacks, one of a single step, within 1 point of one another [C].
+
+    Attacks differ; where they agree this well, the examples may not be the model's own. At the ends of the
+    scale (below 2 %, or all within 3 points of clean accuracy) they must agree.
+    """
+    if len(shares) >= 3 and min(shares.values()) > 0.02 and clean - min(shares.values()) > 0.03:
+        spread = 100 * (max(shares.values()) - min(shares.values()))
+        if spread < 1:
+            says = f"{', '.join(shares)} agree within {spread:.1f} points: are the examples crafted on this model?"
+            return Finding("attacks alike", "suspect", spread, 1, says, (*shares, WORST))
+
+
+def stronger(check, label, share, name, other, n, limit, message, rows):
+    """Suspect: what ought to add little to an attack takes more than `limit` points, and two examples, from it.
+
+    The limits: 1 for restarts, 2.5 for five times the steps, 8 for AutoAttack after PGD (healthy 4 to 6.4) [L].
+    """
+    gap = 100 * (share - other)
+    if gap > limit and gap > 200 / n + 1e-9:
+        says = f"{name} leaves {gap:.1f} points less than {label}, over {limit:g}: {message}"
+        return Finding(check, "suspect", gap, limit, says, rows)
+
+
+def weaker_wins(label, outcome, name, other, rows):
+    """Suspect: an attack that knows less (noise, Square, one carried over) beats the white box [AA, C].
+
+    By over 0.2 points, or it alone fools over 1 % of the examples; at least two examples in either case.
+    """
+    gap = 100 * float(outcome.double().mean() - other.double().mean())
+    alone = 100 * float((outcome & ~other).double().mean())
+    two = 200 / len(outcome)
+    if (gap > 0.2 and gap >= two) or (alone > 1 and alone >= two):
+        says = f"{name} leaves {gap:.1f} points less than {label}, and alone fools {alone:.1f} %"
+        return Finding("black box wins", "suspect", max(gap, alone), 1, f"{says}; the white box is misled", rows)
+
+
+def collapse(accuracies, chance, rows):
+    """Invalid: accuracy over 1 point at ε = 1, or above chance at 64/255: the attack cannot attack [C].
+
+    `accuracies` maps ε to accuracy.
+    """
+    for eps, share in accuracies.items():
+        far, known = eps >= 1 - TOLERANCE, abs(eps - 64 / 255) < TOLERANCE
+        limit = 0.01 if far else chance if known else None
+        if limit is not None and share > limit:
+            over = f"{100 * limit:.1f} %{'' if far else ', chance'}"
+            says = f"at ε = {in_255ths(eps)} the attack still leaves {100 * share:.1f} %, over {over}"
+            return Finding("collapse", "invalid", share, limit, f"{says}: it does not work here", rows)
+
+
+def monotone(accuracies, n, rows):
+    """Suspect: accuracy rises along a growing ε by over 0.5 points, and over two of the n examples [C].
+
+    `accuracies` maps ε to accuracy.
+    """
+    lowest = 1.0
+    for eps, share in sorted(accuracies.items()):
+        if share > lowest + max(0.005, 2 / n):
+            says = f"accuracy rises by {100 * (share - lowest):.1f} points up to ε = {in_255ths(eps)}"
+            return Finding("monotone in ε", "suspect", share - lowest, 0.005, f"{says}; steps do not climb", rows)
+        lowest = min(lowest, share)
+
+
+def claimed(label, share, measured, high):
+    """Invalid: an accuracy that was claimed lies over 1 point above the interval of the one measured here.
+
+    Nothing else looks like examples that were crafted on another model, or by a weaker attack than its name says.
+    """
+    if share > high + 0.01:
+        says = f"{label}: {100 * share:.1f} % were claimed, this model leaves {100 * measured:.1f} %"
+        limit = high + 0.01 - measured
+        return Finding("claim", "invalid", share - measured, limit, f"{says}. Another model's examples?", (label,))
+
+
+def robust_overfitting(history, validation_images):
+    """Suspect: robust validation accuracy of the best epoch is over 3 points above the last one's [R].
+
+    It is meant for adversarially trained networks; others lose what little they had. Where few pictures validate,
+    the best of many epochs is luck: two standard errors are asked for as well.
+    """
+    robust = history["accuracy/robust"].dropna()
+    if not len(robust):
+        return None
+    best, last = float(robust.max()), float(robust.iloc[-1])
+    noise = 2 * (2 * best * (1 - best) / validation_images) ** 0.5
+    if best - last > max(0.03, noise):
+        says = f"robust validation accuracy fell from {100 * best:.1f} to {100 * last:.1f} % by the last epoch"
+        says = f"{says}; test the best epoch as well"
+        return Finding("robust overfitting", "suspect", best - last, 0.03, says, ATTACKED)
+
+
+def leak(tested, *seen):
+    """Invalid: over 1 % of the test pictures are also in a split that training or choosing has seen.
+
+    `tested` and `seen` are Splits. (CIFAR itself repeats a few pictures.)
+    """
+    known = set().union(*(_checksums(split) for split in seen))
+    again = sum(mark in known for mark in _checksums(tested)) / len(tested)
+    if again > 0.01:
+        says = f"{100 * again:.1f} % of the test pictures are in what training or choosing has seen"
+        return Finding("leak", "invalid", again, 0.01, f"{says}; choose on the validation split")
+
+
+def _checksums(split):
+    return [hashlib.sha1(image.numpy().tobytes()).digest() for image in split.images.cpu().contiguous()]

@@ -1,0 +1,119 @@
+"""What a robust accuracy depends on: ε, steps, restarts; margins, and the loss around a picture.
+
+Everything here is measured, nothing drawn: figures.py draws it.
+"""
+
+from dataclasses import replace
+
+import pandas as pd
+import torch
+from tqdm.auto import tqdm
+
+from attacks import evaluating, input_gradient, margin
+from evaluation.per_example import BATCH, attacked, on_device_of, predict
+from evaluation.statistics import wilson
+from evaluation.testing import seed_for
+
+
+def accuracy_against_eps(model, split, attack, grid, *, seed=0, progress=True):
+    """Robust accuracy along a grid of ε: a table with the columns eps, accuracy, low, high, n.
+
+    Step sizes scale with ε. The first row is ε = 0, clean accuracy. The grid is taken in rising order: a
+    picture that falls at one ε falls at every larger one, because the same adversarial picture lies in the
+    larger ball, so only those still standing are attacked again.
+    """
+    model = on_device_of(split, model)
+    standing = _right(model, split)
+    counts = {0.0: len(standing)}
+    wanted = sorted(set(grid) - {0})
+    for eps in tqdm(wanted, desc=f"{attack.label} along ε", disable=not progress):
+        scaled = attack.scaled(eps / attack.eps)
+        stood, _ = attacked(model, model, split, scaled, standing, seed_for(scaled, seed))
+        standing = standing[stood]
+        counts[eps] = len(standing)
+    return _table("eps", counts, split)
+
+
+def accuracy_against_steps(model, split, attack, steps, *, seed=0, progress=True):
+    """Robust accuracy for several numbers of steps: a table with the columns steps, accuracy, low, high, n.
+
+    Each is an attack of its own, and the step size stays. A curve that still falls at its end belongs to an
+    attack that has not converged.
+    """
+    model = on_device_of(split, model)
+    right = _right(model, split)
+    counts = {}
+    for count in tqdm(sorted(set(steps)), desc=f"{type(attack).__name__}, steps", disable=not progress):
+        longer = replace(attack, steps=count)
+        stood, _ = attacked(model, model, split, longer, right, seed_for(longer, seed))
+        counts[count] = int(stood.sum())
+    return _table("steps", counts, split)
+
+
+def accuracy_against_restarts(model, split, attack, restarts, *, seed=0, progress=True):
+    """Robust accuracy after 1, 2, ... restarts, up to `restarts`: columns restarts, accuracy, low, high, n.
+
+    Each restart attacks only what still stands, so the curve never rises.
+    """
+    model = on_device_of(split, model)
+    standing = _right(model, split)
+    counts = {}
+    for number in tqdm(range(restarts), desc=f"{attack.label}, restarts", disable=not progress):
+        stood, _ = attacked(model, model, split, attack, standing, seed_for(attack, seed + number))
+        standing = standing[stood]
+        counts[number + 1] = len(standing)
+    return _table("restarts", counts, split)
+
+
+def _table(name, counts, split):
+    n = len(split)
+    rows = [[value, count / n, *wilson(count, n), n] for value, count in counts.items()]
+    table = pd.DataFrame(rows, columns=[name, "accuracy", "low", "high", "n"])
+    table.attrs["split"] = split.name
+    return table
+
+
+def margins(model, split, attack, *, seed=0):
+    """The label's logit minus the largest other one, below 0 where the model is wrong: clean and under the attack.
+
+    A dictionary of two tensors (N,), by "clean" and the attack's label.
+    """
+    model = on_device_of(split, model)
+    parts = {"clean": [], attack.label: []}
+    generator = torch.Generator(split.labels.device).manual_seed(seed)
+    with evaluating(model):
+        for images, labels in split.batches(BATCH[split.labels.device.type]):
+            adversarial = attack.craft(model, images, labels, generator)
+            for name, points in zip(parts, (images, adversarial), strict=True):
+                with torch.no_grad():
+                    parts[name].append(margin(model(points), labels))
+    return {name: torch.cat(values).cpu() for name, values in parts.items()}
+
+
+def loss_surface(model, images, labels, eps=8 / 255, points=21, *, seed=0):
+    """Cross-entropy around pictures (n, C, H, W), averaged: (points, points), rows along the gradient's sign.
+
+    Columns go along a random direction of signs; both from -ε to ε, the picture in the middle. A smooth slope is
+    what an attack needs; a cliff or a ripple on it misleads one.
+    """
+    with evaluating(model):
+        uphill = input_gradient(model, images, labels).sign()
+        generator = torch.Generator(images.device).manual_seed(seed)
+        across = torch.empty_like(images).uniform_(-1, 1, generator=generator).sign()
+        line = torch.linspace(-eps, eps, points, device=images.device)
+        rows = []
+        for along in line:
+            places = [(images + along * uphill + other * across).clamp(0, 1) for other in line]
+            with torch.no_grad():
+                losses = [torch.nn.functional.cross_entropy(model(place), labels) for place in places]
+            rows.append(torch.stack(losses))
+    return torch.stack(rows).cpu()
+
+
+def first_right(model, split, count):
+    """Indices of the first pictures, at most `count`, that the model gets right."""
+    return _right(on_device_of(split, model), split)[:count]
+
+
+def _right(model, split):
+    return (predict(model, split).argmax(1) == split.labels).nonzero()[:, 0]

@@ -1,0 +1,77 @@
+"""Protocols that measure something else than they say, and what is set beside them."""
+
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from attacks import evaluating
+from evaluation import checks
+from evaluation.per_example import BATCH
+from loaders import Split
+
+
+def stale_split(source, split, attack, seed=0):
+    """The pictures of a split, attacked once on `source` and stored with 8 bits: what becomes of them is stale."""
+    generator = torch.Generator(split.labels.device).manual_seed(seed)
+    parts = []
+    with evaluating(source):
+        for images, labels in split.batches(BATCH[split.labels.device.type]):
+            parts.append(attack.craft(source, images, labels, generator).mul(255).round().to(torch.uint8))
+    return Split(torch.cat(parts), split.labels, split.classes, f"{split.name}, attacked once on another model")
+
+
+class NormalisedOutside(nn.Module):
+    """A model that is given normalised pictures, as a loader would make them, with the attack in between.
+
+    `outside(images)` is what the loader gives; an attack on that clips to [0, 1], and its ε has another unit.
+    """
+
+    def __init__(self, inner, mean=0.47, std=0.25):
+        super().__init__()
+        self.inner, self.mean, self.std = inner, mean, std
+
+    def outside(self, images):
+        return (images - self.mean) / self.std
+
+    def forward(self, normalised):
+        return self.inner(normalised * self.std + self.mean)
+
+    def accuracy(self, split, attack=None, clip=True, seed=0):
+        """Accuracy as that protocol counts it; with an attack that clips to [0, 1], or does not clip at all."""
+        generator = torch.Generator(split.labels.device).manual_seed(seed)
+        hits = 0
+        with evaluating(self):
+            for images, labels in split.batches(BATCH[split.labels.device.type]):
+                given = self.outside(images)
+                if attack is not None:
+                    # Shrunk into [0, 1] and back, so that the attack's own clipping does nothing.
+                    low, high = (0, 1) if clip else (-8, 8)
+                    shrunk = (given - low) / (high - low)
+                    small = attack if clip else attack.scaled(1 / (high - low))
+                    found = small.craft(lambda x, a=low, b=high: self(x * (b - a) + a), shrunk, labels, generator)
+                    given = found * (high - low) + low
+                with torch.no_grad():
+                    hits += int((self(given).argmax(1) == labels).sum())
+        return hits / len(split)
+
+    def zero_eps(self, split, attack):
+        """What the check of ε = 0 says of an attack on pictures that are not in [0, 1]."""
+        images, labels = split.batch(torch.arange(4, device=split.labels.device))
+        given, still = self.outside(images), replace(attack, eps=0.0)
+        with evaluating(self):
+            found = still.craft(self, given, labels, torch.Generator(images.device).manual_seed(0))
+        return checks.zero_eps(attack, float((found - given).abs().max()))
+
+
+def beside(claimed, scores, label, findings=None):
+    """A row of the table that sets a wrong protocol beside the right one, shares from 0 to 1.
+
+    Without findings of its own, a protocol is judged by its claim alone.
+    """
+    low, high = scores.interval(label)
+    if findings is None:
+        findings = [checks.claimed(label, claimed, scores.share(label), high)]
+    caught = "; ".join(dict.fromkeys(f"{f.check} ({f.severity})" for f in findings if f)) or "nothing"
+    row = {"claimed": claimed, "true": scores.share(label), "low": low, "high": high, "n": scores.n}
+    return row | {"found by": caught}

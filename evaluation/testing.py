@@ -1,0 +1,87 @@
+"""test() and its kin: how accurate is a model, clean and under attack? Always in float32 and eval mode.
+
+Examples are crafted on the model that is scored; no function here takes ready-made pictures. Carrying
+examples from one model to another is `transfer_attack`, and its result says so.
+"""
+
+import time
+import zlib
+
+import torch
+from tqdm.auto import tqdm
+
+from attacks import Attack
+from evaluation.audit import examine
+from evaluation.finding import CLEAN
+from evaluation.per_example import Kept, attacked, on_device_of, predict
+from evaluation.scores import Scores
+from models.fingerprint import fingerprint
+from processes import data_parallel
+from processes.machine import own_device, prepare
+from processes.seeds import derive_seed
+
+
+def test(model, split, attacks=(), *, seed=0, progress=True, folder=None):
+    """Score a model on a split: clean, and under each attack, crafted on this very model. Returns Scores.
+
+    `attacks` is a list of attacks. Only examples that are classified correctly are attacked; the others count
+    as lost. The scores end in findings (audit.py). Leaves the model as it was. With a `folder` (a run's) the
+    batches that are done are kept there until the test is, so that one that was stopped goes on.
+    """
+    attacks = named(attacks)
+    return evaluate(model, model, split, attacks, seed, progress, None, folder)
+
+
+def test_here(model, split, attacks, folder, kind="auto", *, progress=True):
+    """For processes that another one has started: `test` what came from there, on their device; see Packed."""
+    device = own_device(kind)
+    prepare(device)
+    return test(model.unpacked(device), split.to(device), attacks, folder=folder, progress=False)
+
+
+def seed_for(attack, seed):
+    """A seed for this attack: the same for the same attack, wherever it stands in a list."""
+    return derive_seed(seed, zlib.crc32(repr(attack).encode()))
+
+
+def named(attacks):
+    """Attacks by label, with the full settings where two labels are equal."""
+    attacks = [attacks] if isinstance(attacks, (Attack, str)) else list(attacks)
+    for attack in attacks:
+        if not isinstance(attack, Attack):
+            raise TypeError(f"{attack!r} is no attack; pass attacks such as PGD(steps=20)")
+    labels = [attack.label for attack in attacks]
+    named = {a.label if labels.count(a.label) == 1 else repr(a): a for a in attacks}
+    if len(named) < len(attacks):
+        raise ValueError(f"the same attack is listed twice in {attacks}")
+    return named
+
+
+def evaluate(source, victim, split, attacks, seed, progress, carried, folder=None):
+    begun = time.perf_counter()
+    data_parallel.join(split.labels.device)
+    source, victim = on_device_of(split, source), on_device_of(split, victim)
+    logits = predict(victim, split)
+    right = (logits.argmax(1) == split.labels) & torch.isfinite(logits).all(1)
+    outcomes, seconds, extents = {CLEAN: right.cpu()}, {CLEAN: time.perf_counter() - begun}, {}
+    kept = Kept(folder, source, victim, split)
+    bar = tqdm(
+        total=len(attacks) * int(right.sum()),
+        desc="test",
+        disable=not (progress and data_parallel.leads()),
+        unit="image",
+    )
+    indices = right.nonzero()[:, 0]
+    with kept, bar:
+        for label, attack in attacks.items():
+            bar.set_description(f"test {label}")
+            its_seed = seed_for(attack, seed)
+            stood, extents[label] = attacked(source, victim, split, attack, indices, its_seed, bar, kept)
+            outcome = torch.zeros_like(right)
+            outcome[indices] = stood
+            outcomes[label], seconds[label] = outcome.cpu(), extents[label].seconds
+    described = {label: repr(attack) for label, attack in attacks.items()}
+    scores = Scores(split.name, outcomes, described, seconds, carried=carried, weights=fingerprint(victim))
+    scores.pictures = split.checksum
+    scores.findings = examine(victim, split, logits, scores, attacks, extents)
+    return scores

@@ -1,0 +1,41 @@
+"""Crop and flip: a training picture is shifted by a few pixels (black comes in) and half the time mirrored."""
+
+import torch
+
+from processes.data_parallel import drawn
+
+PADDING = 4  # pixels a picture may shift in each direction
+
+
+class CropAndFlip:
+    """Both, for all pictures of a split at once: images uint8 (N, C, H, W)."""
+
+    def __init__(self, images):
+        self.count, self.channels, self.height, self.width = images.shape
+        self.lines = _lines(images)
+
+    def __call__(self, indices, generator=None):
+        """The pictures (n, C, H, W) uint8, channels-last, for int64 `indices` (n,), on the generator's device."""
+
+        def draw(high):
+            return drawn(indices, lambda numbers: numbers.random_(high, generator=generator))
+
+        tall, wide = self.height + 2 * PADDING, self.width + 2 * PADDING
+        which = draw(2) * self.count + indices  # the plain picture or its mirror
+        corner = (which * tall + draw(2 * PADDING + 1)) * wide + draw(2 * PADDING + 1)
+        places = corner[:, None] + wide * torch.arange(self.height, device=corner.device)
+        cut = self.lines.index_select(0, places.flatten())
+        return cut.view(-1, self.height, self.width, self.channels).permute(0, 3, 1, 2)
+
+
+def _lines(images):
+    """A view (positions, W * C): the line of a crop that begins at any pixel of any padded picture or mirror.
+
+    Nothing but the two padded copies is stored, and a batch is one look-up of whole lines, which is what makes
+    the loader fast.
+    """
+    channels, width = images.shape[1], images.shape[3]
+    padded = torch.nn.functional.pad(images, [PADDING] * 4).permute(0, 2, 3, 1).contiguous()
+    both = torch.stack([padded, padded.flip(2)]).flatten()
+    positions = (len(both) - width * channels) // channels + 1
+    return both.as_strided((positions, width * channels), (channels, 1))

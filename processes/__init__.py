@@ -1,0 +1,1 @@
+"""This machine and its processes: devices, seeds, signals; one training on several, many runs at once."""

@@ -1,0 +1,247 @@
+"""The benchmarks run, compare like with like and keep what they measure; the README says what they found."""
+
+import re
+import shutil
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import models
+from attacks import FGSM, NIFGSM, PGD, VMIFGSM
+from benchmarks import defences, devices, faults, gpu, peers, plan, plots, scaling, show, speed, suite, timing
+from storage.atomic_files import read_json, write_json
+
+
+@pytest.fixture(scope="module")
+def tiny(folders, tmp_path_factory):
+    """A folder with the results of the smallest run there is."""
+    folder = tmp_path_factory.mktemp("benchmarks")
+    for command in (speed, scaling):
+        command.main(["--tiny", "--output", str(folder)])
+    return folder
+
+
+def read(folder, name):
+    (path,) = folder.glob(f"{name}-*.json")
+    return read_json(path)
+
+
+def test_everything_is_measured_and_kept(tiny):
+    known = read(tiny, "speed")
+    assert known["complete"]
+    assert known["tiny"]
+    assert known["environment"]["torch"] == torch.__version__
+    assert known["versions"]["torchattacks"]
+    assert known["command"].startswith("python -m benchmarks.speed --tiny")
+    groups = [result["group"] for result in known["results"]]
+    assert set(groups) == {"loading", "training", "share", "evaluation", "memory"}
+    assert groups.count("training") == groups.count("evaluation") == 8
+    for result in known["results"]:
+        for row in result.get("contenders", {}).values():
+            assert row["rate"]["lowest"] > 0
+    assert {r["along"] for r in read(tiny, "scaling")["results"]} == set(plots.AXES)
+
+
+def test_what_a_gpu_will_show_runs_here_at_its_smallest(folders, tmp_path):
+    gpu.main(["--tiny", "--output", str(tmp_path)])
+    known = read(tmp_path, "gpu")
+    assert known["complete"]
+    groups = {result["group"]: result for result in known["results"]}
+    assert set(groups) == {"graphs", "training", "share", "record"}
+    assert groups["graphs"]["weights_apart_after_20_steps"] == 0
+    assert 0 <= groups["record"]["found"]["worst case"] <= groups["record"]["found"]["clean"]
+    assert read(tmp_path, "fast_robust")["seeds"][0]["seed"] == 0
+
+
+def test_every_defence_has_a_row_and_a_place_in_the_figure(folders, tmp_path):
+    tiny = ["--preset", "smoke", "--pictures", "128", "--epochs", "1", "--width", "4", "--tested", "20"]
+    defences.main([*tiny, "--output", str(tmp_path)])
+    known = read(tmp_path, "defences")
+    assert [result["defence"] for result in known["results"]] == [*defences.DEFENCES, *defences.SMALL]
+    text = show.table(tmp_path)
+    assert all(f"| {name} |" in text for name in defences.DEFENCES)
+    known["results"][3] |= {"rescued_in_epoch": 2, "verdict": "invalid"}
+    write_json(tmp_path / "defences-cpu.json", known)
+    assert "| N-FGSM (collapsed in epoch 2, PGD-2 from there) |" in show.table(tmp_path)
+    assert f"~~{100 * known['results'][3]['scores']['clean']['accuracy']:.1f}~~" in show.table(tmp_path)
+    assert [path.stem for path in show.pictures(tmp_path)] == ["defences-cpu"]
+
+
+def test_tables_and_figures_are_made_of_the_results(tiny):
+    text = show.table(tiny)
+    assert "Tiny: this shows that it runs" in text
+    assert "Training step: shallow CNN, VMI-FGSM" in text
+    assert {path.stem.split("-")[0] for path in show.pictures(tiny)} == {"speed", "scaling"}
+    assert show.table(tiny / "nowhere") == show.NOTHING
+
+
+def test_the_readme_holds_what_the_command_would_write():
+    readme = (show.ROOT / "README.md").read_text(encoding="utf-8")
+    assert show.filled(readme, show.table(suite.RESULTS)) == readme, "run python -m benchmarks.show"
+    for picture in re.findall(r"\]\((benchmarks/[^)]+)\)", readme):
+        assert (show.ROOT / picture).exists()
+
+
+def test_the_readme_keeps_what_stands_around_the_table():
+    readme = f"before\n{show.BEGIN}\nold\n{show.END}\nafter"
+    once = show.filled(readme, "new")
+    assert once == f"before\n{show.BEGIN}\n\nnew\n\n{show.END}\nafter"
+    assert show.filled(once, "new") == once
+
+
+def test_a_run_that_is_broken_off_keeps_its_results(tmp_path):
+    def stop():
+        raise KeyboardInterrupt
+
+    def cases(setting):
+        yield "one", "done", lambda: {"unit": "s", "peak": {"ours": 1.0}}
+        yield "two", "broken", stop
+
+    with pytest.raises(KeyboardInterrupt):
+        suite.run("", "speed", cases, ["--tiny", "--output", str(tmp_path)])
+    known = read(tmp_path, "speed")
+    assert [result["case"] for result in known["results"]] == ["done"]
+    assert not known["complete"]
+    with pytest.raises(SystemExit, match="no case has three"):
+        suite.run("", "speed", cases, ["--tiny", "--output", str(tmp_path), "--only", "three"])
+
+
+def test_turns_alternate_and_ratios_are_taken_turn_by_turn():
+    calls = []
+    setting = SimpleNamespace(device=torch.device("cpu"), turns=2, tiny=True)
+    contenders = {name: (lambda name=name: calls.append(name), 1) for name in ("ours", "peer")}
+    rates = timing.compare(contenders, setting)
+    assert calls == ["ours", "peer"] * 2
+    assert {name: len(values) for name, values in rates.items()} == {"ours": 2, "peer": 2}
+    rows = timing.summary({"ours": [2.0, 9.0, 4.0], "peer": [1.0, 3.0, 4.0]})
+    assert rows["peer"]["ratio"] == {"median": 2.0, "lowest": 1.0, "highest": 3.0}
+    assert rows["ours"]["ratio"]["median"] == 1.0
+
+
+@pytest.mark.parametrize("arguments", [{"name": "shallow_cnn"}, {"name": "resnet18", "width": 4}])
+def test_the_usual_network_computes_the_same(arguments):
+    model = models.build(num_classes=10, **arguments).eval()
+    usual, images = peers.usual_network(model).eval(), torch.rand(4, 3, 32, 32)
+    torch.testing.assert_close(usual(images), model(images), rtol=1e-4, atol=1e-4)
+    assert all(weight.is_contiguous() for weight in usual.parameters())
+    assert sum(weight.numel() for weight in usual.parameters()) == sum(w.numel() for w in model.parameters())
+
+
+@pytest.mark.parametrize("attack", [FGSM(), PGD(steps=3), NIFGSM(), VMIFGSM(steps=2, neighbours=3)], ids=repr)
+def test_peers_attack_with_our_settings(attack):
+    model = peers.usual_network(models.build("shallow_cnn", 10)).eval()
+    images, labels = torch.rand(4, 3, 32, 32), torch.arange(4)
+    crafts = [peers.with_torchattacks(attack, model)]
+    if peers.why_not_foolbox(attack) is None:
+        crafts.append(peers.with_foolbox(attack, model))
+    for craft in crafts:
+        change = (craft(images, labels) - images).abs().amax()
+        assert 0 < change <= attack.eps + 1e-6
+    theirs = crafts[0]
+    assert theirs.eps == attack.eps
+    for ours, name in {"steps": "steps", "step_size": "alpha", "neighbours": "N", "radius": "beta"}.items():
+        if hasattr(theirs, name):
+            assert getattr(theirs, name) == getattr(attack, ours)
+
+
+def test_what_is_not_installed_says_so(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert peers.why_not_foolbox(PGD()) == "foolbox is not installed"
+
+
+def test_flops_of_a_step_are_those_of_the_closed_form():
+    first = 2 * 28 * 28 * 6 * 75  # two per multiplication and addition
+    forward = first + 2 * (10 * 10 * 16 * 150 + 400 * 120 + 120 * 84 + 84 * 10)
+    network = peers.usual_network(models.build("shallow_cnn", 10))
+    assert timing.flops_of_step(network, crafting=10) == 23 * forward - first
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [(0.1234, "0.12"), (45.67, "45.7"), (456.7, "457"), (12345, "12,300")]
+)
+def test_numbers_show_what_counts(value, shown):
+    assert plots.number(value) == shown
+
+
+def test_a_study_killed_in_all_its_phases_ends_as_if_nothing_had_happened(tmp_path, capsys):
+    """The short form of benchmarks/faults.py: ten kills, and five times SIGTERM."""
+    assert faults.main(["--studies", "2", "--polite", "1", "--seed", "7", "--output", str(tmp_path)]) == 0
+    killed, asked = read(tmp_path, "faults")["results"]
+    assert sum(row["stops"] for row in killed["phases"]) == 10
+    assert {code for row in killed["phases"] for code in row["codes"]} == {-9}
+    assert sum(row["stops"] for row in asked["phases"]) == 5
+    assert {code for row in asked["phases"] for code in row["codes"]} == {75}
+    assert max(row["longest"] for row in asked["phases"]) < 10
+    assert "10 times SIGKILL, and 0 of 2 ended differently" in capsys.readouterr().out
+
+
+def test_a_study_that_ends_differently_is_told(tmp_path, monkeypatch, capsys):
+    """Something is lost in every study that was stopped: the table says so, and the command fails."""
+    whole = {"weights": "a", "report": "b", "scores": "c"}
+    monkeypatch.setattr(faults.Process, "through", lambda self: self.process.kill())
+    monkeypatch.setattr(faults, "length", lambda _: dict.fromkeys(faults.PHASES, 1.0))
+    monkeypatch.setattr(faults, "found", lambda _: whole)
+    stop = {"phase": "training", "code": -9, "seconds": 0.1}
+    monkeypatch.setattr(faults, "trial", lambda *_: ([stop], whole | {"scores": "d"}))
+    assert faults.main(["--studies", "1", "--polite", "0", "--output", str(tmp_path)]) == 1
+    said = capsys.readouterr().out
+    assert "differs in scores" in said
+    assert "1 times SIGKILL, and 1 of 1 ended differently" in said
+
+
+def test_what_several_processes_gain_is_measured_and_told(folders, tmp_path):
+    devices.main(["--tiny", "--output", str(tmp_path), "--only", "one run through the scheduler"])
+    (result,) = read(tmp_path, "devices")["results"]
+    assert set(result["contenders"]) == {"as a task", "bare"}
+    assert result["seconds beside the training"]["as a task"] > result["seconds beside the training"]["bare"] > 0
+    assert "Many devices" in show.table(tmp_path)
+    assert "as a task" in show.table(tmp_path)
+
+
+def test_what_is_counted_is_divided_by_the_time_that_it_took(study):
+    session, data, runs, _ = study
+    rates = plan.timed(session.runs.parent)
+    assert {key: len(found) for key, found in rates.items()} == {
+        ("shallow_cnn", "training"): 2,
+        ("shallow_cnn", "tests"): 2,
+    }
+    flops, run = timing.flops_of_step(models.build("shallow_cnn", 10), 0), runs["standard"]
+    expected = flops * 2 * len(data.train) / run.history["time/epoch_s"].sum()
+    assert any(rate == pytest.approx(expected) for rate in rates["shallow_cnn", "training"])
+
+
+def test_the_plan_counts_each_run_once_and_more_gpus_are_never_slower(tmp_path, capsys, study):
+    timed = shutil.copytree(study[0].runs.parent, tmp_path / "timed")
+    (timed / "command.txt").write_text("python -m study\n")
+    study = tmp_path / "smoke-shapes"
+    names = {"02_transfer_learning": ["source-standard", "source-robust", "from-robust-all-pgd"]}
+    names |= {"04_more_classes": ["resnet-100"], "06_robust_transfer": ["from-robust-all-pgd-16-pictures"]}
+    for notebook, runs in names.items():
+        for run in runs:
+            model = {"name": "shallow_cnn", "num_classes": 10}
+            defence = {"kind": "Standard" if run in ("source-standard", "resnet-100") else "Adversarial"}
+            folder = study / notebook / f"{run}-seed0"
+            write_json(folder / "recipe.json", {"recipe": {"defence": defence}, "model": model})
+            twin = {"same_run_as": "02/source-standard-seed0"} if run == "resnet-100" else {}
+            write_json(folder / "environment.json", twin)
+    jobs = list(plan.jobs_of(study))
+    trained = [job for job in jobs if job.kind == "training"]
+    assert len(trained) == plan.SEEDS * (3 + len(plan.SHARES))  # a twin is not trained, one stands for four shares
+    step = {job.name: job.flops for job in trained}
+    assert step["02/source-robust, 0"] > 5 * step["02/source-standard, 0"]
+    assert {job.after for job in trained if "from-robust" in job.name} == {
+        f"02/source-robust, {n}" for n in range(3)
+    }
+    walls = [plan.makespan(jobs, gpus, lambda job: job.flops) for gpus in (1, 2, 8, 64)]
+    assert walls == sorted(walls, reverse=True)
+    assert walls[0] == pytest.approx(sum(job.flops for job in jobs))
+    chain = step["02/source-standard, 0"] + step["02/source-robust, 0"] + step["02/from-robust-all-pgd, 0"]
+    assert walls[-1] >= chain
+    plan.main([str(study), str(timed), "--output", str(tmp_path / "scaling.md")])
+    text = (tmp_path / "scaling.md").read_text()
+    assert "| 64 |" in text
+    assert "| shallow_cnn | training | 2 |" in text
+    assert not re.search(r"\{\w+\}", text)
+    with pytest.raises(SystemExit):
+        plan.main([str(study), str(tmp_path / "nothing")])

@@ -1,0 +1,444 @@
+"""audit() and judge(): what they measure and find, and how little the checks of test() cost."""
+
+import importlib
+import math
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+import torch
+from small import small_network
+from torch.nn.functional import cross_entropy
+
+from attacks import APGD, FGSM, NIFGSM, PGD, VMIFGSM, AutoAttack, Noise, Square, Torchattacks
+from evaluation import testing
+from evaluation.audit import Audit, audit, judge, judge_table
+from evaluation.finding import ATTACKED, CLEAN, Finding
+from evaluation.per_example import Extent, predict
+from evaluation.scores import Scores
+from loaders import Split
+from study import report
+
+module = importlib.import_module("evaluation.audit")  # by its name the wing hands on the function
+
+
+@pytest.mark.parametrize("name", ["standard", "pgd"])
+@pytest.mark.parametrize("attack", [PGD(), PGD(steps=20), NIFGSM(), APGD(steps=20)], ids=str)
+def test_sound_models_are_not_accused(name, attack, sound, blobs):
+    audited = audit(sound[name], blobs.test, attack, surrogates={"other": sound["standard"]}, progress=False)
+    assert [finding for finding in audited.findings if finding.severity == "invalid"] == []
+    assert len(audited.findings) <= 1
+
+
+def test_an_audit_says_what_it_measured(sound, blobs):
+    audited = audit(sound["pgd"], blobs.test, PGD(), surrogates={"its twin": sound["standard"]}, progress=False)
+    rows = set(audited.table().index)
+    assert {CLEAN, "PGD-10", "FGSM", "50 steps", "5 restarts", "noise", "Square-1000"} <= rows
+    assert {"carried from its twin", "ε = 4/255", "ε = 16/255", "ε = 64/255", "ε = 255/255"} <= rows
+    assert audited.share("ε = 255/255") == 0
+    assert audited.share("noise") > audited.share("PGD-10")
+    tested = testing.test(sound["pgd"], blobs.test, [PGD()], progress=False)
+    assert audited.share("PGD-10") == pytest.approx(tested.robust_accuracy(), abs=0.02)
+    assert "audit of PGD(ε=8/255, α=2/255, 10 steps), blobs test, n = 128" in str(audited)
+
+
+def test_an_audit_leaves_the_model_as_it_was(sound, blobs):
+    model = sound["pgd"].train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    audit(model, blobs.test.first(32), PGD(steps=2), progress=False)
+    assert all(module.training for module in model.modules())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def kept(folder, model, split, weights, attack, findings, epoch="last"):
+    """Scores under PGD-10 in a run's folder, and an audit of `attack` on `weights` beside them."""
+    folder.mkdir()
+    testing.test(model, split, [FGSM(), PGD()], progress=False).save(folder, epoch)
+    outcomes = {CLEAN: torch.ones(3) > 0, attack.label: torch.ones(3) > 0}
+    audited = Audit(split.name, outcomes, {attack.label: repr(attack)}, findings=findings)
+    audited.weights = testing.fingerprint(weights)
+    audited.save(folder)
+
+
+def test_the_findings_join_the_scores_that_they_concern(sound, blobs, tmp_path):
+    model, split = sound["pgd"], blobs.test
+    found = [Finding("collapse", "invalid", 1, 0, "planted", ("PGD-10",))]
+    kept(tmp_path / "same", model, split, model, PGD(), found)
+    kept(tmp_path / "best", model, split, model, PGD(), found, "best")
+    kept(tmp_path / "weights", model, split, sound["standard"], PGD(), found)
+    kept(tmp_path / "settings", model, split, model, PGD(step_size=1 / 255), found)
+    everywhere = [Finding("masked gradient", "invalid", 1, 0, "planted", ATTACKED)]
+    kept(tmp_path / "everywhere", model, split, model, PGD(step_size=1 / 255), everywhere)
+    loaded = report.load_scores(tmp_path)
+    verdicts = {name: list(score.table().verdict == "invalid") for name, score in loaded.items()}
+    assert verdicts["same"] == verdicts["best, best"] == [False, False, True, False]
+    assert verdicts["weights"] == verdicts["settings"] == [False] * 4
+    assert verdicts["everywhere"] == [False, True, True, True]
+    (path,) = (tmp_path / "best").glob("audit-*.json")
+    assert path.name == "audit-PGD-ε-8_255-α-2_255-10-steps.json"
+    assert Scores.read(path).share("PGD-10") == 1
+
+
+def test_rows_of_an_audit_that_are_not_in_doubt_have_no_verdict():
+    audited = Audit("x", {CLEAN: torch.ones(3) > 0, "PGD-10": torch.ones(3) > 0, "noise": torch.ones(3) > 0})
+    audited.attacks = {"PGD-10": "PGD"}
+    audited.findings = [Finding("masked gradient", "invalid", 1, 0, "planted", ATTACKED)]
+    assert list(audited.table().verdict) == ["no finding", "invalid", "–"]
+    assert audited.verdict() == "invalid"
+
+
+@pytest.mark.parametrize(
+    "attack", [FGSM(), AutoAttack(steps=5, queries=20, targets=2), Torchattacks("PGD")], ids=str
+)
+def test_other_attacks_can_be_audited(attack, sound, blobs):
+    audited = audit(sound["pgd"], blobs.test.first(40), attack, progress=False)
+    assert audited.verdict() != "invalid"
+
+
+def test_no_eps_no_audit(sound, blobs):
+    with pytest.raises(ValueError, match="no ε to vary"):
+        audit(sound["pgd"], blobs.test, PGD(eps=0))
+    with pytest.raises(TypeError, match="'pgd' is no attack"):
+        audit(sound["pgd"], blobs.test, "pgd")
+    with pytest.raises(TypeError, match="a dictionary"):
+        audit(sound["pgd"], blobs.test, surrogates=sound["standard"])
+    with pytest.raises(ValueError, match="built for another data set"):
+        audit(small_network(classes=3), blobs.test)
+    with pytest.raises(ValueError, match="norm='L2'"):
+        audit(sound["pgd"], blobs.test, PGD(norm="L2", eps=0.3))
+    with pytest.raises(ValueError, match="no ε to scale"):
+        audit(sound["pgd"], blobs.test, Torchattacks("CW"))
+
+
+def test_a_model_that_is_always_wrong_is_no_error(blobs):
+    model = small_network()
+    with torch.no_grad():
+        model[-1].bias[0] = 1e6
+    audited = audit(model, blobs.test.first(20), progress=False)
+    assert audited.verdict() == "invalid"
+
+
+def test_published_tables_are_judged():
+    # The earlier study's rows: ResNet-18 trained on stale examples, and the small CNN.
+    found = {f.check: f.severity for f in judge(0.11, {"FGSM": 0.743, "PGD": 0.744, "NI": 0.74}, chance=0.1)}
+    assert found["robust above clean"] == found["better than chance"] == "invalid"
+    assert [f.check for f in judge(0.48, {"FGSM": 0.431, "PGD": 0.43, "NI": 0.429})] == ["attacks alike"]
+    assert judge(0.824, {"FGSM": 0.56, "PGD": 0.52, "AutoAttack": 0.48}, chance=0.1) == []
+    assert judge(0.9, {"FGSM": 0.897, "PGD": 0.896, "NI": 0.895, "VMI": math.nan}) == []
+    assert [f.check for f in judge(0.9, {"FGSM": 0.8, "PGD-20": 0.05})] == ["catastrophic overfitting"]
+
+
+def test_the_checks_of_test_cost_little(sound, blobs, monkeypatch):
+    """Counted in pictures that pass the network, which is what takes the time."""
+    passed = {"all": 0, "checks": 0}
+    real = testing.examine
+
+    def examine(*arguments):
+        before = passed["all"]
+        found = real(*arguments)
+        passed["checks"] += passed["all"] - before
+        return found
+
+    monkeypatch.setattr(testing, "examine", examine)
+    model = sound["pgd"]
+    hook = model.register_forward_hook(lambda _, inputs, out: passed.update(all=passed["all"] + len(inputs[0])))
+    for attacks in ([FGSM()], [PGD()], [FGSM(), PGD(steps=20), NIFGSM(), VMIFGSM()]):
+        passed.update(all=0, checks=0)
+        testing.test(model, blobs.test, attacks, progress=False)
+        assert passed["checks"] < 0.3 * passed["all"]  # few pictures here; 0.15 of those of a real test
+    hook.remove()
+
+
+# --- what exactly is measured, and what is made of it: with outcomes that are planted -----------------
+
+
+class Right(torch.nn.Module):
+    """Right on the first `share` of 100 pictures, whose first pixel says which they are and which class."""
+
+    def __init__(self, share=1.0):
+        super().__init__()
+        self.share = share
+
+    def forward(self, images):
+        value = (255 * images[:, 0, 0, 0]).round()
+        label, number = value.long() % 2, value.long()
+        label = torch.where(number < 100 * self.share, label, 1 - label)
+        logits = torch.nn.functional.one_hot(label, 2).to(images)
+        return 3 * logits - 1 + images.flatten(1)[:, 1:3]
+
+
+@pytest.fixture
+def hundred():
+    images = torch.zeros(100, 3, 8, 8, dtype=torch.uint8)
+    images[:, 0, 0, 0] = torch.arange(100)
+    return Split(images, torch.arange(100) % 2, ["even", "odd"], "hundred")
+
+
+@pytest.fixture
+def planted(monkeypatch):
+    """attacked() answers from {what an attack prints: the share that withstands}; what was asked is noted."""
+    shares, asked = {}, []
+
+    def attacked(source, victim, split, attack, indices, seed, bar=None, kept=None):
+        asked.append((repr(attack), source is victim))
+        share = shares[repr(attack)] if repr(attack) in shares else shares["else"]
+        stood = torch.arange(len(indices)) < round(share * len(split))
+        return stood, Extent(attack.eps, 0.0, 1.0, 0, 0, 0.1)
+
+    monkeypatch.setattr(module, "attacked", attacked)
+    monkeypatch.setattr(module.checks, "masked_gradient", lambda *_, **__: None)
+    return shares, asked
+
+
+def common(eps=8 / 255):
+    """What stands beside every attack: noise and Square, and the grid to its ends."""
+    return [repr(Noise(eps=eps)), repr(Square(eps=eps, queries=1000))]
+
+
+def grid(attack, *sizes):
+    return [repr(attack.scaled(size / attack.eps)) for size in sizes]
+
+
+BEYOND = (4 / 255, 16 / 255, 64 / 255, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("attack", "more"),
+    [
+        (PGD(steps=20), [PGD(steps=100), PGD(steps=20, restarts=5)]),
+        (PGD(steps=4, restarts=3), [PGD(steps=20, restarts=3), PGD(steps=4, restarts=15)]),
+        (PGD(steps=4, random_start=False), [PGD(steps=20, random_start=False)]),
+        (NIFGSM(steps=5), [NIFGSM(steps=25)]),
+        (APGD(steps=5), []),
+        (FGSM(), [PGD()]),
+    ],
+    ids=str,
+)
+def test_exactly_what_an_audit_runs(attack, more, planted, hundred):
+    shares, asked = planted
+    shares["else"] = 0.0
+    audited = audit(Right(), hundred, attack, surrogates={"another": Right(0.9)}, progress=False)
+    single = [] if type(attack) is FGSM else [repr(FGSM())]
+    expected = [
+        repr(attack),
+        *single,
+        *map(repr, more),
+        *common(),
+        repr(PGD(step_size=2 / 255)),
+        *grid(attack, *BEYOND),
+    ]
+    assert [name for name, _ in asked] == expected
+    assert [name for name, white in asked if not white] == [repr(PGD(step_size=2 / 255))]
+    assert "carried from another" in audited.outcomes
+    names = set(audited.outcomes)
+    for other in more:
+        if other != PGD():
+            longer = other.steps != attack.steps
+            assert (f"{other.steps} steps" if longer else f"{other.restarts} restarts") in names
+
+
+@pytest.mark.parametrize("name", ["noise", "square"])
+def test_a_blind_attack_is_not_held_against_itself(name, planted, hundred):
+    shares, asked = planted
+    shares["else"] = 0.0
+    attack = {"noise": Noise(), "square": Square(queries=1000)}[name]
+    audit(Right(), hundred, attack, progress=False)
+    assert [asked_for for asked_for, _ in asked].count(repr(attack)) == 1
+
+
+HEALTHY = {
+    repr(PGD()): 0.5,
+    repr(FGSM()): 0.55,
+    repr(PGD(steps=50)): 0.49,
+    repr(PGD(restarts=5)): 0.495,
+    repr(Noise()): 0.97,
+    repr(Square(queries=1000)): 0.6,
+    repr(PGD(step_size=2 / 255)): 0.5,
+    **dict(zip(grid(PGD(), *BEYOND), (0.7, 0.3, 0.1, 0.0), strict=True)),
+}
+WRONG = {
+    "more steps": (repr(PGD(steps=50)), 0.40, "suspect"),
+    "restarts": (repr(PGD(restarts=5)), 0.45, "suspect"),
+    "black box wins": (repr(Noise()), 0.4, "suspect"),
+    "black box wins, Square": (repr(Square(queries=1000)), 0.4, "suspect"),
+    "collapse": (grid(PGD(), 1.0)[0], 0.1, "invalid"),
+    "collapse, at chance": (grid(PGD(), 64 / 255)[0], 0.55, "invalid"),
+    "monotone in ε": (grid(PGD(), 16 / 255)[0], 0.6, "suspect"),
+    "attack order": (repr(FGSM()), 0.4, "suspect"),
+    "catastrophic overfitting": (repr(FGSM()), 0.9, "invalid"),
+}
+
+
+def test_where_nothing_is_wrong_nothing_is_found(planted, hundred):
+    planted[0].update(HEALTHY)
+    assert audit(Right(), hundred, PGD(), progress=False).findings == []
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_what_is_wrong_is_found(wrong, planted, hundred):
+    attack, share, severity = WRONG[wrong]
+    planted[0].update(HEALTHY | {attack: share})
+    found = audit(Right(), hundred, PGD(), progress=False).findings
+    there = {finding.check: finding.severity for finding in found}
+    assert there[wrong.partition(",")[0]] == severity, there
+
+
+def test_a_carried_attack_that_wins_is_found_by_its_name(planted, hundred):
+    planted[0].update(HEALTHY)
+    # The carried attack prints itself as PGD() does, so the second call of the two is told by its number.
+    real, calls = module.attacked, []
+
+    def once_weaker(source, victim, *rest, **named):
+        stood, extent = real(source, victim, *rest, **named)
+        calls.append(source is victim)
+        return (stood & (torch.arange(len(stood)) < 30), extent) if source is not victim else (stood, extent)
+
+    module.attacked = once_weaker
+    try:
+        audited = audit(Right(), hundred, PGD(), surrogates={"my twin": Right(0.9)}, progress=False)
+    finally:
+        module.attacked = real
+    (finding,) = audited.findings
+    assert finding.check == "black box wins"
+    assert "carried from my twin leaves 20.0 points less than PGD-10" in finding.message
+    assert calls.count(False) == 1
+    assert audited.attacks == {"PGD-10": repr(PGD())}
+
+
+def test_fgsm_alone_is_held_against_pgd(planted, hundred):
+    far = dict(zip(grid(FGSM(), *BEYOND), (0.95, 0.5, 0.3, 0.2), strict=True))  # a single step may fail far out
+    planted[0].update(HEALTHY | far | {repr(FGSM()): 0.62, repr(Square(queries=1000)): 0.65})
+    (finding,) = audit(Right(), hundred, FGSM(), progress=False).findings
+    assert finding.check == "more steps"
+    assert "PGD-10 leaves 12.0 points less than FGSM, over 2.5: a single step is not an attack" in finding.message
+    planted[0].update({repr(FGSM()): 0.9, repr(Square(queries=1000)): 0.95})
+    checks = {f.check for f in audit(Right(), hundred, FGSM(), progress=False).findings}
+    assert checks == {"more steps", "catastrophic overfitting"}
+
+
+def test_the_growth_of_the_loss_is_that_of_what_stands(hundred):
+    """By hand: mean loss of the standing examples now, minus theirs ten steps before; 0 where hardly any stand."""
+    auditor = module._Auditor(Right(), hundred, PGD(steps=20), 0, False)
+    images, labels = hundred.batch(torch.arange(100))
+    later, earlier = images.clone(), images.clone()
+    later[:, 0, 0, 1], later[:, 0, 0, 2] = 0.5 * (labels == 1), 0.5 * (labels == 0)  # towards the other class
+    logits = Right()(later)
+    growth = (cross_entropy(logits, labels) - cross_entropy(Right()(earlier), labels)).item()
+    assert growth > 0.01
+    assert auditor._gain(earlier, logits, labels) == pytest.approx(growth)
+    for standing, counts in ((4, False), (5, True)):
+        flipped = logits.clone()
+        flipped[standing:] = flipped[standing:].flip(1)
+        gain = auditor._gain(earlier, flipped, labels)
+        assert (gain != 0) == counts
+
+
+@pytest.mark.parametrize(
+    ("count", "attacks", "looked_at"),
+    [
+        (100, [PGD(steps=10)], 15),  # 100 · (1 + 30) passes, of which one in 200
+        (100, [PGD(steps=10), FGSM()], 17),
+        (40, [FGSM()], 2),
+        (1, [FGSM()], 1),
+        (100, [PGD(steps=100)], 64),
+        (30, [PGD(steps=100)], 30),
+    ],
+)
+def test_how_many_pictures_the_cheap_checks_look_at(count, attacks, looked_at, hundred, monkeypatch):
+    seen = []
+    monkeypatch.setattr(module.checks, "masked_gradient", lambda model, images, *_: seen.append(len(images)))
+    split = hundred.first(count)
+    named = {attack.label: attack for attack in attacks}
+    outcomes = {label: torch.ones(count, dtype=torch.bool) for label in (CLEAN, *named)}
+    extents = {label: Extent(attack.eps, 0.0, 1.0, 0, 0, 0.0) for label, attack in named.items()}
+    module.examine(Right(), split, predict(Right(), split), Scores("x", outcomes), named, extents)
+    assert seen == [looked_at]
+
+
+def compared(**shares):
+    """Findings of _compared for attacks, by what they print, and the shares that they leave of 100."""
+    attacks = {label: attack for label, (attack, _) in shares.items()}
+    outcomes = {CLEAN: torch.ones(100, dtype=torch.bool)}
+    outcomes |= {label: torch.arange(100) < count for label, (_, count) in shares.items()}
+    return {f.check: f for f in module._compared(attacks, Scores("x", outcomes, {a: a for a in attacks})) if f}
+
+
+AA = AutoAttack(steps=5, queries=20)
+
+
+def test_what_stands_beside_one_another_is_compared():
+    assert compared(weak=(PGD(), 50), strong=(AA, 45)) == {}
+    gap = compared(weak=(PGD(), 50), strong=(AA, 40))["AutoAttack gap"]
+    assert gap.rows == ("weak",)
+    assert gap.measured == pytest.approx(10)
+    for other in (PGD(norm="L2", eps=8 / 255), PGD(eps=4 / 255), PGD(restarts=2), NIFGSM()):
+        assert "AutoAttack gap" not in compared(weak=(other, 50), strong=(AA, 40))
+    assert "AutoAttack gap" not in compared(weak=(PGD(), 50), strong=(PGD(restarts=9), 40))
+    steps = compared(few=(PGD(steps=10), 50), many=(PGD(steps=50), 46))["more steps"]
+    assert steps.rows == ("few",)
+    assert "many leaves 4.0 points less than few" in steps.message
+    assert "more steps" not in compared(few=(PGD(steps=10), 46), many=(PGD(steps=50), 50))
+    for other in (
+        PGD(steps=50, eps=4 / 255),
+        PGD(steps=50, norm="L2", eps=8 / 255),
+        PGD(steps=10, step_size=0.01),
+    ):
+        assert "more steps" not in compared(few=(PGD(steps=10), 50), other=(other, 46))
+
+
+def test_blind_attacks_and_autoattack_have_their_place():
+    lost = compared(pgd=(PGD(), 50), noise=(Noise(), 45))["black box wins"]
+    assert lost.rows == ("pgd",)
+    assert compared(pgd=(PGD(), 50), noise=(Noise(eps=16 / 255), 45)) == {}  # at another ε it may
+    assert compared(pgd=(PGD(), 50), noise=(Noise(), 90)) == {}
+    beaten = compared(pgd=(PGD(), 40), best=(AA, 50))["black box wins"]
+    assert beaten.rows == ("best",)
+    two = compared(weak=(PGD(steps=5), 60), strong=(PGD(steps=6), 59), square=(Square(), 55))["black box wins"]
+    assert two.rows == ("strong",)  # the strongest white box is what a blind attack may not beat
+    assert compared(noise=(Noise(), 45)) == {}
+
+
+def test_attacks_that_agree_too_well_are_suspect_only_where_one_takes_a_single_step():
+    alike = {"fgsm": (FGSM(), 50), "pgd": (PGD(), 50), "ni": (NIFGSM(), 50)}
+    assert "attacks alike" in compared(**alike)
+    assert "attacks alike" not in compared(**(alike | {"fgsm": (PGD(steps=1), 50)}))
+    assert "attacks alike" not in compared(**(alike | {"ni": (NIFGSM(eps=4 / 255), 50)}))
+    assert "attacks alike" not in compared(**(alike | {"fgsm": (FGSM(), 56)}))
+
+
+def test_a_published_table_is_judged_row_by_row_in_percent():
+    table = pd.DataFrame(
+        {
+            "clean": [82.4, 11.0, 90.0],
+            "classes": [10, 10, 100],
+            "FGSM": [56.0, 74.3, 80.0],
+            "PGD": [52.0, 74.4, math.nan],
+        },
+        index=["sound", "stale", "half"],
+    )
+    judged = judge_table(table)
+    assert judged.verdict["sound"] == judged.verdict["half"] == "no finding"
+    assert "INVALID: better than chance" in judged.verdict["stale"]
+    assert "74.3 %, more than the 11.0 %" in judged.verdict["stale"]
+    assert list(judged.drop(columns="verdict")) == list(table)
+    hundred = judge_table(table.assign(clean=[11.0, 11.0, 2.9])[["clean", "classes"]])
+    assert hundred.verdict["half"].startswith("INVALID: better than chance")
+    assert judge_table(table.assign(clean=[13.0] * 3)[["clean", "classes"]]).verdict["half"] == "no finding"
+
+
+def test_the_pictures_of_an_audit_are_those_that_it_gets_right(hundred, monkeypatch):
+    """At most 250 of them; at ε = 0 four; and of the last ten steps the difference."""
+    seen = []
+
+    class Noted(PGD):
+        def craft(self, model, images, labels, generator, targeted=False):
+            seen.append((self.eps, self.steps, len(images)))
+            return images
+
+    auditor = module._Auditor(Right(0.3), hundred, Noted(steps=20), 0, False)
+    auditor._pictures(auditor.attack)
+    assert seen == [(0.0, 20, 4), (8 / 255, 20, 30), (8 / 255, 10, 30)]
+    seen.clear()
+    auditor.attack = replace(auditor.attack, steps=19)
+    auditor._pictures(auditor.attack)
+    assert len(seen) == 2

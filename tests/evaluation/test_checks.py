@@ -1,0 +1,176 @@
+"""The checks one by one: what they find, from which threshold on, and which rows of a table that concerns."""
+
+import math
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import nn
+
+from attacks import FGSM, PGD, Attack
+from evaluation import checks, testing
+from evaluation.audit import fgsm_and_pgd
+from evaluation.transfer_attack import transfer_attack
+
+
+class Around(nn.Module):
+    """A sound network with something wrong around it."""
+
+    def __init__(self, inner, forward):
+        super().__init__()
+        self.inner = inner
+        self.around = forward
+
+    def forward(self, images):
+        return self.around(self.inner, images)
+
+
+def constant(inner, images):
+    return inner(images) * 0 + torch.tensor([1.0, 0, 0, 0])
+
+
+def mostly_one(inner, images):
+    logits = inner(images)
+    return logits + torch.tensor([1.0, 0, 0, 0]) * (images.flatten(1).sum(1, keepdim=True) * 1000 % 10 < 7) * 1000
+
+
+def batch_dependent(inner, images):
+    logits = inner(images)
+    return logits - 5 * (logits - logits.mean(0))
+
+
+PLANTED = {
+    "NaN logits": (lambda inner, x: inner(x) * math.nan, "finite logits", "invalid"),
+    "says one class": (constant, "better than chance", "invalid"),
+    "says one class for most": (mostly_one, "constant predictor", "invalid"),
+    "quantised input": (lambda inner, x: inner((x * 20).round() / 20), "masked gradient", "invalid"),
+    "detached": (lambda inner, x: inner(x.detach()), "masked gradient", "invalid"),
+    "batch statistics": (batch_dependent, "batch independence", "invalid"),
+    "noise": (lambda inner, x: inner(x + 0.05 * torch.randn_like(x)), "randomness", "suspect"),
+    "softmax": (lambda inner, x: inner(x).softmax(1), "logits", "suspect"),
+}
+
+
+@pytest.mark.parametrize("flaw", PLANTED)
+def test_flawed_models_are_found(flaw, sound, blobs):
+    around, check, severity = PLANTED[flaw]
+    scores = testing.test(Around(sound["pgd"], around), blobs.test, [FGSM()], progress=False)
+    found = {finding.check: finding for finding in scores.findings}
+    assert check in found
+    assert found[check].severity == severity
+    verdicts = scores.table().verdict
+    assert verdicts["FGSM"] == severity
+    assert verdicts["clean"] == ("no finding" if check == "masked gradient" else severity)
+
+
+def test_a_carried_attack_is_the_remedy_for_a_masked_gradient(sound, blobs):
+    masked = Around(sound["pgd"], PLANTED["quantised input"][0])
+    assert transfer_attack(sound["pgd"], masked, blobs.test, PGD(), progress=False).findings == []
+
+
+def hidden_nan(inner, images):
+    """Finite logits, a gradient that is NaN everywhere."""
+    return inner(images) + (images * 0).sum((1, 2, 3)).sqrt()[:, None]
+
+
+def off_the_grid(inner, images):
+    """NaN as soon as a picture is none of 8 bits."""
+    off = ((images * 255 - (images * 255).round()).abs() > 1e-3).flatten(1).any(1)
+    return torch.where(off[:, None], math.nan, inner(images))
+
+
+def test_nan_gradients_are_no_robustness(sound, blobs):
+    scores = testing.test(Around(sound["standard"], hidden_nan), blobs.test, [FGSM(), PGD()], progress=False)
+    assert [finding.check for finding in scores.findings if finding.severity == "invalid"] == ["masked gradient"]
+    with pytest.warns(RuntimeWarning, match="not finite"):
+        FGSM()(Around(sound["standard"], hidden_nan).eval(), *blobs.test.batch(torch.arange(4)))
+
+
+def test_nan_logits_under_attack_are_no_robustness(sound, blobs):
+    attack = PGD(step_size=0.5 / 255, steps=20)
+    scores = testing.test(Around(sound["standard"], off_the_grid), blobs.test, [attack], progress=False)
+    assert "finite logits" in {finding.check for finding in scores.findings if "PGD-20" in finding.rows}
+    assert scores.robust_accuracy() == 0
+
+
+@pytest.mark.parametrize("name", ["standard", "pgd"])
+def test_sound_models_are_not_accused(name, sound, blobs):
+    scores = testing.test(sound[name], blobs.test, [FGSM(), PGD()], progress=False)
+    assert scores.findings == []
+    assert scores.verdict() == ""
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Leaving(Attack):
+    """A broken attack: it goes further than it says."""
+
+    def craft(self, model, images, labels, generator, targeted=False):
+        return images + 2 * self.eps
+
+
+def test_an_attack_that_leaves_its_ball_is_found(sound, blobs):
+    scores = testing.test(sound["pgd"], blobs.test, [Leaving(), FGSM()], progress=False)
+    (finding,) = scores.findings
+    assert (finding.check, finding.severity) == ("inside the ball", "invalid")
+    assert scores.verdict("Leaving") == "invalid"
+    assert scores.verdict("FGSM") == ""
+    assert scores.verdict("worst case") == "invalid"
+
+
+@pytest.mark.parametrize(
+    ("attack", "message"),
+    [
+        (PGD(step_size=2 / 225), "no quarter of 1/255 and no simple part of ε; 2/225"),
+        (PGD(step_size=2), "over twice ε"),
+        (PGD(steps=3, step_size=2 / 255), "3 steps of 2/255 cannot cross ε = 8/255"),
+    ],
+    ids=str,
+)
+def test_odd_step_sizes_are_suspect(attack, message):
+    finding = checks.step_sizes("PGD", attack)
+    assert finding.severity == "suspect"
+    assert message in finding.message
+
+
+def test_usual_step_sizes_are_not():
+    usual = (PGD(), PGD(step_size=0.5 / 255, steps=40), PGD(step_size=4 / 255, steps=3), FGSM())
+    for attack in (*usual, PGD(step_size=0.8 / 255, steps=20), PGD(step_size=2.5 * 8 / 255 / 20, steps=20)):
+        assert checks.step_sizes("x", attack) is None
+
+
+@pytest.mark.parametrize(
+    ("fgsm", "pgd", "check", "severity"),
+    [
+        (80, 1, "catastrophic overfitting", "invalid"),
+        (40, 9, "catastrophic overfitting", "invalid"),
+        (58, 40, None, None),
+        (40, 40.9, None, None),
+        (40, 42, "attack order", "suspect"),
+    ],
+)
+def test_order_of_fgsm_and_pgd(fgsm, pgd, check, severity):
+    finding = checks.attack_order(fgsm / 100, pgd / 100)
+    assert (finding and finding.check, finding and finding.severity) == (check, severity)
+
+
+def test_large_eps_is_no_catastrophe():
+    assert checks.attack_order(0.50, 0.15, eps=0.05) is None
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Nothing(Attack):
+    """A broken attack: it gives NaN."""
+
+    def craft(self, model, images, labels, generator, targeted=False):
+        return images * math.nan
+
+
+def test_an_attack_that_gives_nan_is_found(sound, blobs):
+    scores = testing.test(sound["pgd"], blobs.test, [Nothing()], progress=False)
+    assert scores.verdict("Nothing") == "invalid"
+
+
+def test_different_eps_are_not_compared():
+    pairs = fgsm_and_pgd({"FGSM": FGSM(eps=1 / 255), "FGSM-L2": FGSM(norm="L2", eps=8 / 255), "PGD": PGD()})
+    assert list(pairs) == []
+    assert list(fgsm_and_pgd({"a": FGSM(), "b": PGD()})) == [("a", "b")]

@@ -1,0 +1,190 @@
+"""Which examples withstand: stages in full batches, and a test that was stopped goes on where it was."""
+
+import json
+from dataclasses import dataclass
+
+import pytest
+import torch
+from small import small_network
+
+from attacks import PGD, Attack, AutoAttack
+from evaluation import checks, per_example, testing, unfinished
+
+CHEAP = AutoAttack(eps=6 / 255, steps=5, queries=20)
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Stopping(PGD):
+    """Is interrupted after LIMIT batches."""
+
+    def craft(self, model, images, labels, generator, targeted=False):
+        CALLS.append(len(images))
+        if len(CALLS) > LIMIT[0]:
+            raise KeyboardInterrupt
+        return super().craft(model, images, labels, generator, targeted)
+
+    def __repr__(self):
+        return "Stopping()"
+
+
+CALLS, LIMIT = [], [10**9]
+
+
+@pytest.fixture(autouse=True)
+def small_batches(monkeypatch):
+    CALLS.clear()
+    monkeypatch.setitem(per_example.BATCH, "cpu", 20)
+    monkeypatch.setattr(unfinished, "SAVE_EVERY", -1)
+
+
+def unfinished_in(folder):
+    (path,) = folder.glob("test-unfinished-*.json")
+    return path
+
+
+def stop_after(batches, monkeypatch, model, split, folder):
+    with monkeypatch.context() as patch:
+        patch.setitem(globals(), "LIMIT", [batches])
+        with pytest.raises(KeyboardInterrupt):
+            run(model, split, [Stopping(steps=3)], folder)
+
+
+def run(model, split, attacks, folder=None):
+    return testing.test(model, split, attacks, progress=False, folder=folder)
+
+
+def test_a_stopped_test_goes_on_to_the_same_outcomes(sound, blobs, tmp_path, monkeypatch):
+    model = sound["pgd"]
+    whole = run(model, blobs.test, [Stopping(steps=3)])
+    batches = len(CALLS)
+    CALLS.clear()
+    stop_after(3, monkeypatch, model, blobs.test, tmp_path)
+    assert unfinished_in(tmp_path).exists()
+    CALLS.clear()
+    again = run(model, blobs.test, [Stopping(steps=3)], tmp_path)
+    assert len(CALLS) == batches - 3
+    for label, outcome in whole.outcomes.items():
+        assert torch.equal(outcome, again.outcomes[label])
+    assert again.findings == whole.findings
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+
+
+class Around(torch.nn.Module):
+    """The same weights, another function."""
+
+    def __init__(self, inner, function):
+        super().__init__()
+        self.inner, self.function = inner, function
+
+    def forward(self, images):
+        return self.function(self.inner, images)
+
+
+def rewritten(monkeypatch):
+    """The attack after somebody has edited its code: the settings are the same."""
+    monkeypatch.setattr(Stopping, "craft", lambda self, model, images, *rest: CALLS.append(len(images)) or images)
+
+
+@pytest.mark.parametrize("change", ["model", "function", "pictures", "right pictures", "attack", "broken file"])
+def test_what_was_done_for_something_else_is_not_used(change, sound, blobs, tmp_path, monkeypatch):
+    model, split = Around(sound["pgd"], lambda inner, images: inner(images.detach())), blobs.test
+    stop_after(3, monkeypatch, model, split, tmp_path)
+    CALLS.clear()
+    if change == "model":
+        model = sound["standard"]
+    elif change == "function":
+        model = Around(sound["pgd"], lambda inner, images: inner(images))
+    elif change == "pictures":
+        split = blobs.val
+    elif change == "right pictures":  # one clean prediction differs: batches shift, all but the first ones
+        logits = per_example.predict(model, split)
+        first = int((logits.argmax(1) == split.labels).nonzero()[0])
+        logits[first, split.labels[first]] = -1000
+        monkeypatch.setattr(testing, "predict", lambda *_: logits)
+    elif change == "attack":
+        rewritten(monkeypatch)
+    else:
+        unfinished_in(tmp_path).write_text('{"key":')
+    expected = run(model, split, [Stopping(steps=3)])
+    calls = len(CALLS)
+    again = run(model, split, [Stopping(steps=3)], tmp_path)
+    assert len(CALLS) == 2 * calls
+    assert torch.equal(expected.worst_case, again.worst_case)
+
+
+def test_stages_get_what_is_left_in_full_batches(sound, blobs):
+    """AutoAttack over the split, compacted between its stages, finds what it finds in one batch."""
+    model, sizes = sound["pgd"], []
+
+    @dataclass(frozen=True, kw_only=True, repr=False)
+    class Noted(Attack):
+        inner: object
+
+        def craft(self, model, images, labels, generator, targeted=False):
+            sizes.append((self.inner.label, len(images)))
+            return self.inner.craft(model, images, labels, generator, targeted)
+
+    class Staged(AutoAttack):
+        @property
+        def stages(self):
+            return tuple(Noted(eps=self.eps, inner=stage) for stage in super().stages)
+
+    scores = run(model, blobs.test, [Staged(eps=6 / 255, steps=5, queries=20)])
+    (label,) = scores.attacks
+    left = int(scores.outcomes["clean"].sum())
+    first = [size for name, size in sizes if name == "APGD-CE"]
+    assert sum(first) == left
+    for name in ("APGD-T", "FAB-T", "Square"):
+        mine = [size for stage, size in sizes if stage == name]
+        assert sum(mine) <= left
+        assert all(size == 20 for size in mine[:-1])
+        left = sum(mine)
+    assert int(scores.outcomes[label].sum()) <= left
+
+
+def test_the_bound_only_falls_and_ends_at_the_number(sound, blobs):
+    class Bar:
+        shown, done = [], 0
+
+        def update(self, count):
+            self.done += count
+
+        def set_postfix_str(self, text):
+            self.shown.append(float(text.split("at most ")[1].split(" %")[0]))
+
+    bar, indices = Bar(), torch.arange(len(blobs.test))
+    stood, _ = per_example.attacked(sound["pgd"], sound["pgd"], blobs.test, CHEAP, indices, 0, bar)
+    assert bar.shown == sorted(bar.shown, reverse=True)
+    assert bar.shown[-1] == pytest.approx(100 * float(stood.double().mean()), abs=0.05)
+    assert bar.done == len(indices)
+
+
+def test_nothing_to_attack_is_no_error(blobs):
+    stood, extent = per_example.attacked(small_network(), small_network(), blobs.test, CHEAP, torch.arange(0), 0)
+    assert len(stood) == 0
+    assert extent == (0.0, 0.0, 0.0, 0, 0, 0.0)
+
+
+def test_the_unfinished_file_is_written_whole(sound, blobs, tmp_path, monkeypatch):
+    stop_after(2, monkeypatch, sound["pgd"], blobs.test, tmp_path)
+    kept = json.loads(unfinished_in(tmp_path).read_text())
+    assert len(kept["batches"]) == 2
+    assert all(set(stood) <= {"0", "1"} for stood, _extent in kept["batches"].values())
+
+
+def test_the_extent_is_nan_where_a_pixel_is(blobs):
+    @dataclass(frozen=True, kw_only=True, repr=False)
+    class OneBadPixel(Attack):
+        def craft(self, model, images, labels, generator, targeted=False):
+            images[0, 0, 0, 0] = float("nan")
+            return images
+
+    class Deaf(torch.nn.Module):
+        """NaN does not show in its logits."""
+
+        def forward(self, images):
+            return torch.nn.functional.one_hot(images.flatten(1).nan_to_num(0)[:, :4].argmax(1), 4).float()
+
+    _, extent = per_example.attacked(Deaf(), Deaf(), blobs.test, OneBadPixel(), torch.arange(40), 0)
+    assert extent[0] != extent[0]
+    assert checks.inside_ball("x", OneBadPixel(), extent).severity == "invalid"

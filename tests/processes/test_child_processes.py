@@ -1,0 +1,108 @@
+"""train(processes=...) as a notebook calls it: the same run, its errors, its stop button, its end."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from on_several import Double, blobs
+from small import command_of, small_network
+from test_data_parallel import distance, wait_for
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from processes import child_processes
+from trainer import Recipe, train
+from training.run_folder import RunRefused
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class FromACell:
+    """A defence that no other process can import."""
+
+    factor: float = 2.0
+
+    def loss(self, model, images, labels, *, progress, generator, smoothing=0.0, memory=None):
+        logits = model(images)
+        return self.factor * cross_entropy(logits, labels), logits
+
+
+def network():
+    made = Double(*small_network()).double()
+    made[3] = nn.Identity()
+    return made
+
+
+RECIPE = Recipe(epochs=2, batch_size=64, precision="float32", validation_images=16)
+
+
+def test_the_same_run_on_two_processes(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(FromACell, "__module__", "__main__")
+    recipe = replace(RECIPE, defence=FromACell())
+    run = train(network(), blobs(), recipe, tmp_path / "two", processes=2)
+    assert (
+        distance(train(network(), blobs(), recipe, tmp_path / "one").model.state_dict(), run.model.state_dict())
+        < 1e-12
+    )
+    assert "10/10" in capsys.readouterr().err  # the bar
+    with pytest.raises(RunRefused, match=r"learning_rate: 0\.1 in the folder, 0\.2 asked"):
+        train(network(), blobs(), replace(recipe, learning_rate=0.2), tmp_path / "two", processes=2)
+
+
+def test_what_they_raise_is_raised_here_at_once(tmp_path):
+    (tmp_path / "run").write_text("no folder")
+    with pytest.raises(OSError, match="run"):
+        train(network(), blobs(), RECIPE, tmp_path / "run", processes=2, progress=False)
+
+
+def test_a_notebook_that_dies_takes_them_along_and_they_save(tmp_path):
+    script = f"""import sys; sys.path[:0] = {[str(ROOT), str(ROOT / "tests"), str(Path(__file__).parent)]}
+from dataclasses import replace
+from pathlib import Path
+from test_child_processes import *
+train(network(), blobs(), replace(RECIPE, epochs=100_000), Path({str(tmp_path)!r}) / "run", processes=2)"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    wait_for(tmp_path / "run" / "last.pt")
+    family = psutil.Process(process.pid).children(recursive=True)
+    assert len(family) == 3  # torchrun and two processes
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 30
+    while any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in family):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert (tmp_path / "run" / "last.pt").exists()
+
+
+def test_the_stop_button_saves(tmp_path, stop_button):
+    def button():
+        wait_for(tmp_path / "run" / "last.pt")
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=button).start()
+    with pytest.raises(KeyboardInterrupt, match="run: stopped; the same again goes on from there"):
+        train(network(), blobs(), replace(RECIPE, epochs=100_000), tmp_path / "run", processes=2, progress=False)
+    assert (tmp_path / "run" / "last.pt").exists()
+    assert not [one for one in psutil.Process().children(recursive=True) if "child_processes" in command_of(one)]
+
+
+@pytest.mark.parametrize("processes", [0, -1, True, 1.5, "every", None])
+def test_only_what_can_be_had(processes, monkeypatch):
+    with pytest.raises(ValueError, match="processes="):
+        child_processes.count(processes, torch.device("cpu"))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert child_processes.count("all", torch.device("cuda")) == 4
+    assert child_processes.count("all", torch.device("cpu")) == 1
+    with pytest.raises(ValueError, match=r"processes=5: .* from 1 up to 4, the GPUs of this machine"):
+        child_processes.count(5, torch.device("cuda"))

@@ -1,0 +1,102 @@
+"""Figures: each is drawn, saved, and true to its numbers."""
+
+import pandas as pd
+import torch
+
+from attacks import FGSM, PGD
+from evaluation import diagnostics
+from evaluation.finding import Finding
+from evaluation.scores import Scores
+from study import figures, transfer_figures
+
+
+def test_figures(study, tmp_path):
+    session, data, runs, scores = study
+    named = {name: run.model for name, run in runs.items()}
+    along = {
+        name: diagnostics.accuracy_against_eps(m, data.test, PGD(), [0.1], progress=False)
+        for name, m in named.items()
+    }
+    images, labels = data.test.batch(torch.arange(4))
+    tables = {
+        "steps": diagnostics.accuracy_against_steps(named["other"], data.test, PGD(), [1, 3], progress=False),
+        "restarts": diagnostics.accuracy_against_restarts(named["other"], data.test, PGD(), 2, progress=False),
+    }
+    margins = diagnostics.margins(named["other"], data.test, FGSM())
+    claims = pd.DataFrame(
+        {"claimed": [0.7], "true": [0.3], "low": [0.2], "high": [0.4], "n": [9]}, index=["stale"]
+    )
+    drawn = {
+        "steps": figures.plot_against({"other": tables["steps"]}, "PGD"),
+        "restarts": figures.plot_against({"other": tables["restarts"]}, "PGD"),
+        "margins": figures.plot_margins({"other": margins}, "a demonstration"),
+        "surface": figures.plot_surfaces(
+            {"other": diagnostics.loss_surface(named["other"], images, labels, points=3)}, "a demonstration"
+        ),
+        "claims": figures.plot_claims(claims, "a demonstration"),
+        "training": figures.plot_training(runs),
+        "scores": figures.plot_scores(scores),
+        "examples": figures.plot_examples(named, data.test, FGSM(), count=3),
+        "eps": figures.plot_against(along, "PGD-10"),
+        "overfitting": figures.plot_overfitting(runs["standard"]),
+        "classes": figures.plot_per_class(scores, data.test, "PGD-2"),
+        "carried": transfer_figures.plot_carried(
+            carried_matrix(named, data.test.first(20), FGSM(), progress=False)
+        ),
+        "plane": figures.plot_plane({"01_small": scores}, "PGD-2"),
+    }
+    for name, figure in drawn.items():
+        figures.save(figure, session, name)
+        for ending in ("png", "pdf"):
+            assert (session.runs / "figures" / f"{name}.{ending}").stat().st_size > 5000
+        text = " ".join(item.get_text() for item in figure.findobj(lambda item: hasattr(item, "get_text")))
+        assert "a demonstration" in text  # every figure from drawn pictures says so
+
+
+def test_invalid_bars_are_left_out(study):
+    scores = study[3]
+    assert all(score.verdict() == "invalid" for score in scores.values())  # two epochs on 640 pictures
+    assert all(patch.get_height() == 0 for patch in figures.plot_scores(scores).axes[0].patches)
+    shown = figures.plot_scores(scores, show_invalid=True).axes[0]
+    assert any(patch.get_height() > 0 for patch in shown.patches)
+    assert "invalid numbers shown" in shown.get_title()
+
+
+def test_seeds_share_a_colour_and_a_legend_entry():
+    looks = list(figures.looks(["a, seed 0", "b-seed0", "a, seed 1", "seedless"]))
+    assert [look["label"] for look in looks] == ["a", "b", None, "seedless"]
+    assert looks[0]["color"] == looks[2]["color"] != looks[1]["color"]
+
+
+def test_best_and_last_are_written_once_where_they_are_the_same_epoch(study):
+    run = study[2]["standard"]
+    names = [text.get_text() for text in figures.plot_overfitting(run).axes[0].texts]
+    assert names == (["best and last"] if run.best_epoch == len(run.history) else ["last", "best"])
+
+
+def test_figures_of_two_tasks_name_both():
+    outcome = torch.arange(10) < 5
+    scores = {
+        name: Scores(f"{name} test", {"clean": outcome[:n]}) for name, n in (("cifar10", 10), ("cifar100", 8))
+    }
+    title = figures.plot_scores(scores).axes[0].get_title()
+    assert title == "cifar10 test, n = 10 and cifar100 test, n = 8"
+
+
+def test_the_plane_draws_every_group_and_no_invalid_number():
+    def score(findings=()):
+        outcome = torch.arange(100) < 50
+        return Scores("x test", {"clean": outcome, "PGD-20": outcome}, {"PGD-20": "PGD"}, findings=list(findings))
+
+    groups = {f"group {number}": {"one": score()} for number in range(9)}
+    groups["group 0"]["broken"] = score([Finding("", "invalid", 1, 0, "")])
+    axis = figures.plot_plane(groups, "PGD-20").axes[0]
+    assert len(axis.containers) == 9
+    assert "invalid numbers left out" in axis.get_title()
+
+
+def test_all_and_none_correct_can_be_drawn():
+    for n in (7, 200, 500, 1000):
+        score = Scores("x test", {"clean": torch.ones(n) > 0, "PGD-20": torch.ones(n) < 0}, {"PGD-20": "PGD"})
+        figures.plot_scores({"a": score})
+        figures.plot_plane({"a": {"b": score}}, "PGD-20")

@@ -1,0 +1,194 @@
+"""The answers: computed from the scores, and withheld where the scores do not carry them."""
+
+import pytest
+import torch
+
+from evaluation.finding import Finding
+from evaluation.scores import Scores
+from storage.atomic_files import write_json
+from study import summary
+from study.summary import SHARE, Question
+
+N = 400
+ABOVE = Question("Is a above b?", "01_x/a", "01_x/b")
+SHARES = Question("Does a keep more?", "01_x/a", "01_x/b", SHARE)
+
+
+def scores(clean, robust, n=N, shift=0, split="cifar10 test", findings=()):
+    """So many of n examples right, so many of them robust; `shift` moves which."""
+    outcomes = {"clean": torch.arange(n) < clean, "PGD-20": (torch.arange(n) - shift) % n < robust}
+    outcomes["PGD-20"] &= outcomes["clean"]
+    return Scores(split, outcomes, {"PGD-20": "PGD"}, findings=list(findings))
+
+
+def ask(question, **runs):
+    row = summary.answers({"01_x": runs}, questions=[question]).iloc[0]
+    return row.answer, row.why
+
+
+def test_a_run_that_was_taken_over_is_listed_again_where_more_was_measured(tmp_path):
+    first, same, more = scores(300, 200), scores(300, 200), scores(300, 200)
+    more.outcomes["AutoAttack"] = more.outcomes["PGD-20"]
+    write_json(tmp_path / "02_y" / "c" / "environment.json", {"same_run_as": "01_x/a"})
+    write_json(tmp_path / "02_y" / "d" / "environment.json", {"same_run_as": "01_x/a"})
+    write_json(tmp_path / "02_y" / "e" / "environment.json", {"same_run_as": "01_x/not-tested-there"})
+    experiments = {
+        "01_x": {"a": first, "a, best": first},
+        "02_y": {"c": same, "d": more, "e": same, "c, best": more},
+    }
+    experiments["mine"] = {"f": same}
+    listed = summary.every_score(experiments, tmp_path)
+    assert list(listed) == ["01 a", "01 a, best", "02 d", "02 e", "02 c, best", "mine f"]
+    assert listed["02 d"] is more
+
+
+def test_yes_no_and_cannot_be_told():
+    high, low, close = scores(300, 200), scores(350, 20), scores(300, 196, shift=3)
+    answer, why = ask(ABOVE, a=high, b=low)
+    assert answer == "yes"
+    assert why.startswith("50.0 % (a) against 5.0 % (b) of n = 400, PGD-20, 1 seed: +45.0 points [")
+    assert ask(ABOVE, a=low, b=high)[0] == "no"
+    answer, why = ask(ABOVE, a=high, b=close)
+    assert answer == "cannot be told"
+    assert "the interval holds zero" in why
+
+
+def test_seeds_must_agree():
+    a = {"a-seed0": scores(300, 250), "a-seed1": scores(300, 90)}
+    b = {"b-seed0": scores(300, 100), "b-seed1": scores(300, 100)}
+    answer, why = ask(ABOVE, **a, **b)
+    assert answer == "cannot be told"
+    assert "2 seeds" in why
+    assert "the seeds disagree" in why
+    assert ask(ABOVE, **(a | {"a-seed1": scores(300, 240)}), **b)[0] == "yes"
+
+
+@pytest.mark.parametrize("rows", [(), ("PGD-20",), ("clean",)])
+def test_an_invalid_number_answers_nothing(rows):
+    finding = Finding("masked gradient", "invalid", 1, 0, "no gradient gets through", rows)
+    answer, why = ask(ABOVE, a=scores(300, 200, findings=[finding]), b=scores(300, 20))
+    assert answer == "cannot be told"
+    assert why == "A number is invalid: no gradient gets through."
+
+
+def test_a_suspect_number_is_said_to_be_one():
+    finding = Finding("step size", "suspect", 1, 0, "its steps are short", ("PGD-20",))
+    answer, why = ask(ABOVE, a=scores(300, 200, findings=[finding]), b=scores(300, 20))
+    assert answer == "yes"
+    assert why.endswith("; suspect: its steps are short.")
+
+
+def test_scores_that_cannot_be_compared_do_not_take_the_summary_down():
+    answer, why = ask(ABOVE, a=scores(300, 200), b=scores(300, 20, n=500))
+    assert answer == "cannot be told"
+    assert "not of the same examples" in why
+    other = scores(300, 20)
+    other.attacks["PGD-20"] = "PGD(ε=2/255)"
+    for question in (ABOVE, SHARES):
+        assert "different attacks" in ask(question, a=scores(300, 200), b=other)[1]
+
+
+def test_a_study_that_is_not_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match="run the other notebooks"):
+        summary.load_study(tmp_path / "none")
+
+
+def test_a_finding_about_another_row_does_not_matter():
+    finding = Finding("catastrophic overfitting", "invalid", 1, 0, "", ("FGSM",))
+    assert ask(ABOVE, a=scores(300, 200, findings=[finding]), b=scores(300, 20))[0] == "yes"
+
+
+def test_what_was_not_run_is_said_to_be_so():
+    assert ask(ABOVE, a=scores(300, 200)) == ("not run", "There are no scores of b under PGD-20.")
+    without = Scores("cifar10 test", {"clean": torch.ones(N, dtype=torch.bool)})
+    assert ask(ABOVE, a=without, b=without)[0] == "not run"
+
+
+def test_shares_of_right_answers_compare_different_tasks():
+    ten, hundred = scores(360, 180), scores(160, 40, split="cifar100 test")
+    answer, why = ask(SHARES, a=ten, b=hundred)
+    assert answer == "yes"
+    assert why.startswith("50.0 % (a) against 25.0 % (b) of the right answers withstand PGD-20 (180 of 360, 40 of")
+    answer, why = ask(SHARES, a=ten, b=scores(12, 2, split="cifar100 test"))
+    assert answer == "cannot be told"
+    assert "one gives 12 right answers, and a share needs 30" in why
+
+
+def test_every_question_names_two_runs_of_an_experiment():
+    for question in summary.QUESTIONS:
+        assert question.text.endswith("?")
+        assert question.experiment == question.b.partition("/")[0]
+
+
+def test_the_questions_of_one_experiment():
+    experiment = "03_from_scratch"
+    mine = summary.answers({}, experiment)
+    assert set(mine.experiment) == {experiment}
+    assert set(mine.answer) == {"not run"}
+    assert 0 < len(mine) < len(summary.answers({}))
+
+
+def test_one_network_is_asked_about_two_attacks():
+    both = scores(300, 200)
+    both.outcomes["FGSM"], both.attacks["FGSM"] = both.outcomes["clean"] & (torch.arange(N) < 250), "FGSM"
+    question = Question("Is FGSM weaker?", "01_x/a", "01_x/a", "FGSM", "PGD-20")
+    answer, why = ask(question, a=both)
+    assert answer == "yes"
+    assert why.startswith("62.5 % (a, FGSM) against 50.0 % (a, PGD-20) of n = 400, 1 seed: +12.5 points [")
+    both.findings.append(Finding("", "invalid", 1, 0, "broken", ("PGD-20",)))
+    assert ask(question, a=both) == ("cannot be told", "A number is invalid: broken.")
+
+
+def test_autoattack_is_asked_for_however_long_it_was():
+    def under(label, *counts):
+        found = {}
+        for name, robust in zip("ab", counts, strict=True):
+            found[name] = scores(300, robust)
+            found[name].outcomes[label] = found[name].outcomes.pop("PGD-20")
+            found[name].attacks = {label: "AutoAttack"}
+        return found
+
+    question = Question("Is a above b?", "01_x/a", "01_x/b", summary.AUTOATTACK)
+    for label in ("AutoAttack", "AutoAttack, cut short"):
+        answer, why = ask(question, **under(label, 200, 20))
+        assert (answer, label in why) == ("yes", True)
+    mixed = under("AutoAttack", 200, 20) | {"b": under("AutoAttack, cut short", 200, 20)["b"]}
+    assert ask(question, **mixed)[0] == "not run"
+
+
+def test_accuracies_on_other_pictures_are_not_paired():
+    answer, why = ask(ABOVE, a=scores(300, 200), b=scores(300, 20, n=500, split="cifar100 test"))
+    assert answer == "yes"
+    assert "50.0 % (a) against 4.0 % (b) of n = 400 and 500" in why
+
+
+A, B, OPEN = scores(300, 200), scores(350, 20), scores(300, 196, shift=3)
+
+
+@pytest.mark.parametrize(
+    ("runs", "verdict"),
+    [
+        ({"a": A, "b": B, "c": A, "d": B}, "holds"),
+        ({"a": A, "b": B, "c": B, "d": A}, "does not hold"),
+        ({"a": A, "b": B, "c": A, "d": OPEN}, "cannot be told"),
+        ({"a": B, "b": A, "c": A, "d": OPEN}, "does not hold"),
+        ({"a": A, "b": B}, "cannot be told"),
+        ({}, "cannot be told"),
+    ],
+)
+def test_a_conclusion_holds_where_all_its_questions_say_yes(runs, verdict):
+    questions = ABOVE, Question("Is c above d?", "01_x/c", "01_x/d")
+    claim = summary.Conclusion("As it was said.", (("pgd", "PGD"),), questions)
+    row = summary.conclusions({"01_x": runs}, [claim]).iloc[0]
+    assert row.verdict == verdict
+    assert row["its numbers"] == "43 % PGD (pgd)"
+    assert row.here.startswith("Is a above b?: ")
+    assert "Is c above d?: " in row.here
+
+
+def test_the_five_conclusions_stand_on_numbers_that_were_published():
+    table = summary.conclusions({})
+    assert len(table) == 5
+    assert set(table.verdict) == {"cannot be told"}
+    assert "74.4 % PGD (ResNet-18 from scratch: pgd 100 epochs)" in table["its numbers"][0]
+    assert list(summary.tables({})) == ["Question by question", "The five conclusions of the earlier study"]

@@ -1,0 +1,175 @@
+"""Steps as graphs: when one is captured, what it is given, and what happens where it cannot be.
+
+The machine that runs the tests may have no CUDA: a stand-in records what would be captured and replays it.
+"""
+
+import pytest
+import torch
+from small import small_network
+
+from attacks import PGD
+from defences import AWP, MART, NFGSM, TRADES, Adversarial, Free, Standard
+from processes.seeds import seed_global
+from trainer import Recipe
+from training import cuda_graphs
+from training import step as steps
+from training.cuda_graphs import WARM_UP, Graphed
+
+
+class Recorded(Graphed):
+    """Captures by remembering the function, and replays by calling it on the memory that it was captured with."""
+
+    def __init__(self, generator, name):
+        super().__init__(generator, name)
+        self.possible, self.captures, self.replays = True, 0, 0
+
+    def _capture(self, function, tensors):
+        self.captures += 1
+        self.inputs = [tensor.clone() for tensor in tensors]
+        self.outputs = [torch.empty(0)]
+
+        def replay():
+            self.replays += 1
+            self.outputs = function(*self.inputs)
+
+        self.replay = replay
+
+
+@pytest.fixture
+def recorded(monkeypatch):
+    monkeypatch.setattr(cuda_graphs, "_beside", lambda function, tensors: function(*tensors))
+    monkeypatch.setattr(steps, "Graphed", Recorded)
+
+
+def test_calls_that_are_alike_are_captured_and_others_are_not(recorded):
+    graphed = Recorded(torch.Generator(), "a run")
+    ones = torch.ones(3)
+    for count in range(1, 8):
+        assert torch.equal(graphed("same", lambda x: (2 * x,), count * ones)[0], 2 * count * ones)
+    assert (graphed.captures, graphed.replays) == (1, 7 - WARM_UP)
+    for count in range(8):
+        graphed(f"other {count}", lambda x: (x,), ones)
+    for count in range(1, WARM_UP + 1):
+        graphed("same", lambda x: (x,), torch.ones(count))  # other shapes
+    assert graphed.captures == 1
+    for _ in range(WARM_UP):
+        graphed("same", lambda x: (x,), torch.ones(WARM_UP))
+    assert graphed.captures == 2
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"])
+@pytest.mark.parametrize(
+    ("defence", "captures"),
+    [
+        (Standard(), 1),
+        (Adversarial(PGD(steps=2)), 1),
+        (Adversarial(PGD(steps=2), ramp=0.5), 1),  # once ε has risen
+        (Adversarial(PGD(steps=2), ramp=1.0), 0),
+        (NFGSM(), 1),
+        (Free(replays=2), 1),
+        (TRADES(PGD(steps=2)), 1),
+        (AWP(MART(PGD(steps=2))), 1),
+    ],
+)
+def test_replayed_steps_reach_the_same_weights(request, blobs, defence, captures, device):
+    """With CUDA by a graph itself, elsewhere by its stand-in, which is exact."""
+    cuda, device = device == "cuda", torch.device(device)
+    if not cuda:
+        request.getfixturevalue("recorded")
+
+    def trained(graph):
+        torch.manual_seed(0)
+        recipe = Recipe(epochs=4, batch_size=64, defence=defence, ema=0.9, precision="float32")
+        state = steps.State(small_network().to(device).train(), recipe, 4, device, (3, 8, 8))
+        state.graphed.possible = graph
+        for step in range(state.total):
+            state.generator.manual_seed(step)
+            images, labels = blobs.train.batch(torch.arange(64) + 64 * (step % 4))
+            seed_global(step, device)
+            state.losses[step % 4], _ = steps.train_step(state, images.to(device), labels.to(device))
+            state.step += 1
+        return state
+
+    plain, replayed = trained(False), trained(True)
+    assert (replayed.graphed.replay is not None) == bool(captures)
+    if not cuda:
+        assert replayed.graphed.captures == captures
+    apart = 1e-4 if cuda else 0.0
+    assert torch.allclose(plain.losses, replayed.losses, rtol=0, atol=apart)
+    for one, other in zip(plain.average.parameters(), replayed.average.parameters(), strict=True):
+        assert torch.allclose(one, other, rtol=0, atol=apart)
+
+
+def test_a_restored_state_is_captured_anew(recorded):
+    recipe = Recipe(epochs=10, batch_size=8, precision="float32")
+    state = steps.State(small_network().train(), recipe, 1, torch.device("cpu"), (3, 8, 8))
+    images, labels = torch.rand(8, 3, 8, 8), torch.arange(8) % 4
+    for _ in range(WARM_UP + 1):
+        steps.train_step(state, images, labels)
+    assert state.graphed.captures == 1
+    state.restore(state.snapshot())
+    for _ in range(WARM_UP + 1):
+        steps.train_step(state, images, labels)
+    assert state.graphed.captures == 2
+
+
+@pytest.fixture
+def warned(monkeypatch):
+    """What the log warns of."""
+    said = []
+    monkeypatch.setattr(cuda_graphs.log, "warning", lambda text, *parts: said.append(text % parts))
+    return said
+
+
+def test_what_cannot_be_captured_runs_as_it_is_written_and_the_log_says_why(monkeypatch, warned):
+    monkeypatch.setattr(cuda_graphs, "_beside", lambda function, tensors: function(*tensors))
+    graphed = Graphed(torch.Generator(), "a run")
+    graphed.possible = True  # without CUDA, capturing itself fails
+    for count in range(WARM_UP + 3):
+        assert float(graphed("same", lambda x: (x + 1,), torch.tensor(float(count)))[0]) == count + 1
+    assert len(warned) == 1
+    assert "a run: no CUDA graph" in warned[0]
+
+
+def test_a_defence_that_does_not_say_when_steps_are_alike_is_not_captured(recorded, warned):
+    class Own:
+        def loss(self, model, images, labels, **rest):
+            logits = model(images)
+            return torch.nn.functional.cross_entropy(logits, labels), logits
+
+    recipe = Recipe(epochs=10, batch_size=8, defence=Own(), precision="float32")
+    state = steps.State(small_network().train(), recipe, 1, torch.device("cpu"), (3, 8, 8))
+    for _ in range(WARM_UP + 2):
+        steps.train_step(state, torch.rand(8, 3, 8, 8), torch.arange(8) % 4)
+    assert state.graphed.captures == 0
+    assert len(warned) == 1
+    assert "no at(progress)" in warned[0]
+
+
+class Growing(NFGSM):
+    """A loss of one's own on top of another's: what at() says of that one's steps does not hold for it."""
+
+    def loss(self, model, images, labels, *, progress, **rest):
+        SEEN.append(progress)
+        return super().loss(model, images, labels, progress=progress, **rest)
+
+
+class Weighted(Adversarial):
+    def loss(self, model, images, labels, **rest):
+        SEEN.append("mine")
+        return super().loss(model, images, labels, **rest)
+
+
+SEEN = []
+
+
+@pytest.mark.parametrize("defence", [Growing(), Weighted(PGD(steps=1)), Weighted(PGD(steps=1), ramp=0.5)], ids=str)
+def test_the_loss_of_a_subclass_is_the_one_that_counts(recorded, defence):
+    SEEN.clear()
+    recipe = Recipe(epochs=10, batch_size=8, defence=defence, precision="float32")
+    state = steps.State(small_network().train(), recipe, 1, torch.device("cpu"), (3, 8, 8))
+    for _ in range(8):
+        steps.train_step(state, torch.rand(8, 3, 8, 8), torch.arange(8) % 4)
+        state.step += 1
+    assert len(SEEN) == 8
+    assert state.graphed.captures == 0

@@ -1,0 +1,45 @@
+"""Recipe: bad values are named, schedules are those of the papers."""
+
+from dataclasses import replace
+
+import pytest
+
+from training.recipe import Recipe
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"epochs": 0},
+        {"epochs": 1.5},
+        {"batch_size": 0},
+        {"learning_rate": 0},
+        {"learning_rate": float("nan")},
+        {"schedule": "cosine"},
+        {"ema": 1},
+        {"ema": 0.9, "swa": 0.5},
+        {"swa": 1.5},
+        {"momentum": -0.1},
+        {"weight_decay": -1},
+        {"clip_gradient": 0},
+        {"low_resolution": 0},
+        {"low_resolution": 12.5},
+        {"precision": "float16"},
+        {"defence": "pgd"},
+        {"validation_attack": None},
+        {"seed": -1},
+    ],
+    ids=str,
+)
+def test_a_bad_recipe_names_the_value(wrong):
+    name = next(iter(wrong))
+    with pytest.raises(ValueError, match=f"Recipe: {name}="):
+        Recipe(**({"epochs": 1} | wrong))
+
+
+def test_schedules():
+    recipe = Recipe(epochs=1, learning_rate=0.4, warm_up=0.2)
+    assert [recipe.learning_rate_at(p) for p in (0, 0.1, 0.2, 0.6, 1)] == pytest.approx([0, 0.2, 0.4, 0.2, 0])
+    assert replace(recipe, schedule="constant").learning_rate_at(0.9) == 0.4
+    piecewise = replace(recipe, schedule="piecewise")
+    assert [piecewise.learning_rate_at(p) for p in (0, 0.4, 0.5, 0.8)] == pytest.approx([0.4, 0.4, 0.04, 0.004])

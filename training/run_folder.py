@@ -1,0 +1,303 @@
+"""A run is a folder: what was asked, what happened, the weights, the scores. Nothing else remembers a run.
+
+recipe.json           what decides the run: recipe, model, initial weights, data
+environment.json      versions, device, commit
+history.csv           a row an epoch
+events.out.tfevents.* the same for TensorBoard
+last.pt, previous.pt  where to go on from, and the one before; gone when the run is finished
+best.safetensors      the weights after the best epoch so far, by robust accuracy on the validation split
+weights.safetensors   the result: the weights after the last epoch
+scores.json, .csv     what test() found, if it was saved here
+
+Every file that is read again shows when it was damaged or taken from another run.
+"""
+
+import copy
+import hashlib
+import io
+import json
+import logging
+import shutil
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pandas as pd
+import torch
+from safetensors import SafetensorError
+
+from models.fingerprint import fingerprint
+from processes.machine import environment
+from storage.atomic_files import Damaged, Held, first_line, held, read_json, replacing, write_json
+from storage.paths import runs_root
+from training.identity import differences
+from training.weights import RunDamaged, header_of, load_weights, save_weights, weights_in
+
+# What a run that is taken over brings along, besides its weights and its environment.
+SHARED = ("history", "best", "events")
+ANEW = "Delete the run's folder to train again"
+
+log = logging.getLogger("study")
+
+
+class RunRefused(RuntimeError):
+    """The folder holds another run; the message names the fields that differ."""
+
+
+class SameRunHeld(Held):
+    """The same run is being trained in another folder of the study."""
+
+
+class RunFolder:
+    """The files of one run. `identity` is everything that decides its result."""
+
+    def __init__(self, path):
+        self.path = Path(path)
+        self.claimed = None  # the identity under which this process writes, whatever recipe.json says later
+
+    @property
+    def finished(self):
+        return (self.path / "weights.safetensors").exists()
+
+    @property
+    def begun(self):
+        return self.finished or any(path.exists() for path in self.checkpoints)
+
+    @property
+    def checkpoints(self):
+        """Where to go on from: the newest first."""
+        return self.path / "last.pt", self.path / "previous.pt"
+
+    def locked(self, doing="trained"):
+        """Hold the folder against other processes; raises Held where one has it."""
+        return held(self.path / ".lock", f"{self.path} is being {doing}")
+
+    def claim(self, identity, device):
+        """Make the folder this run's, or check that it is; raises RunRefused where it holds another run.
+
+        A folder in which nothing was trained yet is given to whoever asks.
+        """
+        identity = json.loads(json.dumps(identity))
+        recipe = self.path / "recipe.json"
+        if not self.begun:
+            write_json(self.path / "environment.json", environment(device))
+            write_json(recipe, identity)
+            self.claimed = self.identity
+            return
+        if not recipe.exists():
+            raise RunRefused(
+                f"{self.path} holds weights but no recipe.json, so nobody knows of what. Delete the folder"
+            )
+        apart = list(differences(read_json(recipe, ANEW), identity))
+        if apart:
+            shown = "\n".join(
+                f"  {field}: {there!r} in the folder, {here!r} asked" for field, there, here in apart
+            )
+            raise RunRefused(
+                f"{self.path} holds another run:\n{shown}\nGive this run another folder, or delete that one."
+            )
+        self.claimed = self.identity
+
+    def note(self, **found):
+        """Add to environment.json what shows only when the run begins."""
+        write_json(self.path / "environment.json", read_json(self.path / "environment.json") | found)
+
+    @property
+    def identity(self):
+        """A checksum over what decides the run, which its other files carry too; None without a recipe.json."""
+        recipe = self.path / "recipe.json"
+        if self.claimed or not recipe.exists():
+            return self.claimed
+        return hashlib.sha256(json.dumps(read_json(recipe, ANEW), sort_keys=True).encode()).hexdigest()[:16]
+
+    def save_checkpoint(self, state):
+        """Write the state; it counts when it has been read back, and the one before it is kept beside it."""
+        last, previous = self.checkpoints
+        content = io.BytesIO()
+        torch.save(state | {"run": self.identity}, content)
+        content.seek(0, io.SEEK_END)
+        content.write(hashlib.sha256(content.getbuffer()).digest())
+        with replacing(last) as partial:
+            partial.write_bytes(content.getbuffer())
+            _checked_content(partial)
+            if last.exists():
+                last.replace(previous)
+
+    def load_checkpoint(self, device):
+        """The last state that can be read, or None; never unpickles anything but tensors and plain values."""
+        damages = []
+        for path in self.checkpoints:
+            if path.exists():
+                try:
+                    state = self._read_checkpoint(path, device)
+                except RunDamaged as damage:
+                    damages.append(damage)
+                    continue
+                for damage in damages:
+                    log.warning("%s. Going on from %s, which is older", damage, path.name)
+                return state
+        if damages:
+            raise RunDamaged(
+                f"{' and '.join(map(str, damages))}. Delete {'it' if len(damages) == 1 else 'both'}, and the run "
+                "begins anew"
+            )
+        return None
+
+    def _read_checkpoint(self, path, device):
+        """The state in a file, if it is what was written, by this run."""
+        try:
+            state = torch.load(io.BytesIO(_checked_content(path)), map_location=device, weights_only=True)
+            run = state.pop("run")
+        except RunDamaged:
+            raise
+        except Exception as error:  # a broken file makes torch raise whatever it likes
+            raise RunDamaged(f"{path} is damaged ({first_line(error)})") from error
+        if run != self.identity:
+            raise RunDamaged(f"{path} is of another run")
+        return state
+
+    def save_history(self, history):
+        with replacing(self.path / "history.csv") as partial:
+            pd.DataFrame(history).to_csv(partial, index=False)
+
+    def load_history(self):
+        """A row an epoch. Raises RunDamaged where it is not the one that the finished run wrote."""
+        path = self.path / "history.csv"
+        written = weights_in(self.path, what="history")
+        if not path.exists() and written in (None, "missing"):
+            return pd.DataFrame()
+        if written is not None and written != _checksum_of(path):
+            raise RunDamaged(f"{path} was changed after the run had written it: its checksum differs. {ANEW}")
+        try:
+            return pd.read_csv(path)
+        except ValueError as error:  # also pandas' own
+            raise RunDamaged(f"{path} is damaged ({first_line(error)}). {ANEW}") from error
+
+    def _study(self, model):
+        """The folder below runs/ in which this run may have twins; None where it has none.
+
+        Only a `model` made by models.build has: what another one computes cannot be known from outside.
+        """
+        if not isinstance(getattr(model, "spec", None), dict) or runs_root() not in self.path.resolve().parents:
+            return None
+        return runs_root() / self.path.resolve().relative_to(runs_root()).parts[0]
+
+    @contextmanager
+    def alone_in_its_study(self, model, wait):
+        """Hold this very run in all folders of the study: wait where it is being trained, or raise SameRunHeld."""
+        study = self._study(model)
+        with ExitStack() as hold:
+            if study is not None:
+                lock = study / ".training" / f"{self.identity}.lock"
+                try:
+                    hold.enter_context(held(lock, f"this run is being trained in {self.path}", wait))
+                except Held as error:
+                    raise SameRunHeld(str(error)) from None
+            yield
+
+    def copy_finished_twin(self, model):
+        """Take over the finished run of the same study that is exactly this one; returns its name, or None.
+
+        A study is what lies in one folder below runs/: notebooks that ask for the same run, with the same recipe,
+        initial weights and data, share it. What was trained here so far gives way. Twins that are damaged are
+        passed over.
+        """
+        study = self._study(model)
+        if self.finished or study is None:
+            return None
+        for weights in sorted(study.glob("*/*/weights.safetensors")):
+            twin = weights.parent
+            try:
+                if RunFolder(twin).identity != self.identity:
+                    continue
+                RunFolder(twin).load_result(copy.deepcopy(model))
+                RunFolder(twin).load_history()
+                environment = read_json(twin / "environment.json")
+            except (Damaged, FileNotFoundError):
+                continue
+            names = [path.name for path in twin.iterdir() if path.name.startswith(SHARED)]
+            name = str(twin.relative_to(study))
+            write_json(self.path / "environment.json", {"same_run_as": name} | environment)
+            for path in [path for path in self.path.iterdir() if path.name.startswith(SHARED)]:
+                path.unlink()
+            for file in (*names, weights.name):  # the weights last: they make a run a finished one
+                with replacing(self.path / file) as partial:
+                    shutil.copyfile(twin / file, partial)
+            for path in self.checkpoints:
+                path.unlink(missing_ok=True)
+            return name
+        return None
+
+    def load_result(self, model):
+        """Read the weights of a finished run into the model, if they are what was written."""
+        self._load(model, "weights.safetensors", "it")
+
+    def load_best(self, model, epoch):
+        """Read the weights after the best epoch into the model, if they are those of that epoch."""
+        self._load(model, "best.safetensors", "the run's folder")
+        there = weights_in(self.path, "best.safetensors", "epoch")
+        if there != str(epoch):
+            raise RunDamaged(
+                f"{self.path / 'best.safetensors'} is of epoch {there}, but by history.csv epoch {epoch} is the "
+                "best: the training was broken off in between. Delete the run's folder to train again"
+            )
+
+    def _load(self, model, name, remedy):
+        path = self.path / name
+        try:
+            load_weights(model, path)
+        except (SafetensorError, RuntimeError, OSError) as error:
+            what = first_line(error)
+            raise RunDamaged(
+                f"{path} is damaged, missing or of another model ({what}). Delete {remedy} to train again"
+            ) from error
+        says = header_of(path)[0]
+        there = says.get("weights"), says.get("run"), says.get("file")
+        if there != (fingerprint(model), self.identity, name):
+            raise RunDamaged(f"{path} holds other weights than this run wrote. Delete {remedy} to train again")
+
+    def save_best(self, model, epoch):
+        self._save(model, "best.safetensors", {"epoch": epoch})
+
+    def finish(self, model, metadata):
+        """Write the result; when it can be read back, the checkpoints are no longer needed."""
+        history = _checksum_of(self.path / "history.csv")
+        self._save(model, "weights.safetensors", metadata | {"history": history})
+        self.load_result(copy.deepcopy(model))
+        for path in self.checkpoints:
+            path.unlink(missing_ok=True)
+
+    def _save(self, model, name, metadata):
+        own = {"weights": fingerprint(model), "run": self.identity, "file": name}
+        save_weights(model, self.path / name, own | metadata)
+
+
+class Onlooker(RunFolder):
+    """The folder for those processes of a run that do not write: all but the first."""
+
+    def note(self, **found):
+        pass
+
+    def save_checkpoint(self, state):
+        pass
+
+    def save_history(self, history):
+        pass
+
+    def save_best(self, model, epoch):
+        pass
+
+    def finish(self, model, metadata):
+        pass
+
+
+def _checked_content(path):
+    """The bytes of a checkpoint without the SHA-256 that they end in. Raises RunDamaged where it is another."""
+    content = memoryview(path.read_bytes())
+    content, written = content[:-32], content[-32:]
+    if hashlib.sha256(content).digest() != written:
+        raise RunDamaged(f"{path} is damaged: its checksum differs")
+    return content
+
+
+def _checksum_of(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else "missing"

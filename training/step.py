@@ -1,0 +1,287 @@
+"""One training step: what it changes, what it is given, and what it will cost.
+
+`State` is everything that a step changes, which is what a checkpoint holds.
+"""
+
+import copy
+import functools
+import logging
+import math
+import resource
+import time
+
+import torch
+from torch.nn.functional import interpolate
+
+from defences import Standard, moment
+from models import Model, rate_of
+from processes import data_parallel
+from training import catastrophic_overfitting, precision
+from training.cuda_graphs import WARM_UP, Graphed
+
+log = logging.getLogger("study")
+
+PLAIN = ("precision", "step", "history", "seconds", "losses", "hits", "memory", "rescued")  # of a State
+CACHE_BYTES = 2e9  # the most that the features of a frozen backbone may take
+
+
+class State:
+    """Everything that a training step changes, which is what a checkpoint holds.
+
+    `size` is that of a picture, (C, H, W); `name` is the run's, for what is said about its steps.
+    """
+
+    def __init__(self, model, recipe, steps, device, size=(3, 32, 32), name="this run"):
+        self.model, self.recipe, self.steps, self.device = model, recipe, steps, device
+        self.total = steps * recipe.epochs
+        self.average = copy.deepcopy(model).eval() if recipe.ema or recipe.swa else None
+        self.optimizer = torch.optim.SGD(
+            _parameter_groups(model),
+            lr=recipe.learning_rate,
+            momentum=recipe.momentum,
+            weight_decay=recipe.weight_decay,
+            nesterov=recipe.momentum > 0,
+            fused=device.type in ("cpu", "cuda"),
+        )
+        data_parallel.part_of(recipe.batch_size)  # raises where there are too many processes
+        self.precision = data_parallel.from_first(
+            precision.chosen, recipe, model, (recipe.batch_size, *size), device
+        )
+        self.generator = torch.Generator(device)
+        self.graphed = Graphed(self.generator, name)
+        self.step = 0
+        self.history = []
+        self.seconds = 0.0  # spent in the current epoch before this start
+        self.memory = {}  # what the defence keeps from step to step
+        self.follow = {}  # how far the averaged weights follow in a step
+        self.rescued = None  # the epoch, from 1, in which single-step training collapsed
+        self.ended = False  # it has collapsed again
+        self.good = None  # where to return to from a collapse
+        self.losses = torch.zeros(steps, device=device)  # of the current epoch, one a step
+        self.hits = torch.zeros(steps, device=device)
+        self.learner = data_parallel.Learner(
+            model
+        )  # what a step trains: the model, or its head where features are known
+        self.features = None  # of all training pictures, where the head alone trains
+
+    @property
+    def epoch(self):
+        """Epochs that are closed, with their validation."""
+        return len(self.history)
+
+    def result(self):
+        return self.model if self.average is None else self.average
+
+    @property
+    def defence(self):
+        return self.recipe.defence if self.rescued is None else catastrophic_overfitting.safer(self.recipe.defence)
+
+    def snapshot(self):
+        """What `restore` takes, on any number of processes; the tensors are the live ones."""
+        tensors = {
+            "model": self.model.state_dict(),
+            "average": self.average and self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+        plain = {name: getattr(self, name) for name in PLAIN}
+        return tensors | plain | {"memory": data_parallel.whole(self.memory, self.recipe.batch_size)}
+
+    def restore(self, saved):
+        self.model.load_state_dict(saved["model"])
+        if self.average is not None:
+            self.average.load_state_dict(saved["average"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        for name in PLAIN:
+            setattr(self, name, saved[name])
+        self.losses, self.hits = self.losses.to(self.device), self.hits.to(self.device)
+        self.memory = data_parallel.part(self.memory, self.recipe.batch_size, self.device)
+        self.graphed.forget()  # the optimizer's tensors are others now
+
+    def keep(self):
+        """Remember these weights as good ones, where the guard may want them back. Checkpoints hold both."""
+        if catastrophic_overfitting.eps_of(self.recipe.defence) is not None:
+            self.good = copy.deepcopy(self.snapshot())
+
+    def save(self, run):
+        run.save_checkpoint(self.snapshot() | {"good": self.good})
+
+    def resume(self, run):
+        saved = data_parallel.from_first(run.load_checkpoint, self.device if data_parallel.world() == 1 else "cpu")
+        if saved is None:
+            return
+        self.good = saved.pop("good")
+        self.restore(saved)
+        log.info("%s goes on from step %d of %d (epoch %d)", run.path.name, self.step, self.total, self.epoch + 1)
+
+
+def _parameter_groups(model):
+    """The weights that train, by their multiple of the learning rate. Raises ValueError where none does."""
+    groups = {}
+    for name, weight in model.named_parameters():
+        if weight.requires_grad:
+            rate = rate_of(name.removeprefix("network."), getattr(model, "rates", {}))
+            groups.setdefault(rate, []).append(weight)
+    if not groups:
+        raise ValueError("nothing trains: every weight of this model is frozen")
+    return [{"params": weights, "rate": rate} for rate, weights in groups.items()]
+
+
+def batch(state, data, indices):
+    """What the learner is given, and the labels, for this process's part of a batch."""
+    if state.features is not None:
+        return state.features[indices], data.train.labels[indices]
+    images, labels = data.train.batch(indices, state.generator, state.recipe.augment)
+    low = state.recipe.low_resolution is not None and 2 * state.step < state.total
+    return shrunk(images, state.recipe.low_resolution) if low else images, labels
+
+
+def shrunk(images, side):
+    """Pictures (N, 3, side, side) whose pixels are averages over areas of the given ones, so within [0, 1]."""
+    return interpolate(images, size=(side, side), mode="area")
+
+
+def use_features(state, data, run):
+    """Where a linear head alone trains, on unchanging pictures, compute what goes into it once, not at each step.
+
+    That is so for Standard() without augmentation, on a backbone that is frozen and deaf to `.train()`. The
+    steps are the same, so the result is (up to the rounding of other batch sizes).
+    """
+    model, recipe = state.model.train(), state.recipe
+    unchanging = type(recipe.defence) is Standard and recipe.low_resolution is None
+    if not unchanging or not isinstance(model, Model):
+        return
+    head = model.network.get_submodule(model.head)
+    alive = [module for module in model.modules() if module.training and next(module.children(), None) is None]
+    training = [name for name, weight in model.named_parameters() if weight.requires_grad]
+    alone = all(name.startswith(f"network.{model.head}.") for name in training)
+    still = all(module is head or module is model.normalise for module in alive)
+    if not alone or not still or not isinstance(head, torch.nn.Linear):
+        return
+    if recipe.augment:
+        log.info("%s trains a head alone: with augment=False it would need the backbone only once", run.path.name)
+        return
+    with torch.no_grad(), _computing(state):
+        logits, first = model.with_features(data.train.batch(torch.arange(2, device=state.device))[0])
+        size = first[0].numel() * first.element_size() * len(data.train)
+        if not torch.equal(head(first), logits) or size > CACHE_BYTES:
+            return
+        parts = [model.with_features(images)[1] for images, _ in data.train.batches(recipe.batch_size)]
+    state.learner, state.features = data_parallel.Learner(head), torch.cat(parts)
+    what = f"{tuple(first.shape[1:])} features of each of the {len(data.train)} pictures, {size / 1e6:.1f} MB"
+    log.info("%s trains a head alone: the %s were computed once", run.path.name, what)
+
+
+def _computing(state):
+    """The precision of the run."""
+    return torch.autocast(state.device.type, torch.bfloat16, enabled=state.precision == "bfloat16")
+
+
+def forecast(state, data, run):
+    """Say what the run will cost, from a few steps of full strength on a copy: the first of them warm up."""
+    size = data.train.images.shape[1:]
+    trial = State(copy.deepcopy(state.model).train(), state.recipe, state.steps, state.device, size, "a trial")
+    trial.step = trial.total  # the attack at its full ε
+    if state.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(state.device)
+    indices = torch.arange(state.recipe.batch_size, device=state.device)
+    seconds = math.inf
+    with data_parallel.sharing(len(indices)) as mine:
+        images, labels = data.train.batch(indices[mine])
+        for _ in range(WARM_UP + 3 if trial.graphed.possible else 4):
+            trial.generator.manual_seed(0)
+            begun = time.perf_counter()
+            loss, _ = train_step(trial, images, labels)
+            float(loss)  # waits for the device
+            seconds = min(seconds, time.perf_counter() - begun)
+    if state.device.type == "cuda":
+        memory = torch.cuda.max_memory_allocated(state.device) / 2**20
+    else:
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    minutes = seconds * state.total / 60
+    log.info(
+        "%s: %d steps of %.3g s (%d pictures each) will take about %s, and the validations; peak memory %.0f MB",
+        run.path.name,
+        state.total,
+        seconds,
+        state.recipe.batch_size,
+        f"{minutes / 60:.1f} hours"
+        if minutes > 90
+        else f"{minutes:.0f} min"
+        if minutes > 2
+        else f"{60 * minutes:.0f} s",
+        memory,
+    )
+
+
+def train_step(state, images, labels):
+    """One update of the weights; returns the loss and the share of hits, still on the device.
+
+    They are to be read, or copied, before the next step: on CUDA, where steps are alike, it writes into the same
+    memory.
+    """
+    progress = state.step / state.total
+    defence = moment(state.defence, progress)
+    if defence is None:  # somebody's own: fine, but for a graph
+        defence = state.defence
+        if state.graphed.possible:
+            state.graphed.give_up(f"{defence} has no at(progress), which would say when its steps are alike")
+    _set_rates(state, progress)
+    return state.graphed(defence, functools.partial(_update, state, defence, progress), images, labels)
+
+
+def _set_rates(state, progress):
+    """The learning rate, and how far the averaged weights follow, into tensors where a graph must find them."""
+    recipe = state.recipe
+    for group in state.optimizer.param_groups:
+        _put(group, "lr", recipe.learning_rate_at(progress) * group["rate"], state.device)
+    _put(state.follow, "by", _following(recipe, state.step, state.total), state.device)
+
+
+def _following(recipe, step, total):
+    """The share of its distance to the weights that their average goes after this step, counted from 0."""
+    if recipe.swa:  # 1, 1, ..., then 1/2, 1/3: the mean of all weights since the first of them
+        return 1 / max(1, step - (total - round(recipe.swa * total)) + 1)
+    return 1 - min(recipe.ema, (1 + step) / (10 + step))
+
+
+def _put(place, name, value, device):
+    if device.type != "cuda":
+        place[name] = value
+        return
+    if not isinstance(place.get(name), torch.Tensor):
+        place[name] = torch.zeros((), device=device)
+    place[name].fill_(value)
+
+
+def _update(state, defence, progress, images, labels):
+    """The step itself: nothing in it waits for the device, or changes from one step to the next but in tensors."""
+    recipe, optimizer = state.recipe, state.optimizer
+    with _computing(state):
+        loss, logits = state.learner.loss(
+            defence,
+            images,
+            labels,
+            progress=progress,
+            generator=state.generator,
+            smoothing=recipe.label_smoothing,
+            memory=state.memory,
+        )
+    optimizer.zero_grad(set_to_none=True)
+    data_parallel.weighed(loss).backward()
+    if recipe.clip_gradient is not None:
+        torch.nn.utils.clip_grad_norm_(state.model.parameters(), recipe.clip_gradient)
+    optimizer.step()
+    if state.average is not None:
+        _follow(state.average, state.model, state.follow["by"])
+    hits = (logits.detach().argmax(1) == labels).float().mean()
+    return data_parallel.mean([data_parallel.weighed(value) for value in (loss.detach(), hits)])
+
+
+@torch.no_grad()
+def _follow(average, model, share):
+    """Move the averaged weights and statistics by this share towards the model's; counters are copied."""
+    for slow, fast in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
+        if slow.is_floating_point():
+            slow.lerp_(fast, share.to(slow.dtype) if isinstance(share, torch.Tensor) else share)
+        else:
+            slow.copy_(fast)
