@@ -4,7 +4,7 @@ import pandas as pd
 import torch
 
 from attacks import FGSM, PGD
-from evaluation import diagnostics
+from evaluation import carried_matrix, diagnostics
 from evaluation.finding import Finding
 from evaluation.scores import Scores
 from study import figures, transfer_figures

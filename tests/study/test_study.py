@@ -193,11 +193,8 @@ __main__.NOTEBOOKS = __main__.utils.Path({str(notebooks)!r})
 sys.exit(__main__.main(sys.argv[1:]))"""
     (notebooks / "start.py").write_text(script)
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    command = [
-        sys.executable,
-        "-c",
-        f"from study import __main__; __main__.SELF = {[sys.executable, str(notebooks / 'start.py')]}\n" + script,
-    ]
+    again = [sys.executable, str(notebooks / "start.py")]
+    command = [sys.executable, "-c", f"from study import __main__; __main__.SELF = {again}\n" + script]
     done = subprocess.run(
         [*command, "--preset", "smoke", "--on", "local:2", "-p", "word='at once'", "-p", "only_04=1"],
         env=environment,

@@ -5,7 +5,7 @@ import pandas as pd
 import torch
 
 from attacks import FGSM, PGD
-from evaluation import features
+from evaluation import carried_matrix, carried_outcomes, features
 from evaluation.finding import Finding
 from evaluation.scores import Scores
 from study import figures, transfer_figures
