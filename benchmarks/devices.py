@@ -38,8 +38,8 @@ def cases(setting):
     torch.set_num_threads(1)
     pictures = {"train_pictures": None if setting.tiny or setting.device.type == "cuda" else 2500}
     data = utils.load_data("shapes10", setting.session, **pictures)
-    yield "devices", f"{RUNS} runs through the scheduler", functools.partial(throughput, setting, data)
-    yield "devices", "one run through the scheduler", functools.partial(overhead, setting, data)
+    yield "devices", f"{RUNS} runs through Ray", functools.partial(throughput, setting, data)
+    yield "devices", "one run through Ray", functools.partial(overhead, setting, data)
     yield "devices", "one run on two processes", functools.partial(two_processes, setting, data)
     yield "devices", "kills of one of two processes", functools.partial(kills, setting)
 

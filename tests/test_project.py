@@ -86,6 +86,16 @@ def test_tests_lie_as_the_code_does():
         assert (ROOT / place).is_dir(), f"{path} is of no wing"
 
 
+def test_the_readme_shows_the_plan():
+    """The tree has each wing and each door once, in the order of the floors, in four to eight words."""
+    tree = re.search(r"## The map\n.*?```\n(.*?)\n\n", (ROOT / "README.md").read_text(), re.S).group(1)
+    rows = [re.fullmatch(r"(\w+)(?:/|\.py) +(.*)", line).groups() for line in tree.splitlines()]
+    shown = [name for name, _ in rows if name != "notebooks"]
+    assert sorted(shown) == sorted(FLOOR.keys() - {"benchmarks"}), plan()
+    assert [FLOOR[name] for name in shown] == sorted((FLOOR[name] for name in shown), reverse=True), plan()
+    assert all(4 <= len(words.split()) <= 8 for _, words in rows)
+
+
 def test_every_wing_says_what_it_is_for():
     for wing in {owner(path) for path in MODULES if path.parent != ROOT}:
         assert ast.get_docstring(ast.parse((ROOT / wing / "__init__.py").read_text())), f"{wing} has no face"
