@@ -1,4 +1,4 @@
-# setup · study · test · bench · lab · cluster — each sets up what it needs.
+# setup · study · test · test-all · format · bench · lab · cluster · lock — each sets up what it needs.
 
 PRESET ?= quick
 DATA ?= auto
@@ -8,14 +8,14 @@ TENSORBOARD_PORT ?= 6006
 PYTHON := .venv/bin/python
 HERE := $(CURDIR)
 
-.PHONY: setup study test format bench lab cluster
+.PHONY: setup study test test-all format bench lab cluster lock
 .SILENT:
 
 # The stamp holds the folder and the lock's checksum: a moved or updated clone sets itself up again.
 setup:
 	if [ "$$(cat .venv/.ready 2>/dev/null)" != "$(HERE) $$(cksum < requirements.lock)" ]; then sh .ci/setup; fi
 
-# Ray, for studies on a cluster: python -m study --on ray
+# Ray, for many runs at once: python -m study --on local, --on ray
 cluster: setup
 	if [ "$$(cat .venv/.cluster 2>/dev/null)" != "$$(cksum < requirements-cluster.lock)" ]; then \
 		$(PYTHON) -m uv pip install --quiet --compile-bytecode --no-deps --requirement requirements-cluster.lock --python $(PYTHON) && \
@@ -23,7 +23,7 @@ cluster: setup
 	fi
 
 # The main job: every notebook, then the report. make study PRESET=full DATA=cifar ON=local
-study: $(if $(findstring ray,$(ON)),cluster,setup)
+study: $(if $(ON),cluster,setup)
 	$(PYTHON) -m study --preset $(PRESET) --data $(DATA) $(if $(ON),--on $(ON))
 
 # Two tests at a time, a thread each: most of them are too small for more.
@@ -35,6 +35,12 @@ test: cluster
 format: setup
 	$(PYTHON) -m ruff format .
 	$(PYTHON) -m ruff check --fix .
+
+# The newest packages that go together into both locks; then run make test-all.
+lock: setup
+	for name in requirements requirements-cluster; do \
+		$(PYTHON) -m uv pip compile --quiet --upgrade --universal -p 3.11 --no-annotate --no-header $$name.txt -o $$name.lock || exit 1; \
+	done
 
 # Speed against the peers, how the cost grows, and both into the README; some twelve minutes on two idle CPU cores.
 bench: setup

@@ -10,6 +10,7 @@ dropout stay in eval mode, whoever calls `.train()`. Low-rank adapters may learn
 
 import copy
 import functools
+from contextlib import ExitStack
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -20,10 +21,11 @@ from safetensors.torch import load_file
 from torch import nn
 
 import models
+from attacks import evaluating
 from models import low_rank
-from models.backbones import head_name, replace_head
+from models.backbones import replace_head
 from models.fingerprint import structure
-from storage.atomic_files import read_json
+from storage.atomic_files import first_line, read_json
 from training.run_folder import ANEW, RunFolder
 from training.weights import header_of
 
@@ -35,10 +37,6 @@ WRAPPERS = ("module.", "model.", "network.", "state_dict.")
 
 class SourceError(RuntimeError):
     """The source cannot be used; the message names it and what to do."""
-
-
-# ---------------------------------------------------------------------------------------------------
-# Sources
 
 
 def load_source(where, architecture=None, num_classes=None, **options):
@@ -59,9 +57,7 @@ def load_source(where, architecture=None, num_classes=None, **options):
         raise SourceError(f"{path} does not exist: a run's folder, a file of weights or imagenet/<name> is needed")
     if architecture is None or num_classes is None:
         raise SourceError(f"{path} holds weights only: say which architecture and num_classes they belong to")
-    if architecture.startswith("imagenet/"):
-        options = {"pretrained": False} | options
-    model = models.build(architecture, num_classes, **options)
+    model = from_spec({"name": architecture, "num_classes": num_classes} | options)
     _fill(model.network, _read_weights(path), path, architecture)
     return model
 
@@ -70,13 +66,13 @@ def _from_run(path):
     if not (path / "weights.safetensors").exists():
         raise SourceError(f"{path} is not finished: run its cell again, it goes on where it was")
     recipe = read_json(path / "recipe.json", ANEW)
-    spec = recipe.get("model")
-    if spec is None:
-        raise SourceError(f"{path / 'recipe.json'} does not say of which model. {ANEW}")
-    _check_size(spec, path)
+    shapes = header_of(path / "weights.safetensors")[1]
     try:
-        model = from_spec(spec)
-    except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
+        _check_size(recipe["model"], shapes, path)
+        model = from_spec(recipe["model"])
+    except SourceError:
+        raise
+    except (KeyError, TypeError, AttributeError, ValueError, IndexError, RuntimeError) as error:
         raise SourceError(f"{path} describes no network that can be built ({error}). {ANEW}") from error
     if structure(model) != recipe.get("structure"):
         raise SourceError(
@@ -87,17 +83,11 @@ def _from_run(path):
     return model
 
 
-def _check_size(spec, path):
+def _check_size(spec, shapes, path):
     """Refuse a recipe.json that asks for another network than the weights are of, before it takes any memory."""
-    if not isinstance(spec, dict):
-        return
-    try:
-        with torch.device("meta"):
-            hollow = models.build(**_arguments(spec))
-    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
-        raise SourceError(f"{path} describes no network that can be built ({error}). {ANEW}") from error
-    there = header_of(path / "weights.safetensors")[1]
-    there = {low_rank.plain_name(name): shape for name, shape in there.items()}
+    with torch.device("meta"):
+        hollow = models.build(**_arguments(spec))
+    there = {low_rank.plain_name(name): shape for name, shape in shapes.items()}
     for name, value in hollow.state_dict().items():
         if not name.startswith(f"network.{hollow.head}.") and there.get(name) != value.shape:
             raise SourceError(
@@ -108,10 +98,6 @@ def _check_size(spec, path):
 
 def from_spec(spec):
     """The model that a recipe.json describes, with fresh weights. Raises SourceError for models built by hand."""
-    if not isinstance(spec, dict):
-        raise SourceError(
-            f"the model {spec!r} was not made by models.build, so it cannot be made again from its name"
-        )
     model = models.build(**_arguments(spec))
     for adapted in spec.get("adapted", []):
         model = adapt(model, **adapted)
@@ -120,6 +106,10 @@ def from_spec(spec):
 
 def _arguments(spec):
     """Those of models.build; weights are not fetched."""
+    if not isinstance(spec, dict):
+        raise SourceError(
+            f"the model {spec!r} was not made by models.build, so it cannot be made again from its name"
+        )
     arguments = {key: value for key, value in spec.items() if key != "adapted"}
     return arguments | ({"pretrained": False} if arguments["name"].startswith("imagenet/") else {})
 
@@ -131,10 +121,9 @@ def _read_weights(path):
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise SourceError(
-            f"{path} cannot be read as weights ({reason}). It is cut off, or holds more than tensors: a pickle "
-            "with code in it is never opened. Save the state_dict alone"
+            f"{path} cannot be read as weights ({first_line(error)}). It is cut off, or holds more than tensors: "
+            "a pickle with code in it is never opened. Save the state_dict alone"
         ) from error
     while isinstance(content, dict) and not any(isinstance(value, torch.Tensor) for value in content.values()):
         inner = [value for value in content.values() if isinstance(value, dict)]
@@ -152,22 +141,19 @@ def _fill(network, weights, path, architecture):
         while name not in wanted and name.startswith(WRAPPERS):
             name = name.split(".", 1)[1]
         stripped[name] = value
+    faults = [
+        f"has {name!r} of shape {tuple(value.shape)} where {tuple(wanted[name].shape)} is needed"
+        for name, value in stripped.items()
+        if name in wanted and wanted[name].shape != value.shape
+    ]
     missing = [name for name in wanted if name not in stripped and not name.endswith("num_batches_tracked")]
-    shapes = [n for n, value in stripped.items() if n in wanted and wanted[n].shape != value.shape]
     if missing:
-        what = f"misses {len(missing)} of {len(wanted)} tensors, for instance {missing[0]!r}"
-    elif shapes:
-        there, here = tuple(stripped[shapes[0]].shape), tuple(wanted[shapes[0]].shape)
-        what = f"has {shapes[0]!r} of shape {there} where {here} is needed"
-    if missing or shapes:
+        faults.insert(0, f"misses {len(missing)} of {len(wanted)} tensors, for instance {missing[0]!r}")
+    if faults:
         raise SourceError(
-            f"{path} does not fit {architecture}: it {what}. Another architecture, width, num_classes?"
+            f"{path} does not fit {architecture}: it {faults[0]}. Another architecture, width, num_classes?"
         )
     network.load_state_dict({name: stripped.get(name, value) for name, value in wanted.items()})
-
-
-# ---------------------------------------------------------------------------------------------------
-# Adapting
 
 
 def adapt(source, num_classes, train="all", *, seed=0, rates=None, rank=None, norms=None):
@@ -196,35 +182,33 @@ def adapt(source, num_classes, train="all", *, seed=0, rates=None, rank=None, no
     if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or rank < 1):
         raise ValueError(f"rank={rank!r}: None or a whole number of at least 1 is needed")
     model = copy.deepcopy(source)
-    for module in list(model.modules()):
+    for module in list(model.requires_grad_(True).modules()):
         low_rank.merge(module)
-        _thaw(module)
-    old_classes = _logits(model).shape[1]
-    head = head_name(model.network, old_classes)
+        if _is_frozen(module):
+            module.__class__ = type(module).thawed
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         if num_classes is not None:
-            replace_head(model.network, head, num_classes)
+            replace_head(model.network, model.head, num_classes)
         leaves = _leaves(model)
-        wanted = _chosen(model, leaves, head, train)
+        wanted = _chosen(leaves, model.head, train)
         chosen = _with_norms(wanted, leaves, norms)
-        _freeze_before_and_outside(leaves, chosen)
+        _freeze_layers(leaves, chosen)
         _freeze_between(model.network, leaves, wanted)
         if rank is not None:
             _add_adapters(leaves, chosen, rank)
-    model.head, model.rates = head, _checked_rates(model, head, rates or {})
+    model.rates = _checked_rates(model, rates or {})
     adapted = {"num_classes": num_classes, "train": train, "seed": seed, "rates": rates}
     adapted |= {name: value for name, value in (("rank", rank), ("norms", norms)) if value is not None}
-    if isinstance(getattr(source, "spec", None), dict):
-        model.spec = source.spec | {"adapted": [*source.spec.get("adapted", []), adapted]}
+    model.spec = source.spec | {"adapted": [*source.spec.get("adapted", []), adapted]}
     return model.to(memory_format=torch.channels_last)
 
 
 def _with_norms(chosen, leaves, norms):
     """The names of the leaves that train, when BatchNorm has been asked for or excluded."""
-    found = {name for name, (module, _) in leaves.items() if isinstance(module, nn.modules.batchnorm._BatchNorm)}
     if norms is None:
         return chosen
+    found = {name for name, (module, _) in leaves.items() if isinstance(module, nn.modules.batchnorm._BatchNorm)}
     if not found:
         raise ValueError(f"norms={norms!r}: this network has no BatchNorm")
     return chosen | found if norms == "adapted" else chosen - found
@@ -232,48 +216,38 @@ def _with_norms(chosen, leaves, norms):
 
 def _add_adapters(leaves, chosen, rank):
     """A low-rank adapter for every frozen layer whose weight is that of a convolution or a linear layer."""
-    frozen = [
-        module
-        for name, (module, _) in leaves.items()
-        if name not in chosen and isinstance(module, (nn.Linear, nn.modules.conv._ConvNd))
-    ]
+    kinds = nn.Linear, nn.modules.conv._ConvNd
+    frozen = [module for name, (module, _) in leaves.items() if name not in chosen and isinstance(module, kinds)]
     if not frozen:
         raise ValueError(f"rank={rank}: no convolution or linear layer is frozen, so there is nothing to adapt")
     for module in frozen:
         low_rank.add(module, rank)
 
 
-def _logits(model):
-    """What the model answers to one grey picture, in eval mode, leaving no trace."""
-    device = next(model.parameters()).device
-    flags = [(module, module.training) for module in model.modules()]
-    model.eval()
-    with torch.no_grad():
-        logits = model(torch.full((1, 3, PICTURE, PICTURE), 0.5, device=device))
-    for module, flag in flags:
-        module.training = flag
-    return logits
-
-
 def _leaves(model):
     """Layers without children, in the order a picture passes them: {name: (module, side of its output)}."""
-    seen, hooks = {}, []
-    for name, module in model.network.named_modules():
-        inside_adapter = ".parametrizations" in name
-        if low_rank.is_adapted(module) or (next(module.children(), None) is None and not inside_adapter):
+    seen = {}
 
-            def note(module, inputs, output, name=name):
-                side = output.shape[-1] if isinstance(output, torch.Tensor) and output.ndim == 4 else None
-                seen[name] = (module, side)
+    def note(name, module, inputs, output):
+        side = output.shape[-1] if isinstance(output, torch.Tensor) and output.ndim == 4 else None
+        seen[name] = (module, side)
 
-            hooks.append(module.register_forward_hook(note))
-    _logits(model)
-    for hook in hooks:
-        hook.remove()
+    grey = torch.full((1, 3, PICTURE, PICTURE), 0.5, device=next(model.parameters()).device)
+    with ExitStack() as hooks, evaluating(model), torch.no_grad():
+        for name, module in model.network.named_modules():
+            last = next(module.children(), None) is None and ".parametrizations" not in name
+            if last or low_rank.is_adapted(module):
+                hooks.enter_context(module.register_forward_hook(functools.partial(note, name)))
+        model(grey)
     return seen
 
 
-def _chosen(model, leaves, head, train):
+def _weighted(leaves):
+    """The names of the leaves that have weights."""
+    return [name for name, (module, _) in leaves.items() if next(module.parameters(), None) is not None]
+
+
+def _chosen(leaves, head, train):
     """The names of the leaves that train."""
     if train == "all":
         return set(leaves)
@@ -298,7 +272,7 @@ def _chosen(model, leaves, head, train):
 
 def _last_stage(leaves, head):
     """The layers with weights after the resolution has fallen for the last time, from the feature maps' size."""
-    weighted = [name for name, (module, _) in leaves.items() if next(module.parameters(), None) is not None]
+    weighted = _weighted(leaves)
     maps = [name for name in weighted if name != head and leaves[name][1] is not None]
     final = leaves[maps[-1]][1] if maps else None
     first = next((name for name in maps if leaves[name][1] == final), weighted[0])
@@ -309,14 +283,13 @@ def _last_stage(leaves, head):
     return weighted[weighted.index(first) :]
 
 
-def _freeze_before_and_outside(leaves, chosen):
+def _freeze_layers(leaves, chosen):
     """Freeze what is not chosen; layers without weights, such as dropout, only before the first that trains."""
-    trains_before = False
+    weighted, trains_before = _weighted(leaves), False
     for name, (module, _) in leaves.items():
-        if name in chosen:
-            trains_before = trains_before or next(module.parameters(), None) is not None
-        elif not trains_before or next(module.parameters(), None) is not None:
+        if name not in chosen and (name in weighted or not trains_before):
             freeze(module)
+        trains_before = trains_before or (name in chosen and name in weighted)
 
 
 def _freeze_between(network, leaves, chosen):
@@ -325,37 +298,33 @@ def _freeze_between(network, leaves, chosen):
     They hang on a parent, or on a layer that its parent reads without calling it. They train where every
     layer with weights in the nearest parent trains, and are frozen elsewhere.
     """
-    weighted = {name for name, (module, _) in leaves.items() if next(module.parameters(), None) is not None}
+    weighted = _weighted(leaves)
     for name, module in network.named_modules():
         if name in leaves:
             continue
-        parent, around = name, set()
-        while (
-            not (around := {leaf for leaf in weighted if not parent or leaf.startswith(f"{parent}.")}) and parent
-        ):
+        parent = name
+        while parent and not any(leaf.startswith(f"{parent}.") for leaf in weighted):
             parent = parent.rpartition(".")[0]
+        around = {leaf for leaf in weighted if not parent or leaf.startswith(f"{parent}.")}
         if not around <= chosen:
             for weight in module.parameters(recurse=False):
                 weight.requires_grad_(False)
-        inside = [leaf for leaf, _ in leaves.values() if leaf in set(module.modules())]
-        if not around & chosen and all(hasattr(type(leaf), "thawed") for leaf in inside):
+        inside = {leaf for leaf, _ in leaves.values()} & set(module.modules())
+        if not around & chosen and all(_is_frozen(leaf) for leaf in inside):
             freeze(module)
 
 
 def freeze(module):
     """Freeze a layer wholly and for good: no gradients, and eval mode whoever calls `.train()`."""
     for inner in module.modules():
-        if not hasattr(type(inner), "thawed"):
+        if not _is_frozen(inner):
             inner.__class__ = _frozen_class(type(inner))
         inner.training = False
     module.requires_grad_(False)
 
 
-def _thaw(module):
-    if hasattr(type(module), "thawed"):
-        module.__class__ = type(module).thawed
-    for weight in module.parameters(recurse=False):
-        weight.requires_grad_(True)
+def _is_frozen(module):
+    return hasattr(type(module), "thawed")
 
 
 @functools.cache
@@ -368,11 +337,11 @@ def _frozen_class(kind):
     return type(kind.__name__, (kind,), {"train": train, "thawed": kind, "__module__": kind.__module__})
 
 
-def _checked_rates(model, head, rates):
+def _checked_rates(model, rates):
     names = {name for name, _ in model.network.named_modules()}
     checked = {}
     for name, rate in rates.items():
-        layer = head if name == "head" else name
+        layer = model.head if name == "head" else name
         if layer not in names:
             raise ValueError(f"rates names {name!r}, which is no layer of this network")
         if not 0 < rate < float("inf"):
@@ -391,18 +360,16 @@ def describe(model):
         if count == 0:
             continue
         layer, _, part = name.partition(".parametrizations.weight")
-        side = leaves[layer][1] if layer in leaves else None
+        mark = " (low rank)" if part else " (head)" if name == getattr(model, "head", None) else ""
         trains = any(weight.requires_grad for weight in module.parameters(recurse=False))
         norm = isinstance(module, nn.modules.batchnorm._NormBase)
-        frozen = hasattr(type(module), "thawed")
         rows.append(
             {
-                "layer": layer
-                + (" (low rank)" if part else " (head)" if name == getattr(model, "head", None) else ""),
-                "side": side or "",
+                "layer": layer + mark,
+                "side": leaves.get(layer, (module, None))[1] or "",
                 "parameters": count,
                 "trains": trains,
-                "BatchNorm": ("fixed" if frozen else "moves") if norm else "",
+                "BatchNorm": ("fixed" if _is_frozen(module) else "moves") if norm else "",
                 "rate": models.rate_of(name, rates) if trains else 0.0,
             }
         )

@@ -12,7 +12,7 @@ import functools
 import logging
 import math
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,15 +70,13 @@ class Run:
         if not len(self.history):
             return f"Run({self.folder.name}: its history.csv is missing)"
         last = self.history.iloc[-1]
+        mishaps = f", rescued from a collapse in epoch {last['rescued']:.0f}" if "rescued" in last else ""
+        mishaps += f", ENDED by another in epoch {last['ended']:.0f}" if "ended" in last else ""
         return (
             f"Run({self.folder.name}: {len(self.history)} epochs, {self.history['time/epoch_s'].sum():.0f} s, "
             f"validation {100 * last['accuracy/clean']:.1f} % clean, {100 * last['accuracy/robust']:.1f} % robust"
-            f"{self._mishaps(last)})"
+            f"{mishaps})"
         )
-
-    def _mishaps(self, last):
-        said = f", rescued from a collapse in epoch {last['rescued']:.0f}" if "rescued" in last else ""
-        return said + (f", ENDED by another in epoch {last['ended']:.0f}" if "ended" in last else "")
 
 
 def train(model, data, recipe, folder, *, processes=None, progress=True):
@@ -163,16 +161,11 @@ def _check(model, data, recipe):
     """What can be known to be wrong before anything is written."""
     if recipe.batch_size > len(data.train):
         raise ValueError(f"batch_size={recipe.batch_size}: there are only {len(data.train)} training pictures")
-    logits = predict(model, data.val.first(2))
-    if logits.ndim != 2 or logits.shape[1] < data.num_classes:
-        shape = tuple(logits.shape)
-        raise ValueError(f"the model gives logits of shape {shape} for 2 pictures of {data.num_classes} classes")
-    if recipe.low_resolution is not None:
-        _check_low_resolution(model, data.val.first(2), recipe.low_resolution)
-
-
-def _check_low_resolution(model, split, side):
-    images, _ = split.batch(torch.arange(len(split), device=split.labels.device))
+    predict(model, data.val.first(2))  # raises where the logits do not fit the classes
+    side = recipe.low_resolution
+    if side is None:
+        return
+    images, _ = next(data.val.batches(2))
     if side >= min(images.shape[2:]):
         raise ValueError(f"low_resolution={side}: the pictures have {min(images.shape[2:])} pixels a side already")
     try:
@@ -186,9 +179,8 @@ def _check_low_resolution(model, split, side):
 
 
 def _train(model, data, recipe, run, device, progress):
-    state = step.State(
-        model, recipe, len(data.train) // recipe.batch_size, device, data.train.images.shape[1:], run.path.name
-    )
+    steps = len(data.train) // recipe.batch_size
+    state = step.State(model, recipe, steps, device, data.train.images.shape[1:], run.path.name)
     state.resume(run)
     if state.step == 0 and state.good is None:
         state.keep()
@@ -197,21 +189,17 @@ def _train(model, data, recipe, run, device, progress):
     with Stop() as stop, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         if state.step == 0 and state.total >= LONG and state.features is None:
             step.forecast(state, data, run)
-        curves = Curves(run.path, recipe, state.epoch) if data_parallel.leads() else None
-        shown = progress and data_parallel.leads()
-        kind = progress if isinstance(progress, type) else tqdm
-        bar = kind(total=state.total, initial=state.step, desc=run.path.name, disable=not shown, unit="step")
-        try:
+        leads = data_parallel.leads()
+        curves = Curves(run.path, recipe, state.epoch) if leads else None
+        kind, hidden = progress if callable(progress) else tqdm, not (progress and leads)
+        bar = kind(total=state.total, initial=state.step, desc=run.path.name, disable=hidden, unit="step")
+        with bar, closing(curves) if leads else nullcontext():
             while not state.ended and (state.step < state.total or len(state.history) < recipe.epochs):
                 _one_epoch(state, data, run, stop, bar)
                 _close_epoch(state, data, run, curves, bar)
                 _agreed(stop)
                 if stop.requested and state.step < state.total:
                     _save_and_leave(state, run, stop)
-        finally:
-            bar.close()
-            if curves is not None:
-                curves.close()
         result = state.result().eval()
         run.save_history(state.history)  # what was found, whatever happened to the file meanwhile
         run.finish(result, {"precision": state.precision})
@@ -239,10 +227,8 @@ def _one_epoch(state, data, run, stop, bar):
     order = data.train.shuffled(recipe.batch_size, derive_seed(recipe.seed, 0, passes))
     state.model.train()
     begun = shown = time.perf_counter()
-    before = state.seconds
-    index = state.step - state.epoch * state.steps
-    checked = 0
-    while index < state.steps:
+    before, checked = state.seconds, 0
+    for index in range(state.step - state.epoch * state.steps, state.steps):
         number = state.step // replays  # of the batch
         state.generator.manual_seed(derive_seed(recipe.seed, 1, number))
         with data_parallel.sharing(recipe.batch_size) as mine:
@@ -250,17 +236,16 @@ def _one_epoch(state, data, run, stop, bar):
             seed_global(derive_seed(recipe.seed, 1, state.step, *data_parallel.number()), state.device)
             state.losses[index], state.hits[index] = step.train_step(state, images, labels)
         state.step += 1
-        index += 1
         state.seconds = before + time.perf_counter() - begun
         # Reading a loss waits for the device, so it is done now and then, not at each step.
-        due = index == state.steps or time.perf_counter() - shown > 0.5
-        due = _agreed(stop, due)
+        last = index + 1 == state.steps
+        due = _agreed(stop, last or time.perf_counter() - shown > 0.5)
         if due or stop.requested:
-            _check_losses(state, run, checked, index)
-            bar.set_postfix(loss=f"{state.losses[index - 1]:.3f}", refresh=False, **_latest(state))
+            _check_losses(state, run, checked, index + 1)
+            bar.set_postfix(loss=f"{state.losses[index]:.3f}", refresh=False, **_latest(state))
             bar.update(state.step - bar.n)
-            checked, shown = index, time.perf_counter()
-        if stop.requested and index < state.steps:
+            checked, shown = index + 1, time.perf_counter()
+        if stop.requested and not last:
             _save_and_leave(state, run, stop)
 
 
@@ -284,10 +269,8 @@ def _close_epoch(state, data, run, curves, bar):
         "lr": recipe.learning_rate_at((state.step - 1) / state.total),
         "time/epoch_s": state.seconds,
     }
-    if fgsm is not None:
-        row["accuracy/fgsm"] = fgsm
-    if state.rescued is not None:
-        row["rescued"] = state.rescued
+    guarded = {"accuracy/fgsm": fgsm, "rescued": state.rescued}
+    row |= {name: value for name, value in guarded.items() if value is not None}
     state.history.append(row)
     state.seconds = 0.0
     if _best_epoch(state.history) == state.epoch:
@@ -303,7 +286,7 @@ def _close_epoch(state, data, run, curves, bar):
 
 def _rescue(state, run, what):
     """After a collapse: back to the last good weights, and on with a safer defence; the second time, the end."""
-    epoch, seconds, first = state.epoch + 1, state.seconds, state.rescued
+    epoch, seconds, first, name = state.epoch + 1, state.seconds, state.rescued, run.path.name
     if first is not None and not state.history:
         _diverged(state, run, f"collapsed again, with {state.defence}: {what}", state.step)
     state.restore(copy.deepcopy(state.good))
@@ -311,11 +294,10 @@ def _rescue(state, run, what):
     state.rescued = first or epoch
     back = f"the weights after epoch {epoch - 1}" if epoch > 1 else "the initial weights"
     if first is None:
-        name, safer = run.path.name, state.defence
-        log.warning("%s: collapsed in epoch %d: %s. On from %s, with %s", name, epoch, what, back, safer)
+        log.warning("%s: collapsed in epoch %d: %s. On from %s, with %s", name, epoch, what, back, state.defence)
         state.save(run)
         return
-    log.error("%s: COLLAPSED AGAIN in epoch %d: %s. The run ENDS HERE, with %s", run.path.name, epoch, what, back)
+    log.error("%s: COLLAPSED AGAIN in epoch %d: %s. The run ENDS HERE, with %s", name, epoch, what, back)
     state.ended = True
     state.history[-1] |= {"rescued": first, "ended": epoch}
     state.history[-1]["time/epoch_s"] += seconds
@@ -348,7 +330,5 @@ def _diverged(state, run, what, step):
 
 def _latest(state):
     """Validation accuracies of the last epoch, for the progress bar."""
-    if not state.history:
-        return {}
-    last = state.history[-1]
-    return {name: f"{100 * last[f'accuracy/{name}']:.1f}%" for name in ("clean", "robust")}
+    last = state.history[-1] if state.history else {}
+    return {name: f"{100 * last[f'accuracy/{name}']:.1f}%" for name in ("clean", "robust") if last}

@@ -20,9 +20,6 @@ PRESETS = ("smoke", "quick", "full")
 
 __all__ = ["ROOT", "Data", "DataError", "Session", "Split", "load_data", "start"]
 
-# ---------------------------------------------------------------------------------------------------
-# The session
-
 
 @dataclass(frozen=True)
 class Session:
@@ -80,23 +77,18 @@ def start(experiment, preset="auto", seed=0, data="auto", device="auto"):
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise ValueError(f"seed={seed!r}: a whole number of at least 0 is needed")
     chosen = torch.device(("cuda" if cuda else "cpu") if device == "auto" else device)
-    if chosen.type == "cuda" and chosen.index is None and data_parallel.world() > 1:
-        chosen = torch.device("cuda", data_parallel.own_gpu())
-    if chosen.type == "cuda" and not cuda:
+    gpu, processes, why = chosen.type == "cuda", data_parallel.world(), ""
+    if gpu and not cuda:
         raise ValueError(f"device={device!r}: torch {torch.__version__} sees no CUDA device here")
-    why = ""
+    if gpu and chosen.index is None and processes > 1:
+        chosen = torch.device("cuda", data_parallel.own_gpu())
     if preset == "auto":
-        on_cuda = chosen.type == "cuda"
-        preset, why = ("full", " (on a CUDA device)") if on_cuda else ("quick", " (no CUDA device)")
+        preset, why = ("full", " (on a CUDA device)") if gpu else ("quick", " (no CUDA device)")
     family = data if data != "auto" else "cifar" if preset == "full" else "shapes"
-
     torch.manual_seed(seed)
     runs = runs_root() / f"{preset}-{family}" / experiment
-    where = (
-        torch.cuda.get_device_name(chosen) if chosen.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    )
-    if data_parallel.world() > 1:
-        where += f", one of {data_parallel.world()} processes"
+    where = torch.cuda.get_device_name(chosen) if gpu else f"CPU, {torch.get_num_threads()} threads"
+    where += f", one of {processes} processes" if processes > 1 else ""
     if data_parallel.leads():
         line = f"{experiment} · preset {preset}{why} · data {family} · seed {seed} · {where} · {runs}"
         print(line)  # noqa: T201
@@ -109,10 +101,7 @@ def _check_choice(name, value, allowed):
         raise ValueError(f"{name}={value!r} is not known; choose one of {', '.join(map(repr, allowed))}")
 
 
-# ---------------------------------------------------------------------------------------------------
-# The data
-
-SMOKE_TRAIN, SMOKE_TEST = 640, 200
+SMOKE = {"train": 640, "test": 200}  # pictures of each part in the smoke preset
 
 
 def load_data(name, session, *, validation=0.1, train_pictures=None):
@@ -127,22 +116,19 @@ def load_data(name, session, *, validation=0.1, train_pictures=None):
     if not 0 < validation < 1:
         raise ValueError(f"validation={validation}: a share above 0 and below 1 is needed")
     arrays, classes, checksum = loaders.load(name, session.data)
-    train_images, train_labels = arrays["train_images"], arrays["train_labels"]
-    test_images, test_labels = arrays["test_images"], arrays["test_labels"]
     if session.preset == "smoke":
-        train_images, train_labels = train_images[:SMOKE_TRAIN], train_labels[:SMOKE_TRAIN]
-        test_images, test_labels = test_images[:SMOKE_TEST], test_labels[:SMOKE_TEST]
-    kept, aside = stratified(train_labels, validation, session.seed)
+        arrays = {key: tensor[: SMOKE[key.partition("_")[0]]] for key, tensor in arrays.items()}
+    kept, aside = stratified(arrays["train_labels"], validation, session.seed)
     if train_pictures is not None:
         if not 1 <= train_pictures <= len(kept):
             raise ValueError(f"train_pictures={train_pictures}: 1 to {len(kept)} is possible")
         kept = kept[:train_pictures]
 
-    def split(images, labels, part):
-        return Split(images.to(session.device), labels.to(session.device), classes, f"{name} {part}")
+    def split(part, some, called):
+        images, labels = (arrays[f"{part}_{what}"][some].to(session.device) for what in ("images", "labels"))
+        return Split(images, labels, classes, f"{name} {called}")
 
-    train = split(train_images[kept], train_labels[kept], "train")
-    val = split(train_images[aside], train_labels[aside], "validation")
-    test = split(test_images, test_labels, "test")
+    train, val = split("train", kept, "train"), split("train", aside, "validation")
+    test = split("test", slice(None), "test")
     provenance = {"name": name, "train": len(train), "val": len(val), "test": len(test)}
     return Data(name, train, val, test, classes, provenance | {"split_seed": session.seed, "sha256": checksum})

@@ -11,50 +11,10 @@ from attacks.momentum import MIFGSM, NIFGSM, VMIFGSM, VNIFGSM
 from attacks.pgd import FGSM, PGD
 from attacks.torchattacks_bridge import Torchattacks
 
-__all__ = [
-    "APGD",
-    "DIFGSM",
-    "FAB",
-    "FGSM",
-    "MIFGSM",
-    "NIFGSM",
-    "PGD",
-    "SINIFGSM",
-    "TIFGSM",
-    "VMIFGSM",
-    "VNIFGSM",
-    "Attack",
-    "AutoAttack",
-    "Noise",
-    "Square",
-    "Torchattacks",
-    "by_name",
-    "dead_gradients",
-    "evaluating",
-    "fast_bfloat16",
-    "in_255ths",
-    "input_gradient",
-    "margin",
-    "wide",
-]
-
-NAMES = {
-    "fgsm": FGSM,
-    "pgd": PGD,
-    "mifgsm": MIFGSM,
-    "nifgsm": NIFGSM,
-    "vmifgsm": VMIFGSM,
-    "vnifgsm": VNIFGSM,
-    "difgsm": DIFGSM,
-    "tifgsm": TIFGSM,
-    "sinifgsm": SINIFGSM,
-    "pixle": lambda **settings: Torchattacks("Pixle", **settings),
-    "apgd": APGD,
+OURS = FGSM, PGD, MIFGSM, NIFGSM, VMIFGSM, VNIFGSM, DIFGSM, TIFGSM, SINIFGSM, APGD, FAB, Noise, Square, AutoAttack
+NAMES = {kind.__name__.lower(): kind for kind in OURS} | {
     "apgdt": lambda **settings: APGD(**{"loss": "targeted"} | settings),
-    "fab": FAB,
-    "noise": Noise,
-    "square": Square,
-    "autoattack": AutoAttack,
+    "pixle": lambda **settings: Torchattacks("Pixle", **settings),
 }
 
 

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 import torch
 
 from attacks.autoattack_search import PRECISIONS, Search
-from attacks.base import Attack, check_choice, check_setting
+from attacks.base import Attack, choice, setting
 from attacks.pgd import bounds
 from processes.data_parallel import drawn
 
-LOSSES = ("ce", "dlr", "targeted")
 MOMENTUM = 0.75  # share of the new step, the rest is the last movement
 RISES = 0.75  # of the steps between two checkpoints, as many must climb, or the step is halved
 
@@ -26,19 +25,12 @@ class APGD(Attack):
     every success is verified in full precision.
     """
 
-    steps: int = 100
-    loss: str = "ce"
-    targets: int = 9
-    restarts: int = 1
-    samples: int = 1
-    precision: str = "auto"
-
-    def __post_init__(self):
-        super().__post_init__()
-        for name in ("steps", "targets", "restarts", "samples"):
-            check_setting(self, name, 1, math.inf, whole=True)
-        check_choice(self, "loss", LOSSES)
-        check_choice(self, "precision", PRECISIONS)
+    steps: int = setting(100, 1)
+    loss: str = choice("ce", "dlr", "targeted")
+    targets: int = setting(9, 1)
+    restarts: int = setting(1, 1)
+    samples: int = setting(1, 1)
+    precision: str = choice(*PRECISIONS)
 
     @property
     def label(self):
@@ -95,34 +87,20 @@ class APGD(Attack):
         return loss / self.samples, gradient, logits
 
     def _objective(self, search, rank):
-        index = search.labels[:, None]
-        if self.loss == "ce":
-            sign = -1 if search.targeted else 1
-
-            # Cross-entropy is softplus of this, so they climb together; this one never saturates.
-            def cross_entropy(logits):
-                others = logits.scatter(1, index, -math.inf).logsumexp(1)
-                return sign * (others - logits.gather(1, index)[:, 0])
-
-            return cross_entropy
-        rival = None if rank is None else search.rivals[:, rank : rank + 1]
+        def cross_entropy(logits):  # which is softplus of this: they climb together, but this never saturates
+            index = search.labels[:, None]
+            lead = logits.scatter(1, index, -math.inf).logsumexp(1) - logits.gather(1, index)[:, 0]
+            return -lead if search.targeted else lead
 
         def ratio(logits):
+            lead = search.lead(logits, rank)
+            if logits.shape[1] == 2:  # the paper has three classes in mind, or four
+                return lead
             ordered = logits.sort(1, descending=True).values
-            goal = logits.scatter(1, index, -math.inf).amax(1, True) if rival is None else logits.gather(1, rival)
-            lead = (goal - logits.gather(1, index))[:, 0]
-            return lead / _spread(ordered, rank is not None)
+            low = ordered[:, 2] if rank is None else ordered[:, 2:4].mean(1)
+            return lead / (ordered[:, 0] - low).clamp_min(1e-12)
 
-        return ratio
-
-
-def _spread(ordered, targeted):
-    """What the ratio divides by, where there are classes enough: the paper has three or four in mind."""
-    classes = ordered.shape[1]
-    if classes == 2:
-        return 1
-    low = ordered[:, 2:4].mean(1) if targeted else ordered[:, 2]
-    return (ordered[:, 0] - low).clamp_min(1e-12)
+        return cross_entropy if self.loss == "ce" else ratio
 
 
 def _move(state, share):

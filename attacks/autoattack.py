@@ -1,17 +1,14 @@
 """AutoAttack (Croce & Hein 2020, arXiv:2003.01690): four attacks, each on what the others have left. L∞ only."""
 
-import math
 from dataclasses import dataclass
 
 import torch
 
 from attacks.apgd import APGD
 from attacks.autoattack_search import PRECISIONS
-from attacks.base import Attack, check_choice, check_setting
+from attacks.base import Attack, choice, setting
 from attacks.blackbox import Square
 from attacks.fab import FAB
-
-VERSIONS = ("standard", "rand")
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -23,18 +20,11 @@ class AutoAttack(Attack):
     cheaper, and then it says so. `precision` as for APGD.
     """
 
-    version: str = "standard"
-    steps: int = 100
-    targets: int = 9
-    queries: int = 5000
-    precision: str = "auto"
-
-    def __post_init__(self):
-        super().__post_init__()
-        for name in ("steps", "targets", "queries"):
-            check_setting(self, name, 1, math.inf, whole=True)
-        check_choice(self, "version", VERSIONS)
-        check_choice(self, "precision", PRECISIONS)
+    version: str = choice("standard", "rand")
+    steps: int = setting(100, 1)
+    targets: int = setting(9, 1)
+    queries: int = setting(5000, 1)
+    precision: str = choice(*PRECISIONS)
 
     @property
     def stages(self):

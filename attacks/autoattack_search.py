@@ -71,21 +71,24 @@ class Search:
         points = points.detach().requires_grad_()
         with torch.enable_grad():
             out = self.model(points)
-        logits = wide(out.detach()).requires_grad_()
-        with torch.enable_grad():
+            logits = wide(out.detach()).requires_grad_()
             value = objective(logits)
-        (ascent,) = torch.autograd.grad(value.sum(), logits)
         if not out.requires_grad:
             return value.detach(), torch.zeros_like(points), logits.detach()
-        gradient = torch.autograd.grad(
-            out, points, ascent.to(out.dtype), allow_unused=True, materialize_grads=True
-        )[0]
+        ascent = torch.autograd.grad(value.sum(), logits)[0].to(out.dtype)
+        (gradient,) = torch.autograd.grad(out, points, ascent, allow_unused=True, materialize_grads=True)
         return value.detach(), gradient, logits.detach()
 
-    def won(self, logits):
-        """Where the attacker has what they want: a wrong class, or the class that they aim at."""
-        said = logits.argmax(1)
-        return said == self.labels if self.targeted else said != self.labels
+    def won(self, logits, places=slice(None)):
+        """Where, among those at `places`, the attacker has what they want: a wrong class, or the one aimed at."""
+        said, labels = logits.argmax(1), self.labels[places]
+        return said == labels if self.targeted else said != labels
+
+    def lead(self, logits, rank=None):
+        """By how much (n,) a rival is ahead of the label: the one of this rank, or whoever is the first now."""
+        if rank is None:
+            return -margin(logits, self.labels)
+        return (logits.gather(1, self.rivals[:, rank : rank + 1]) - logits.gather(1, self.labels[:, None]))[:, 0]
 
     def strike(self, points, won, state):
         """Take out the examples that fall at these points (n, C, H, W), and return `state` without them.
@@ -95,9 +98,7 @@ class Search:
         places = won.nonzero()[:, 0]
         if not len(places):
             return state
-        said = self.exact(points[places]).argmax(1)
-        labels = self.labels[places]
-        places = places[said == labels if self.targeted else said != labels]
+        places = places[self.won(self.exact(points[places]), places)]
         self.found[self.places[places]] = points[places]
         left = torch.ones_like(won).index_fill_(0, places, False).nonzero()[:, 0]
         self.images, self.labels, self.places = self.images[left], self.labels[left], self.places[left]

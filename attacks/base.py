@@ -10,11 +10,14 @@ examples cannot come from another network than the one in the call.
 import math
 import warnings
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from typing import ClassVar
 
 import torch
 from torch import nn
+
+EPS_HINT = "8/255 is usual; a plain 8 forgets the division"
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -28,7 +31,8 @@ class Attack:
 
     def __post_init__(self):
         largest = math.inf if getattr(self, "norm", "Linf") == "L2" else 1
-        check_setting(self, "eps", 0, largest, hint="8/255 is usual; a plain 8 forgets the division")
+        check_setting(self, "eps", 0, largest, hint=EPS_HINT)
+        check_settings(self)
 
     def __call__(self, model, images, labels, *, targets=None, generator=None):
         """Adversarial versions of `images` (N, C, H, W) in [0, 1], for `labels` (N,) int64.
@@ -44,12 +48,12 @@ class Attack:
             check_labels(targets, images, "targets")
         if len(images) == 0 or self.eps == 0:
             return images.clone()
-        watched = _Watched(model, max(int(labels.max()), int(labels.max() if targets is None else targets.max())))
         goal = labels if targets is None else targets
+        if generator is None:  # from the global one: torch.manual_seed makes all of it repeatable
+            generator = torch.Generator(images.device).manual_seed(int(torch.randint(2**62, ())))
+        watched = _Watched(model, int(torch.maximum(labels, goal).max()))
         with evaluating(watched):
-            adversarial = self.craft(
-                watched, images, goal, generator or new_generator(images.device), targets is not None
-            )
+            adversarial = self.craft(watched, images, goal, generator, targets is not None)
         watched.report(self, len(images))
         return adversarial
 
@@ -79,32 +83,24 @@ class Attack:
         return type(self).__name__
 
     def __repr__(self):
-        return f"{type(self).__name__}({', '.join(self._settings())})"
-
-    def _settings(self):
-        """Settings as people write them: sizes in 255ths, so that 2/225 in place of 2/255 shows."""
-        names = {"eps": "ε", "step_size": "α"}
+        """As people write settings: sizes in 255ths, so that 2/225 in place of 2/255 shows."""
+        sizes = {"eps": "ε", "step_size": "α"}
         scaled = getattr(self, "norm", "Linf") == "Linf"
         shown = []
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name in names:
-                shown.append(f"{names[field.name]}={in_255ths(value) if scaled else f'{value:.4g}'}")
-            elif field.name == "steps":
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if each.name in sizes:
+                shown.append(f"{sizes[each.name]}={in_255ths(value) if scaled else f'{value:.4g}'}")
+            elif each.name == "steps":
                 shown.append(f"{value} step{'s' * (value != 1)}")
-            elif value != field.default:
-                shown.append(f"{field.name}={value}")
-        return shown
+            elif value != each.default:
+                shown.append(f"{each.name}={value}")
+        return f"{type(self).__name__}({', '.join(shown)})"
 
 
 def in_255ths(value):
     """0.0313725 -> '8/255'; a value off the grid keeps four digits: '2.267/255'."""
     return f"{value * 255:.4g}/255"
-
-
-def new_generator(device):
-    """A generator on the device, seeded from the global one: torch.manual_seed makes all of it repeatable."""
-    return torch.Generator(device).manual_seed(int(torch.randint(2**62, ())))
 
 
 @contextmanager
@@ -115,26 +111,17 @@ def evaluating(model):
     is kept in memory, and the networks of `models` take their fused form. Inside, no weight may be changed.
     """
     modules = list(model.modules()) if isinstance(model, nn.Module) else []
-    training = [module for module in modules if module.training]
-    learning = [
-        weight for module in modules for weight in module.parameters(recurse=False) if weight.requires_grad
-    ]
-    for module in training:
-        module.training = False
-    for weight in learning:
-        weight.requires_grad = False
-    keeping = [(module, module.keep_folds()) for module in modules if hasattr(module, "keep_folds")]
+    weights = [weight for module in modules for weight in module.parameters(recurse=False)]
+    before = [(module, "training", module.training) for module in modules]
+    before += [(weight, "requires_grad", True) for weight in weights if weight.requires_grad]
+    for owner, flag, _ in before:
+        setattr(owner, flag, False)
+    before += [(module, "_folds", module.keep_folds()) for module in modules if hasattr(module, "keep_folds")]
     try:
         yield
     finally:
-        for module, before in keeping:
-            module._folds = before
-        for weight in learning:
-            weight.requires_grad = True
-        for module in modules:
-            module.training = False
-        for module in training:
-            module.training = True
+        for owner, flag, value in before:
+            setattr(owner, flag, value)
 
 
 def input_gradient(model, images, labels, targeted=False, scaled=False):
@@ -184,7 +171,7 @@ class _Watched(nn.Module):
         super().__init__()
         self.model = model
         self.largest_label = largest_label
-        self.finite = None
+        self.finite = True
         self.without_gradient = None
 
     def forward(self, images):
@@ -199,8 +186,7 @@ class _Watched(nn.Module):
                 f"label {self.largest_label} is out of range: the model has {logits.shape[1]} classes, "
                 f"0 to {logits.shape[1] - 1}; were the labels made for another data set?"
             )
-        finite = torch.isfinite(logits.detach()).all()
-        self.finite = finite if self.finite is None else self.finite & finite
+        self.finite = torch.isfinite(logits.detach()).all() & self.finite
         if images.requires_grad and self.without_gradient is None:
             images.register_hook(self._note_gradient)
         return logits
@@ -210,12 +196,12 @@ class _Watched(nn.Module):
             self.without_gradient = dead_gradients(gradient).sum()
 
     def report(self, attack, count):
-        if self.finite is not None and not self.finite:
+        if not self.finite:
             raise ValueError(
                 f"{attack}: the model gave logits that are NaN or infinite; "
                 "its weights are broken (diverged training?) or its arithmetic overflows"
             )
-        zero = 0 if self.without_gradient is None else int(self.without_gradient)
+        zero = int(self.without_gradient or 0)
         if zero and attack.zero_gradient_is_failure:
             warnings.warn(
                 f"{attack}: {zero} of {count} examples have an input gradient of exactly zero, or not finite, so "
@@ -255,12 +241,30 @@ def check_labels(labels, images, name):
         raise ValueError(f"{name} reach down to {int(labels.min())}: classes count from 0")
 
 
+def setting(default, low, high=math.inf, **limits):
+    """A field of a dataclass that `check_settings` holds to its range; whole numbers where the default is one."""
+    check = partial(check_setting, low=low, high=high, whole=isinstance(default, int), **limits)
+    return field(default=default, metadata={"check": check})
+
+
+def choice(*choices):
+    """A field of a dataclass that `check_settings` holds to these choices; the first is the default."""
+    return field(default=choices[0], metadata={"check": partial(check_choice, choices=choices)})
+
+
+def check_settings(owner):
+    """Raise ValueError unless every field that was made by `setting` or `choice` is what it may be."""
+    for each in fields(owner):
+        if "check" in each.metadata:
+            each.metadata["check"](owner, each.name)
+
+
 def check_setting(owner, name, low, high, *, whole=False, open_low=False, open_high=False, hint=""):
     """Raise ValueError unless a setting is a finite number in its range."""
     value = getattr(owner, name)
     number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
-    outside = not number or value < low or value > high or value in (math.inf, -math.inf) or value != value
-    if not outside and not (open_low and value == low) and not (open_high and value == high):
+    inside = number and low <= value <= high and abs(value) != math.inf
+    if inside and not (open_low and value == low) and not (open_high and value == high):
         return
     kind = "a whole number" if whole else "a number"
     bounds = f"above {low:g}" if open_low else f"of at least {low:g}"

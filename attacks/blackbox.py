@@ -2,12 +2,11 @@
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 
 from attacks.autoattack_search import PRECISIONS, Search, margin
-from attacks.base import Attack, check_choice, check_setting
+from attacks.base import Attack, choice, setting
 from attacks.pgd import bounds
 
 # After so many queries the squares' share of the picture halves; as in AutoAttack, whatever the budget.
@@ -21,21 +20,11 @@ class Square(Attack):
     `share` is the part of the picture that the first squares cover. `precision` as for APGD.
     """
 
-    queries: int = 5000
-    share: float = 0.8
-    precision: str = "auto"
+    queries: int = setting(5000, 1)
+    share: float = setting(0.8, 0, 1, open_low=True)
+    precision: str = choice(*PRECISIONS)
 
-    zero_gradient_is_failure: ClassVar[bool] = False
-
-    def __post_init__(self):
-        super().__post_init__()
-        check_setting(self, "queries", 1, math.inf, whole=True)
-        check_setting(self, "share", 0, 1, open_low=True)
-        check_choice(self, "precision", PRECISIONS)
-
-    @property
-    def label(self):
-        return "Square"
+    zero_gradient_is_failure = False
 
     def craft(self, model, images, labels, generator, targeted=False):
         search = Search(model, images, labels, targeted, self.precision)
@@ -93,17 +82,10 @@ class Square(Attack):
 class Noise(Attack):
     """Each value of the picture moved by ε or -ε at random, `draws` times: what no attack may be weaker than."""
 
-    draws: int = 10
+    draws: int = setting(10, 1)
 
-    zero_gradient_is_failure: ClassVar[bool] = False
-
-    def __post_init__(self):
-        super().__post_init__()
-        check_setting(self, "draws", 1, math.inf, whole=True)
-
-    @property
-    def label(self):
-        return "noise"
+    zero_gradient_is_failure = False
+    label = "noise"
 
     def craft(self, model, images, labels, generator, targeted=False):
         search = Search(model, images, labels, targeted, "float32")

@@ -7,12 +7,11 @@ SI-NI-FGSM   Lin et al. 2019, arXiv:1908.06281: over darker copies, with Nestero
 
 import functools
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch.nn.functional import conv2d, interpolate, pad
 
-from attacks.base import check_setting, input_gradient
+from attacks.base import input_gradient, setting
 from attacks.momentum import MIFGSM
 
 
@@ -24,13 +23,8 @@ class DIFGSM(MIFGSM):
     Python reads it, so in training the device is waited for, and steps are no CUDA graph.
     """
 
-    probability: float = 0.5
-    smallest: float = 0.9
-
-    def __post_init__(self):
-        super().__post_init__()
-        check_setting(self, "probability", 0, 1)
-        check_setting(self, "smallest", 0, 1, open_low=True)
+    probability: float = setting(0.5, 0, 1)
+    smallest: float = setting(0.9, 0, 1, open_low=True)
 
     def _gradient(self, model, images, labels, generator, targeted):
         change, side, top, left = torch.rand(4, generator=generator, device=images.device).tolist()
@@ -58,19 +52,17 @@ class TIFGSM(MIFGSM):
     The paper takes 15 of 299 pixels; these are for pictures of 32.
     """
 
-    kernel: int = 5
+    kernel: int = setting(5, 1, 99, hint="An odd number of pixels")
 
     def __post_init__(self):
         super().__post_init__()
-        check_setting(self, "kernel", 1, 99, whole=True, hint="An odd number of pixels")
         if self.kernel % 2 == 0:
             raise ValueError(f"TIFGSM: kernel={self.kernel}; an odd number of pixels is needed")
 
     def _gradient(self, model, images, labels, generator, targeted):
         gradient, channels = super()._gradient(model, images, labels, generator, targeted), images.shape[1]
-        line = (
-            torch.linspace(-3, 3, self.kernel, dtype=images.dtype, device=images.device).square().mul(-0.5).exp()
-        )
+        deviations = torch.linspace(-3, 3, self.kernel, dtype=images.dtype, device=images.device)
+        line = deviations.square().mul(-0.5).exp()
         blur = torch.outer(line, line) / line.sum() ** 2
         return conv2d(gradient, blur.expand(channels, 1, -1, -1), padding=self.kernel // 2, groups=channels)
 
@@ -79,13 +71,9 @@ class TIFGSM(MIFGSM):
 class SINIFGSM(MIFGSM):
     """NI-FGSM with the mean gradient of `copies` of the pictures, each half as bright as the one before."""
 
-    copies: int = 5
+    copies: int = setting(5, 1, 100)
 
-    look_ahead: ClassVar[bool] = True
-
-    def __post_init__(self):
-        super().__post_init__()
-        check_setting(self, "copies", 1, 100, whole=True)
+    look_ahead = True
 
     def _gradient(self, model, images, labels, generator, targeted):
         total = torch.zeros_like(images)

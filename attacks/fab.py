@@ -1,12 +1,12 @@
 """FAB (Croce & Hein 2019, arXiv:1907.02044), towards one class after the other: the nearest boundary. L∞ only."""
 
-import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from attacks.autoattack_search import Search
-from attacks.base import Attack, check_setting
+from attacks.base import Attack, setting
 
 BIAS = 0.1  # the largest share of the way back towards the picture
 OVERSHOOT = 1.05
@@ -22,17 +22,10 @@ class FAB(Attack):
     first. It computes in full precision: where it ends, bfloat16 cannot tell the boundary's sides apart.
     """
 
-    steps: int = 100
-    targets: int = 9
+    steps: int = setting(100, 1)
+    targets: int = setting(9, 1)
 
-    def __post_init__(self):
-        super().__post_init__()
-        check_setting(self, "steps", 1, math.inf, whole=True)
-        check_setting(self, "targets", 1, math.inf, whole=True)
-
-    @property
-    def label(self):
-        return "FAB-T"
+    label = "FAB-T"
 
     def craft(self, model, images, labels, generator, targeted=False):
         if targeted:
@@ -47,13 +40,8 @@ class FAB(Attack):
     def _cross(self, search, rank):
         state = {"here": search.images}
         for _ in range(self.steps):
-            index, rival = search.labels[:, None], search.rivals[:, rank : rank + 1]
-
-            def lead(logits, index=index, rival=rival):
-                return (logits.gather(1, rival) - logits.gather(1, index))[:, 0]
-
             here, images = state["here"], search.images
-            value, gradient, _ = search.ascend(here, lead)
+            value, gradient, _ = search.ascend(here, partial(search.lead, rank=rank))
             # The boundary, as seen from here: gradient · (x - here) + value = 0.
             from_here = _project(here, gradient, value)
             shift = (gradient * (images - here)).sum((1, 2, 3))

@@ -5,13 +5,11 @@ NI-FGSM   Lin et al. 2019, arXiv:1908.06281: takes the gradient one step ahead (
 VMI, VNI  Wang & He 2021, arXiv:2103.15571: the same two, steadied by gradients from the neighbourhood
 """
 
-import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 
-from attacks.base import Attack, check_setting, input_gradient
+from attacks.base import Attack, input_gradient, setting
 from attacks.pgd import bounds
 from processes.data_parallel import drawn
 
@@ -20,18 +18,12 @@ from processes.data_parallel import drawn
 class MIFGSM(Attack):
     """Momentum iterative FGSM: `decay` of the summed direction is kept at each step."""
 
-    step_size: float = 2 / 255
-    steps: int = 10
-    decay: float = 1.0
+    step_size: float = setting(2 / 255, 0, open_low=True, hint="2/255 is usual")
+    steps: int = setting(10, 1)
+    decay: float = setting(1.0, 0)
 
-    look_ahead: ClassVar[bool] = False
-    neighbours: ClassVar[int] = 0
-
-    def __post_init__(self):
-        super().__post_init__()
-        check_setting(self, "step_size", 0, math.inf, open_low=True, hint="2/255 is usual")
-        check_setting(self, "steps", 1, math.inf, whole=True)
-        check_setting(self, "decay", 0, math.inf)
+    look_ahead = False
+    neighbours = 0
 
     @property
     def label(self):
@@ -42,7 +34,6 @@ class MIFGSM(Attack):
         adversarial = images.clone()
         momentum = torch.zeros_like(images)
         variance = torch.zeros_like(images)
-        steadied = self.neighbours > 0
         for step in range(self.steps):
             here = adversarial.add(momentum, alpha=self.decay * self.step_size) if self.look_ahead else adversarial
             gradient = self._gradient(model, here, labels, generator, targeted)
@@ -50,7 +41,7 @@ class MIFGSM(Attack):
             # A zero gradient has no direction: it stays zero here, where 0/0 would be NaN.
             size = direction.abs().mean((1, 2, 3), keepdim=True).clamp_min(torch.finfo(direction.dtype).tiny)
             momentum.mul_(self.decay).add_(direction.div_(size))
-            if steadied and step < self.steps - 1:  # the last variance would never be used
+            if self.neighbours and step < self.steps - 1:  # the last variance would never be used
                 variance = self._neighbourhood(model, adversarial, labels, generator, targeted).sub_(gradient)
             adversarial = adversarial.add(momentum.sign(), alpha=self.step_size).clamp_(lower, upper)
         return adversarial
@@ -72,7 +63,7 @@ class MIFGSM(Attack):
 class NIFGSM(MIFGSM):
     """MI-FGSM with the gradient taken one momentum step ahead."""
 
-    look_ahead: ClassVar[bool] = True
+    look_ahead = True
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -82,17 +73,12 @@ class VMIFGSM(MIFGSM):
     It costs steps · (1 + neighbours) gradients, less the last neighbourhood, which is not needed.
     """
 
-    neighbours: int = 5
-    radius: float = 1.5
-
-    def __post_init__(self):
-        super().__post_init__()
-        check_setting(self, "neighbours", 1, math.inf, whole=True)
-        check_setting(self, "radius", 0, math.inf, open_low=True)
+    neighbours: int = setting(5, 1)
+    radius: float = setting(1.5, 0, open_low=True)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class VNIFGSM(VMIFGSM):
     """VMI-FGSM with the gradient taken one momentum step ahead."""
 
-    look_ahead: ClassVar[bool] = True
+    look_ahead = True

@@ -1,15 +1,14 @@
 """FGSM (Goodfellow et al. 2014, arXiv:1412.6572) and PGD (Madry et al. 2017, arXiv:1706.06083), L∞ and L2."""
 
-import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
-from attacks.base import Attack, check_setting, input_gradient
+from attacks.base import Attack, input_gradient, setting
 from processes.data_parallel import drawn
 
 
-def _check_norm(attack):
+def _check_norm(attack, _):
     if attack.norm not in ("Linf", "L2"):
         raise ValueError(f"{type(attack).__name__}: norm={attack.norm!r}; 'Linf' or 'L2' is needed")
 
@@ -18,11 +17,7 @@ def _check_norm(attack):
 class FGSM(Attack):
     """One step of size ε along the sign of the gradient (L2: along the gradient itself), from the picture."""
 
-    norm: str = "Linf"
-
-    def __post_init__(self):
-        _check_norm(self)
-        super().__post_init__()
+    norm: str = field(default="Linf", metadata={"check": _check_norm})
 
     def craft(self, model, images, labels, generator, targeted=False):
         gradient = input_gradient(model, images, labels, targeted)
@@ -37,18 +32,14 @@ class PGD(Attack):
     worst case found.
     """
 
-    step_size: float = 2 / 255
-    steps: int = 10
-    restarts: int = 1
+    step_size: float = setting(2 / 255, 0, open_low=True, hint="2/255 is usual")
+    steps: int = setting(10, 1)
+    restarts: int = setting(1, 1)
     random_start: bool = True
-    norm: str = "Linf"
+    norm: str = field(default="Linf", metadata={"check": _check_norm})
 
     def __post_init__(self):
-        _check_norm(self)
         super().__post_init__()
-        check_setting(self, "step_size", 0, math.inf, open_low=True, hint="2/255 is usual")
-        check_setting(self, "steps", 1, math.inf, whole=True)
-        check_setting(self, "restarts", 1, math.inf, whole=True)
         if self.restarts > 1 and not self.random_start:
             raise ValueError("PGD: restarts from the same point find the same example; set random_start=True")
 
@@ -64,8 +55,7 @@ class PGD(Attack):
             standing = (~hit if targeted else hit).nonzero()[:, 0]
             if len(standing) == 0:
                 break
-            again = self._once(model, images[standing], labels[standing], generator, targeted)
-            adversarial[standing] = again
+            adversarial[standing] = self._once(model, images[standing], labels[standing], generator, targeted)
         return adversarial
 
     def _once(self, model, images, labels, generator, targeted):

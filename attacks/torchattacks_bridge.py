@@ -2,16 +2,13 @@
 
 import inspect
 import random
-from dataclasses import dataclass, field
-from typing import ClassVar
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from attacks.base import Attack
-
-# What these take for granted is ten classes; elsewhere they would aim at classes that do not exist.
-COUNTS_CLASSES = ("AutoAttack", "APGDT", "FAB")
 
 # These follow no cross-entropy, so it may saturate.
 OTHER_LOSS = ("APGDT", "CW", "DeepFool", "FAB", "JSMA", "OnePixel", "Pixle", "SparseFool", "Square")
@@ -28,18 +25,16 @@ class Torchattacks(Attack):
     """
 
     name: str
-    settings: dict = field(default_factory=dict)
+    settings: dict
 
-    zero_gradient_is_failure: ClassVar[bool] = False
+    zero_gradient_is_failure = False
 
     def __init__(self, name, **settings):
         probe = _make(name, torch.nn.Linear(1, 1), settings)
         eps = getattr(probe, "eps", getattr(probe, "max_epsilon", None))
         norm = str(getattr(probe, "norm", "L2" if name.endswith("L2") else "Linf"))
-        object.__setattr__(self, "name", name)
-        object.__setattr__(self, "settings", settings)
-        object.__setattr__(self, "norm", norm if norm in ("L1", "L2") else "Linf")
-        object.__setattr__(self, "eps", 1.0 if eps is None else float(eps))
+        norm = norm if norm in ("L1", "L2") else "Linf"
+        vars(self).update(name=name, settings=settings, norm=norm, eps=1.0 if eps is None else float(eps))
         super().__post_init__()
 
     @property
@@ -57,41 +52,38 @@ class Torchattacks(Attack):
     def label(self):
         return self.name
 
-    def _settings(self):
+    def __repr__(self):
         def shown(value):
             return f"{value:.4g}" if isinstance(value, float) else repr(value)
 
-        return [repr(self.name), *(f"{key}={shown(value)}" for key, value in self.settings.items())]
+        settings = (f", {key}={shown(value)}" for key, value in self.settings.items())
+        return f"{type(self).__name__}({self.name!r}{''.join(settings)})"
 
     def craft(self, model, images, labels, generator, targeted=False):
-        settings = dict(self.settings)
-        if self.name in COUNTS_CLASSES and "n_classes" not in settings:
+        settings, possible = dict(self.settings), inspect.signature(_find(self.name)).parameters
+        if "n_classes" in possible and "n_classes" not in settings:  # it would take ten for granted
             with torch.no_grad():
                 settings["n_classes"] = model(images[:1]).shape[1]
         seed = int(torch.randint(2**31, (), generator=generator, device=images.device))
-        if "seed" in inspect.signature(_find(self.name)).parameters:
+        if "seed" in possible:
             settings.setdefault("seed", seed)  # AutoAttack would take the time of day
         single = torch.autocast(images.device.type, enabled=False)
-        with _own_randomness(seed, images.device), _weights_frozen(model), torch.enable_grad(), single:
+        with _own_randomness(seed, images.device), torch.enable_grad(), single:
             # In eval mode, or torchattacks would put all of it into training mode when it is done.
-            attack = _make(self.name, _Plain(model).eval(), settings)
+            attack = _make(self.name, torch.nn.Sequential(_PlainGradient(), model).eval(), settings)
             if targeted:
                 attack.set_mode_targeted_by_label(quiet=True)
             adversarial = attack(images.contiguous(), labels)
-        return adversarial.detach().to(images.dtype).contiguous(memory_format=_format(images))
+        return torch.empty_like(images).copy_(adversarial.detach())
 
 
-class _Plain(torch.nn.Module):
-    """The model with gradients laid out as torchattacks expects them: it calls `view` on them."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
+class _PlainGradient(torch.nn.Module):
+    """The pictures as they are; their gradient laid out as torchattacks expects it, which calls `view` on it."""
 
     def forward(self, images):
         if images.requires_grad:
             images.register_hook(lambda gradient: gradient.contiguous())
-        return self.model(images)
+        return images
 
 
 def _find(name):
@@ -110,41 +102,16 @@ def _make(name, model, settings):
         raise ValueError(f"Torchattacks({name!r}): these settings do not fit: {error}") from error
 
 
-def _format(images):
-    channels_last = images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous()
-    return torch.channels_last if channels_last else torch.contiguous_format
-
-
-class _own_randomness:
+@contextmanager
+def _own_randomness(seed, device):
     """Seed the generators of Python, NumPy and torch, and put all three back afterwards."""
-
-    def __init__(self, seed, device):
-        self.seed = seed
-        self.torch = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
-
-    def __enter__(self):
-        self.python, self.numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
-        self.torch.__enter__()
-        random.seed(self.seed)
-        np.random.seed(self.seed)  # noqa: NPY002
-        torch.manual_seed(self.seed)
-
-    def __exit__(self, *error):
-        random.setstate(self.python)
-        np.random.set_state(self.numpy)  # noqa: NPY002
-        return self.torch.__exit__(*error)
-
-
-class _weights_frozen:
-    """No weight asks for a gradient, so none can be written into it."""
-
-    def __init__(self, model):
-        self.asking = [weight for weight in model.parameters() if weight.requires_grad]
-
-    def __enter__(self):
-        for weight in self.asking:
-            weight.requires_grad_(False)
-
-    def __exit__(self, *error):
-        for weight in self.asking:
-            weight.requires_grad_(True)
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002
+        torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)  # noqa: NPY002

@@ -21,21 +21,3 @@ from defences.single_step import NFGSM, Guided
 from defences.source_penalties import L2SP, FeatureDistillation, Penalty
 from defences.trades_mart import MART, TRADES
 from defences.weight_perturbation import AWP
-
-__all__ = [
-    "AWP",
-    "L2SP",
-    "MART",
-    "NFGSM",
-    "TRADES",
-    "Adversarial",
-    "FeatureDistillation",
-    "Free",
-    "Guided",
-    "Penalty",
-    "Standard",
-    "TwoHalves",
-    "Wrapped",
-    "innermost",
-    "moment",
-]

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from torch.nn.functional import cross_entropy
 
 from attacks import FGSM, Attack, evaluating, wide
+from attacks.base import check_settings, setting
 
 
 def moment(defence, progress):
@@ -13,12 +14,9 @@ def moment(defence, progress):
 
     What `at` says holds for the loss that it was written for, not for that of somebody's subclass.
     """
-    for kind in type(defence).__mro__:
-        if "at" in vars(kind):
-            return defence.at(progress)
-        if {"loss", "craft", "objective"} & vars(kind).keys():
-            return None
-    return None
+    decisive = {"at", "loss", "craft", "objective"}
+    nearest = next((vars(kind) for kind in type(defence).__mro__ if decisive & vars(kind).keys()), {})
+    return defence.at(progress) if "at" in nearest else None
 
 
 class TwoHalves:
@@ -62,12 +60,12 @@ class Adversarial(TwoHalves):
 
     attack: Attack
     ramp: float | tuple[float, float] = 0.0
-    grow: float = 0.0
+    grow: float = setting(0.0, 0, 1, hint="A share of the training")
 
     def __post_init__(self):
         if not isinstance(self.attack, Attack):
             raise TypeError(f"attack={self.attack!r}: an attack is needed, for instance PGD()")
-        name = type(self).__name__
+        check_settings(self)
         try:
             begin, end = self._ramp
             fits = 0 <= begin <= end <= 1 and not {type(begin), type(end)} & {bool}
@@ -75,11 +73,9 @@ class Adversarial(TwoHalves):
             fits = False
         if not fits:
             raise ValueError(
-                f"{name}: ramp={self.ramp}; a share of the training, 0 to 1, is needed, or two, (0.25, 0.75), "
-                "from where to where ε rises"
+                f"{type(self).__name__}: ramp={self.ramp}; a share of the training, 0 to 1, is needed, or two, "
+                "(0.25, 0.75), from where to where ε rises"
             )
-        if not 0 <= self.grow <= 1:
-            raise ValueError(f"{name}: grow={self.grow}; a share of the training, 0 to 1, is needed")
         if self.grow and not hasattr(self.attack, "steps"):
             raise ValueError(f"grow={self.grow}: {self.attack} has no `steps` that could rise; PGD() has")
 
@@ -105,8 +101,7 @@ class Adversarial(TwoHalves):
         return Standard() if attack is None else replace(self, attack=attack, ramp=0.0, grow=0.0)
 
     def loss(self, model, images, labels, *, progress, generator, smoothing=0.0, memory=None):
-        begun = self._attack_at(progress) is not None
-        how = super() if begun else Standard()
+        how = Standard() if self._attack_at(progress) is None else super()
         return how.loss(model, images, labels, progress=progress, generator=generator, smoothing=smoothing)
 
     def craft(self, model, images, labels, progress, generator):
@@ -138,6 +133,7 @@ class Wrapped:
         if not callable(getattr(self.defence, "loss", None)):
             name = type(self).__name__
             raise TypeError(f"{name}: defence={self.defence!r}; a defence such as Standard() is needed")
+        check_settings(self)
 
     def at(self, progress):
         inner = moment(self.defence, progress)

@@ -6,12 +6,13 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from attacks import wide
-from attacks.base import check_setting
-from defences.single_step import EPS_HINT
+from attacks.base import setting
+from defences.adversarial import Standard
+from defences.single_step import SingleStep
 
 
 @dataclass(frozen=True)
-class Free:
+class Free(SingleStep):
     """Cross-entropy under a perturbation that each training step moves by ε, in its one backward pass.
 
     Shafahi et al. 2019, arXiv:1904.12843. A batch is shown, with the same shifts and flips, `replays` steps in a
@@ -21,18 +22,9 @@ class Free:
     pictures: with fewer epochs than `replays` some are never seen.
     """
 
-    eps: float = 8 / 255
-    replays: int = 8
+    replays: int = setting(8, 1, 1000, hint="8 is usual for CIFAR-10, 4 for ImageNet")
 
-    def __post_init__(self):
-        check_setting(self, "eps", 0, 1, open_low=True, hint=EPS_HINT)
-        check_setting(self, "replays", 1, 1000, whole=True, hint="8 is usual for CIFAR-10, 4 for ImageNet")
-
-    def at(self, progress):
-        return self
-
-    def single_step_eps(self, progress):
-        return self.eps
+    at = Standard.at  # it is the same at all moments
 
     def loss(self, model, images, labels, *, progress, generator, memory, smoothing=0.0):
         kept = memory.get("perturbation")

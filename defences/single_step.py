@@ -1,22 +1,31 @@
 """Training on examples that a single step makes, for two to three times the cost of standard training."""
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch.nn.functional import cross_entropy
 
 from attacks import evaluating, input_gradient, wide
-from attacks.base import check_setting
+from attacks.base import EPS_HINT, check_settings, setting
 from attacks.pgd import bounds
-from defences.adversarial import TwoHalves
+from defences.adversarial import Standard, TwoHalves
 from processes.data_parallel import drawn
-
-EPS_HINT = "8/255 is usual; a plain 8 forgets the division"
 
 
 @dataclass(frozen=True)
-class NFGSM(TwoHalves):
+class SingleStep:
+    """A defence whose examples a single step makes, of the same ε from the first moment to the last."""
+
+    eps: float = setting(8 / 255, 0, 1, open_low=True, hint=EPS_HINT)
+
+    __post_init__ = check_settings
+
+    def single_step_eps(self, progress):
+        return self.eps
+
+
+@dataclass(frozen=True)
+class NFGSM(SingleStep, TwoHalves):
     """Cross-entropy on examples of one step from a noisy picture, which may lie outside ε.
 
     De Jorge et al. 2022, "Make Some Noise", arXiv:2202.01181. The noise is uniform in ±noise · ε, the step is
@@ -25,20 +34,10 @@ class NFGSM(TwoHalves):
     in eval mode.
     """
 
-    eps: float = 8 / 255
-    noise: float = 2.0
-    step: float = 1.0
+    noise: float = setting(2.0, 0, hint="A multiple of ε: 2 is usual")
+    step: float = setting(1.0, 0, open_low=True, hint="A multiple of ε: 1 is usual")
 
-    def __post_init__(self):
-        check_setting(self, "eps", 0, 1, open_low=True, hint=EPS_HINT)
-        check_setting(self, "noise", 0, math.inf, hint="A multiple of ε: 2 is usual")
-        check_setting(self, "step", 0, math.inf, open_low=True, hint="A multiple of ε: 1 is usual")
-
-    def at(self, progress):
-        return self
-
-    def single_step_eps(self, progress):
-        return self.eps
+    at = Standard.at  # it is the same at all moments
 
     def craft(self, model, images, labels, progress, generator):
         reach = self.noise * self.eps
@@ -50,7 +49,7 @@ class NFGSM(TwoHalves):
 
 
 @dataclass(frozen=True)
-class Guided:
+class Guided(SingleStep):
     """Cross-entropy on the pictures, and a pull of the probabilities under one guided step to those without it.
 
     Guided adversarial training, Sriramanan et al. 2020, arXiv:2011.14969: cross-entropy(x) + weight · |p - q|²,
@@ -61,18 +60,9 @@ class Guided:
     logits are those of the adversarial pictures. While crafting, BatchNorm is in eval mode.
     """
 
-    eps: float = 8 / 255
-    weight: float = 10.0
+    weight: float = setting(10.0, 0, hint="10 is usual")
 
-    def __post_init__(self):
-        check_setting(self, "eps", 0, 1, open_low=True, hint=EPS_HINT)
-        check_setting(self, "weight", 0, math.inf, hint="10 is usual")
-
-    def at(self, progress):
-        return self
-
-    def single_step_eps(self, progress):
-        return self.eps
+    at = Standard.at
 
     def loss(self, model, images, labels, *, progress, generator, smoothing=0.0, memory=None):
         clean = model(images)
@@ -89,9 +79,8 @@ class Guided:
         points = corner.mul_(self.eps).add_(images).clamp_(0, 1).requires_grad_()
         with torch.enable_grad():
             logits = model(points)
-            climbed = (
-                cross_entropy(wide(logits), labels, reduction="sum") + guided * _distance(clean, logits).sum()
-            )
+            climbed = cross_entropy(wide(logits), labels, reduction="sum")
+            climbed = climbed + guided * _distance(clean, logits).sum()
         gradient = torch.autograd.grad(climbed, points)[0]
         return points.detach().add_(gradient.sign_(), alpha=self.eps).clamp_(*bounds(images, self.eps))
 

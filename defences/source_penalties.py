@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from attacks import evaluating
+from attacks.base import check_setting
 from defences.adversarial import Wrapped
 from models import LowRank
 from models.low_rank import is_adapted
@@ -22,11 +23,9 @@ class Penalty(Wrapped):
 
     def __post_init__(self):
         super().__post_init__()
-        name = type(self).__name__
         if not isinstance(self.source, torch.nn.Module):
-            raise TypeError(f"{name}: source={self.source!r}; the source model is needed")
-        if not 0 <= self.strength < math.inf:
-            raise ValueError(f"{name}: strength={self.strength!r}; a number of at least 0 is needed")
+            raise TypeError(f"{type(self).__name__}: source={self.source!r}; the source model is needed")
+        check_setting(self, "strength", 0, math.inf)
 
     def loss(self, model, images, labels, *, progress, generator, smoothing=0.0, memory=None):
         inner = {"progress": progress, "generator": generator, "smoothing": smoothing, "memory": memory}

@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from attacks import PGD, Attack, wide
-from attacks.base import check_setting
+from attacks.base import setting
 from attacks.pgd import bounds
 from defences.adversarial import Adversarial
 from processes.data_parallel import drawn
@@ -24,19 +24,17 @@ class TRADES(Adversarial):
     """
 
     attack: Attack = field(default_factory=PGD)
-    beta: float = 6.0
+    beta: float = setting(6.0, 0, hint="5 or 6 is usual")
 
     at = Adversarial.at  # its halves hang on the moment by the attack alone, too
 
     def __post_init__(self):
         super().__post_init__()
         attack = self.attack
-        plain = type(attack) is PGD and attack.norm == "Linf" and attack.restarts == 1 and attack.random_start
-        if not plain:
+        if type(attack) is not PGD or attack.norm != "Linf" or attack.restarts > 1 or not attack.random_start:
             raise ValueError(
                 f"TRADES: attack={attack}; a PGD in L∞, from a random start, without restarts is needed"
             )
-        check_setting(self, "beta", 0, math.inf, hint="5 or 6 is usual")
 
     def _crafted(self, attack, model, images, labels, generator):
         kind = images.device.type
@@ -46,8 +44,11 @@ class TRADES(Adversarial):
         noise = drawn(images, lambda noise: noise.normal_(0, 0.001, generator=generator))
         adversarial, (lower, upper) = noise.add_(images), bounds(images, attack.eps)
         for step in range(attack.steps):
-            with torch.autocast(kind, **computing | ({} if step else {"enabled": False})):
-                gradient = _divergence_gradient(model, adversarial, clean)
+            points = adversarial.detach().requires_grad_()
+            with torch.enable_grad(), torch.autocast(kind, **computing | ({} if step else {"enabled": False})):
+                logits = model(points)
+                ascent = (wide(logits.detach()).softmax(1) - clean).to(logits.dtype)
+                gradient = torch.autograd.grad(logits, points, ascent)[0]
             adversarial = adversarial.add(gradient.sign_(), alpha=attack.step_size).clamp_(lower, upper)
         return adversarial
 
@@ -67,21 +68,15 @@ class MART(Adversarial):
     """
 
     attack: Attack = field(default_factory=PGD)
-    weight: float = 5.0
+    weight: float = setting(5.0, 0, hint="5 or 6 is usual")
 
     at = Adversarial.at
-
-    def __post_init__(self):
-        super().__post_init__()
-        check_setting(self, "weight", 0, math.inf, hint="5 or 6 is usual")
 
     def objective(self, model, images, adversarial, labels, smoothing):
         clean, logits = wide(model(images)), model(adversarial)
         attacked, index = wide(logits), labels[:, None]
-        likely = attacked.scatter(1, index, -math.inf).argmax(
-            1, keepdim=True
-        )  # the wrong class nearest to winning
-        # log(1 - p) of that class is what all the others have together.
+        # The wrong class nearest to winning; log(1 - p) of it is what all the others have together.
+        likely = attacked.scatter(1, index, -math.inf).argmax(1, keepdim=True)
         others = attacked.scatter(1, likely, -math.inf).logsumexp(1) - attacked.logsumexp(1)
         sure = clean.softmax(1).gather(1, index)[:, 0]
         pull = (_divergence(clean, attacked) * (1 - sure)).mean()
@@ -93,12 +88,3 @@ def _divergence(clean, attacked):
     """KL(p ‖ q) of the probabilities of two tensors of logits, for each example (N,)."""
     log_p, log_q = clean.log_softmax(1), attacked.log_softmax(1)
     return (log_p.exp() * (log_p - log_q)).sum(1)
-
-
-def _divergence_gradient(model, points, clean):
-    """The gradient of KL(clean ‖ softmax(model(points))) for the points; `clean` holds probabilities."""
-    points = points.detach().requires_grad_()
-    with torch.enable_grad():
-        logits = model(points)
-    ascent = (wide(logits.detach()).softmax(1) - clean).to(logits.dtype)
-    return torch.autograd.grad(logits, points, ascent)[0]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch.func import functional_call
 
-from attacks.base import check_setting
+from attacks.base import setting
 from defences.adversarial import Adversarial, TwoHalves, Wrapped
 from processes import data_parallel
 
@@ -24,7 +24,7 @@ class AWP(Wrapped):
     with a `craft` or an `objective` of its own; pulls go around: L2SP(AWP(TRADES()), source).
     """
 
-    gamma: float = 0.005
+    gamma: float = setting(0.005, 0, 1, open_high=True, hint="0.005 is usual")
 
     at = Wrapped.at  # it adds nothing that changes from moment to moment
 
@@ -36,14 +36,16 @@ class AWP(Wrapped):
                 "Adversarial(PGD()), TRADES(), MART(), NFGSM() or a subclass of TwoHalves is needed. Pulls to a "
                 "source go around: L2SP(AWP(...), source)"
             )
-        check_setting(self, "gamma", 0, 1, open_high=True, hint="0.005 is usual")
 
     def loss(self, model, images, labels, *, progress, generator, smoothing=0.0, memory=None):
         adversarial = self.defence.craft(model, images, labels, progress, generator)
-        inner = functools.partial(
-            self.defence.objective, images=images, adversarial=adversarial, labels=labels, smoothing=smoothing
-        )
-        return inner(_with(model, self._uphill(model, inner)))
+
+        def inner(tensors):
+            """Loss and logits with other weights, or buffers, of these names."""
+            other = functools.partial(functional_call, model, tensors)
+            return self.defence.objective(other, images, adversarial, labels, smoothing)
+
+        return inner(self._uphill(model, inner))
 
     def _uphill(self, model, inner):
         """Weights by name, moved; their gradient is that of the weights themselves."""
@@ -51,17 +53,11 @@ class AWP(Wrapped):
         if not weights:
             return {}
         statistics = {name: buffer.clone() for name, buffer in model.named_buffers()}  # moved, and forgotten
-        loss, _ = inner(_with(model, weights | statistics))
-        slopes = torch.autograd.grad(
-            data_parallel.weighed(loss), list(weights.values()), allow_unused=True, materialize_grads=True
-        )
+        loss, _ = inner(weights | statistics)
+        loss, matrices = data_parallel.weighed(loss), list(weights.values())
+        slopes = torch.autograd.grad(loss, matrices, allow_unused=True, materialize_grads=True)
         slopes = data_parallel.mean(slopes)
         return {
             name: weight + slope * (self.gamma * weight.detach().norm() / (slope.norm() + TINY))
             for (name, weight), slope in zip(weights.items(), slopes, strict=True)
         }
-
-
-def _with(model, tensors):
-    """The model as a function, with other weights or buffers of these names."""
-    return lambda images: functional_call(model, tensors, (images,))

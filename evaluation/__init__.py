@@ -11,16 +11,3 @@ from evaluation.scores import Scores
 from evaluation.statistics import paired
 from evaluation.testing import test
 from evaluation.transfer_attack import carried_matrix, carried_outcomes, transfer_attack
-
-__all__ = [
-    "Scores",
-    "accuracy_against_eps",
-    "audit",
-    "carried_matrix",
-    "carried_outcomes",
-    "judge_table",
-    "paired",
-    "test",
-    "through_layers",
-    "transfer_attack",
-]

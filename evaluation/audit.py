@@ -5,7 +5,6 @@
 
 import math
 import re
-import time
 from dataclasses import replace
 
 import torch
@@ -62,28 +61,31 @@ def examine(model, split, logits, scores, attacks, extents):
 
 def _compared(attacks, scores):
     """Checks of attacks beside one another."""
-    shares, n = {label: scores.share(label) for label in scores.outcomes}, scores.n
     for one, many in fgsm_and_pgd(attacks):
-        yield checks.attack_order(shares[one], shares[many], one, many, attacks[one].eps, n)
+        yield checks.attack_order(scores.share(one), scores.share(many), one, many, attacks[one].eps, scores.n)
     white = {label: attack for label, attack in attacks.items() if not isinstance(attack, BLIND)}
     kinds = {(type(attack), getattr(attack, "name", "")): label for label, attack in white.items()}
     if len({attack.eps for attack in white.values()}) == 1 and any(isinstance(a, FGSM) for a in white.values()):
-        yield checks.alike(shares[CLEAN], {label: shares[label] for label in kinds.values()})
-    yield from _beaten(attacks, white, scores)
+        yield checks.alike(scores.share(CLEAN), {label: scores.share(label) for label in kinds.values()})
+    # Blind attacks may not win against the strongest of the others, and none of these against AutoAttack.
+    comparable = [label for label, attack in white.items() if getattr(attack, "norm", "Linf") == "Linf"]
+    strongest = min(comparable, key=scores.share, default=None)
+    for label, attack in attacks.items():
+        if strongest is None or attack.eps != attacks[strongest].eps:
+            continue
+        if isinstance(attack, BLIND):
+            yield checks.weaker_wins(scores, strongest, label)
+        if isinstance(attack, AutoAttack) and strongest != label:
+            yield checks.weaker_wins(scores, label, strongest)
     plain = [(label, a) for label, a in attacks.items() if type(a) is PGD and a.restarts == 1]
     for label, pgd in plain:
         for strong, attack in attacks.items():
             if isinstance(attack, AutoAttack) and pgd.eps == attack.eps and pgd.norm == "Linf":
                 why = "PGD's number is far from the worst case"
-                yield checks.stronger(
-                    "AutoAttack gap", label, shares[label], strong, shares[strong], n, 8, why, (label,)
-                )
+                yield checks.stronger("AutoAttack gap", scores, label, strong, 8, why)
         for many, other in plain:
             if (pgd.eps, pgd.norm) == (other.eps, other.norm) and pgd.steps < other.steps:
-                why = f"{label} has not converged"
-                yield checks.stronger(
-                    "more steps", label, shares[label], many, shares[many], n, 2.5, why, (label,)
-                )
+                yield checks.stronger("more steps", scores, label, many, 2.5, f"{label} has not converged")
 
 
 def fgsm_and_pgd(attacks):
@@ -92,21 +94,6 @@ def fgsm_and_pgd(attacks):
         for many, pgd in attacks.items():
             if type(fgsm) is FGSM and type(pgd) is PGD and (fgsm.eps, fgsm.norm) == (pgd.eps, pgd.norm):
                 yield one, many
-
-
-def _beaten(attacks, white, scores):
-    """Attacks that may not win: blind ones against the strongest of the others, all of them against AutoAttack."""
-    comparable = [label for label, attack in white.items() if getattr(attack, "norm", "Linf") == "Linf"]
-    strongest = min(comparable, key=scores.share, default=None)
-    for label, attack in attacks.items():
-        if strongest is None or attack.eps != attacks[strongest].eps:
-            continue
-        if isinstance(attack, BLIND):
-            outcomes = scores.outcomes[strongest], scores.outcomes[label]
-            yield checks.weaker_wins(strongest, outcomes[0], label, outcomes[1], (strongest,))
-        if isinstance(attack, AutoAttack) and strongest != label:
-            outcomes = scores.outcomes[label], scores.outcomes[strongest]
-            yield checks.weaker_wins(label, outcomes[0], strongest, outcomes[1], (label,))
 
 
 def in_order(found):
@@ -180,7 +167,7 @@ def audit(model, split, attack=None, *, surrogates=None, seed=0, progress=True):
 
 
 class _Auditor:
-    """One audit: the model, the pictures that it gets right, and what was measured so far."""
+    """One audit: the model, the pictures that it gets right, and what was measured and found so far."""
 
     def __init__(self, model, split, attack, seed, progress):
         if not isinstance(attack, Attack):
@@ -196,92 +183,73 @@ class _Auditor:
         self.logits = predict(self.model, split)
         right = (self.logits.argmax(1) == split.labels) & torch.isfinite(self.logits).all(1)
         self.right = right.nonzero()[:, 0]
-        self.outcomes, self.seconds, self.found = {CLEAN: right.cpu()}, {CLEAN: 0.0}, []
-        self.attacks, self.extents = {}, {}
-        self.rows = (attack.label,)
+        described = {attack.label: repr(attack)}
+        self.scores = Audit(split.name, {CLEAN: right.cpu()}, described, {CLEAN: 0.0}, pictures=split.checksum)
+        self.extents, self.found = {}, []
         self.bar = tqdm(desc="audit", disable=not progress, unit="image")
 
     def measure(self, name, attack, source=None):
         """Put the outcomes of an attack on record, and return the share that withstands."""
-        begun = time.perf_counter()
         self.bar.set_description(f"audit: {name}")
         source = self.model if source is None else on_device_of(self.split, source)
-        found = attacked(source, self.model, self.split, attack, self.right, self.seed, self.bar)
-        stood, self.extents[name] = found
+        stood, extent = attacked(source, self.model, self.split, attack, self.right, self.seed, self.bar)
         outcome = torch.zeros(len(self.split), dtype=torch.bool, device=stood.device)
         outcome[self.right] = stood
-        self.outcomes[name], self.seconds[name] = outcome.cpu(), time.perf_counter() - begun
-        if source is self.model:
-            self.attacks[name] = attack
-        return self.share(name)
-
-    def share(self, name):
-        return float(self.outcomes[name].double().mean())
+        self.scores.outcomes[name], self.scores.seconds[name] = outcome.cpu(), extent.seconds
+        self.extents[name] = extent
+        return self.scores.share(name)
 
     def run(self, surrogates):
         label, attack = self.attack.label, self.attack
-        self.measure(label, attack)
-        if type(attack) is not FGSM:
-            self.measure("FGSM", FGSM(eps=attack.eps))
+        named = {label: attack} if type(attack) is FGSM else {label: attack, "FGSM": FGSM(eps=attack.eps)}
+        for name, other in named.items():
+            self.measure(name, other)
         self._more_effort(label, attack)
-        self._less_knowledge(label, attack, surrogates)
-        self._along_eps(attack)
+        self._less_knowledge(label, attack.eps, surrogates)
+        self._along_eps(label, attack)
         with evaluating(self.model):
             self._pictures(attack)
+        cheap = examine(self.model, self.split, self.logits, self.scores, named, self.extents)
         there = {finding.check for finding in self.found if finding}
-        self.found += [finding for finding in self._cheap() if finding.check not in there]
+        self.found += [finding for finding in cheap if finding.check not in there]
         self.bar.close()
-        measured = {"outcomes": self.outcomes, "attacks": {label: repr(attack)}, "seconds": self.seconds}
-        measured |= {"weights": fingerprint(self.model), "pictures": self.split.checksum}
-        return Audit(self.split.name, **measured, findings=in_order(self.found))
+        self.scores.weights, self.scores.findings = fingerprint(self.model), in_order(self.found)
+        return self.scores
 
     def _more_effort(self, label, attack):
-        n = len(self.split)
         if type(attack) is FGSM:
-            share, name = self.measure("PGD-10", PGD(eps=attack.eps)), "PGD-10"
-            self.found.append(checks.attack_order(self.share(label), share, label, name, attack.eps))
+            share = self.measure("PGD-10", PGD(eps=attack.eps))
+            self.found.append(checks.attack_order(self.scores.share(label), share, label, "PGD-10", attack.eps))
             why = "a single step is not an attack to report alone"
-            self.found.append(
-                checks.stronger("more steps", label, self.share(label), name, share, n, 2.5, why, self.rows)
-            )
-        if not hasattr(attack, "step_size"):
-            return
-        name = f"{5 * attack.steps} steps"
-        share = self.measure(name, replace(attack, steps=5 * attack.steps))
-        why = "it has not converged"
-        self.found.append(
-            checks.stronger("more steps", label, self.share(label), name, share, n, 2.5, why, self.rows)
-        )
+            self.found.append(checks.stronger("more steps", self.scores, label, "PGD-10", 2.5, why))
+        if hasattr(attack, "step_size"):
+            name = f"{5 * attack.steps} steps"
+            self.measure(name, replace(attack, steps=5 * attack.steps))
+            self.found.append(checks.stronger("more steps", self.scores, label, name, 2.5, "it has not converged"))
         if type(attack) is PGD and attack.random_start:
             name = f"{5 * attack.restarts} restarts"
-            share = self.measure(name, replace(attack, restarts=5 * attack.restarts))
+            self.measure(name, replace(attack, restarts=5 * attack.restarts))
             why = "where it starts decides; use restarts or AutoAttack"
-            self.found.append(
-                checks.stronger("restarts", label, self.share(label), name, share, n, 1, why, self.rows)
-            )
+            self.found.append(checks.stronger("restarts", self.scores, label, name, 1, why))
 
-    def _less_knowledge(self, label, attack, surrogates):
-        eps = attack.eps
+    def _less_knowledge(self, label, eps, surrogates):
         blind = {"noise": Noise(eps=eps), "Square-1000": Square(eps=eps, queries=1000)}
-        weaker = [name for name, other in blind.items() if other != attack]
-        for name in weaker:
-            self.measure(name, blind[name])
-        for name, source in surrogates.items():
-            weaker.append(f"carried from {name}")
-            self.measure(weaker[-1], PGD(eps=eps, step_size=eps / 4), source)
-        for name in weaker:
-            outcomes = self.outcomes[label], self.outcomes[name]
-            self.found.append(checks.weaker_wins(label, outcomes[0], name, outcomes[1], self.rows))
+        weaker = {name: (attack, None) for name, attack in blind.items() if attack != self.attack}
+        carried = PGD(eps=eps, step_size=eps / 4)
+        weaker |= {f"carried from {name}": (carried, source) for name, source in surrogates.items()}
+        for name, (attack, source) in weaker.items():
+            self.measure(name, attack, source)
+            self.found.append(checks.weaker_wins(self.scores, label, name))
 
-    def _along_eps(self, attack):
-        grid = {attack.eps: self.share(attack.label)}
+    def _along_eps(self, label, attack):
+        grid = {attack.eps: self.scores.share(label)}
         for eps in (attack.eps / 2, 2 * attack.eps, 64 / 255, 1.0):
             if eps <= 1 and all(abs(eps - there) > 1e-9 for there in grid):
                 grid[eps] = self.measure(f"ε = {checks.in_255ths(eps)}", attack.scaled(eps / attack.eps))
-        counts = torch.bincount(self.split.labels, minlength=self.split.num_classes)
-        self.found.append(checks.monotone(grid, len(self.split), self.rows))
+        counts = torch.bincount(self.split.labels)
+        self.found.append(checks.monotone(grid, len(self.split), (label,)))
         if type(attack) is not FGSM:  # a single step has no reason to succeed far out
-            self.found.append(checks.collapse(grid, float(counts.max() / len(self.split)), self.rows))
+            self.found.append(checks.collapse(grid, float(counts.max() / len(self.split)), (label,)))
 
     def _pictures(self, attack):
         """Checks that need the adversarial pictures themselves."""
@@ -291,18 +259,19 @@ class _Auditor:
         images, labels = self.split.batch(few)
         if not isinstance(attack, Torchattacks):  # some of those divide by ε
             still = replace(attack, eps=0.0).craft(self.model, images[:4], labels[:4], self._generator())
-            self.found.append(checks.zero_eps(attack, float((still - images[:4]).abs().max()), self.rows))
+            self.found.append(checks.zero_eps(attack, float((still - images[:4]).abs().max()), (attack.label,)))
         self.found.append(checks.masked_gradient(self.model, images, labels, eps=attack.eps))
         points = attack.craft(self.model, images, labels, self._generator())
+        mixed = torch.randperm(len(points), generator=torch.Generator().manual_seed(self.seed)).to(points.device)
         with torch.no_grad():
-            once, mixed = self.model(points), _shuffled(len(points), self.seed, points.device)
+            once = self.model(points)
             again = torch.cat([self.model(part) for part in points[mixed].split(100)])
         disagree = float((once.argmax(1)[mixed] != again.argmax(1)).double().mean())
         self.found.append(checks.repeatable(disagree))
         if getattr(attack, "steps", 0) >= 20 and hasattr(attack, "step_size"):
             shorter = replace(attack, steps=attack.steps - 10)
             earlier = shorter.craft(self.model, images, labels, self._generator())
-            self.found.append(checks.convergence(attack, self._gain(earlier, once, labels), self.rows))
+            self.found.append(checks.convergence(attack, self._gain(earlier, once, labels)))
 
     def _gain(self, earlier, logits, labels):
         """How much the loss of what stands has grown, on average."""
@@ -316,14 +285,3 @@ class _Auditor:
 
     def _generator(self):
         return torch.Generator(self.split.labels.device).manual_seed(self.seed)
-
-    def _cheap(self):
-        """The checks of test() on what was measured here, as far as they concern the attack in doubt."""
-        label = self.attack.label
-        scores = Scores(self.split.name, self.outcomes)
-        named = {name: a for name, a in self.attacks.items() if name in (label, "FGSM")}
-        return examine(self.model, self.split, self.logits, scores, named, self.extents)
-
-
-def _shuffled(count, seed, device):
-    return torch.randperm(count, generator=torch.Generator().manual_seed(seed)).to(device)

@@ -9,8 +9,8 @@ runs in the logs of FastAT_Benchmark. [R] Rice et al. 2020, arXiv:2002.11569.
 """
 
 import hashlib
-from contextlib import contextmanager
 from math import isnan
+from unittest.mock import patch
 
 import torch
 
@@ -27,9 +27,8 @@ def finite_logits(logits):
     """Invalid: a logit that is NaN or infinite [P]."""
     broken = int((~torch.isfinite(logits)).any(1).sum())
     if broken:
-        return Finding(
-            "finite logits", "invalid", broken, 0, f"{broken} examples have logits that are NaN or infinite"
-        )
+        says = f"{broken} examples have logits that are NaN or infinite"
+        return Finding("finite logits", "invalid", broken, 0, says)
 
 
 def constant_predictor(predictions, labels, num_classes):
@@ -38,11 +37,11 @@ def constant_predictor(predictions, labels, num_classes):
     A model that ignores its input cannot be attacked: its "robustness" is chance.
     """
     accuracy = float((predictions == labels).double().mean())
-    largest, even = int(torch.bincount(labels, minlength=num_classes).max()), len(labels) / num_classes
+    largest, even = int(torch.bincount(labels).max()), len(labels) / num_classes
     chance = largest / len(labels)
     if found := better_than_chance(accuracy, chance):
         return found
-    share = float(torch.bincount(predictions, minlength=num_classes).max() / len(predictions))
+    share = float(torch.bincount(predictions).max() / len(predictions))
     balanced = largest <= even + 3 * even**0.5  # as far as chance allows in so many pictures
     if num_classes > 2 and balanced and share > 0.5:
         says = f"one class is predicted for {100 * share:.1f} % of balanced pictures, over 50 %"
@@ -103,10 +102,9 @@ def _at_random(images, eps):
 
 def batch_independence(model, images):
     """Invalid: logits of a picture alone differ from those in a batch by over 1e-3 of their size (float32)."""
-    few = images[: min(4, len(images))]
     with torch.no_grad():
-        together = model(images)[: len(few)]
-        alone = torch.cat([model(image[None]) for image in few])
+        together = model(images)[:4]
+        alone = torch.cat([model(image[None]) for image in images[:4]])
     gap = _relative((together - alone).abs().max(), together)
     if gap > 1e-3:
         says = "a picture's logits depend on the rest of its batch"
@@ -163,31 +161,17 @@ def probabilities(logits):
 
 def gradients_in_forward(model, images):
     """Suspect: the model computes gradients while it answers; attacks do not see through that [AA]."""
-    with _counting_gradients() as calls, torch.no_grad():
+    engine = torch.autograd
+    with (
+        patch.object(engine, "grad", wraps=engine.grad) as grad,
+        patch.object(engine, "backward", wraps=engine.backward) as backward,
+        torch.no_grad(),
+    ):
         model(images)
+    calls = grad.call_count + backward.call_count
     if calls:
         says = "the model computes gradients while it answers, and an attack's own gradient does not see that"
-        return Finding(
-            "gradients in forward", "suspect", len(calls), 0, f"{says}. Adapt the attack to the defence"
-        )
-
-
-@contextmanager
-def _counting_gradients():
-    calls, grad, backward = [], torch.autograd.grad, torch.autograd.backward
-
-    def note(function):
-        def noted(*arguments, **options):
-            calls.append(function.__name__)
-            return function(*arguments, **options)
-
-        return noted
-
-    torch.autograd.grad, torch.autograd.backward = note(grad), note(backward)
-    try:
-        yield calls
-    finally:
-        torch.autograd.grad, torch.autograd.backward = grad, backward
+        return Finding("gradients in forward", "suspect", calls, 0, f"{says}. Adapt the attack to the defence")
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -245,11 +229,11 @@ def step_sizes(label, attack):
         return Finding("step size", "suspect", step * 255, 0.25, says, (label,))
 
 
-def convergence(attack, gain, rows):
+def convergence(attack, gain):
     """Suspect: the last ten steps still raise the loss of what stands by over 0.05 [P]."""
     if gain > 0.05:
         says = f"the last ten steps of {attack} still raise the loss of what stands by {gain:.2f}"
-        return Finding("convergence", "suspect", gain, 0.05, f"{says}; it needs more of them", rows)
+        return Finding("convergence", "suspect", gain, 0.05, f"{says}; it needs more of them", (attack.label,))
 
 
 def repeatable(disagree):
@@ -303,28 +287,32 @@ def alike(clean, shares):
             return Finding("attacks alike", "suspect", spread, 1, says, (*shares, WORST))
 
 
-def stronger(check, label, share, name, other, n, limit, message, rows):
+def stronger(check, scores, label, name, limit, message):
     """Suspect: what ought to add little to an attack takes more than `limit` points, and two examples, from it.
 
-    The limits: 1 for restarts, 2.5 for five times the steps, 8 for AutoAttack after PGD (healthy 4 to 6.4) [L].
+    `scores` hold the attack, by its label, and by its name what is added. The limits: 1 for restarts, 2.5 for five
+    times the steps, 8 for AutoAttack after PGD (healthy 4 to 6.4) [L].
     """
-    gap = 100 * (share - other)
-    if gap > limit and gap > 200 / n + 1e-9:
+    gap = 100 * (scores.share(label) - scores.share(name))
+    if gap > limit and gap > 200 / scores.n + 1e-9:
         says = f"{name} leaves {gap:.1f} points less than {label}, over {limit:g}: {message}"
-        return Finding(check, "suspect", gap, limit, says, rows)
+        return Finding(check, "suspect", gap, limit, says, (label,))
 
 
-def weaker_wins(label, outcome, name, other, rows):
+def weaker_wins(scores, label, name):
     """Suspect: an attack that knows less (noise, Square, one carried over) beats the white box [AA, C].
 
     By over 0.2 points, or it alone fools over 1 % of the examples; at least two examples in either case.
     """
+    outcome, other = scores.outcomes[label], scores.outcomes[name]
     gap = 100 * float(outcome.double().mean() - other.double().mean())
     alone = 100 * float((outcome & ~other).double().mean())
     two = 200 / len(outcome)
     if (gap > 0.2 and gap >= two) or (alone > 1 and alone >= two):
         says = f"{name} leaves {gap:.1f} points less than {label}, and alone fools {alone:.1f} %"
-        return Finding("black box wins", "suspect", max(gap, alone), 1, f"{says}; the white box is misled", rows)
+        return Finding(
+            "black box wins", "suspect", max(gap, alone), 1, f"{says}; the white box is misled", (label,)
+        )
 
 
 def collapse(accuracies, chance, rows):

@@ -1,7 +1,4 @@
-"""What a robust accuracy depends on: ε, steps, restarts; margins, and the loss around a picture.
-
-Everything here is measured, nothing drawn: figures.py draws it.
-"""
+"""What a robust accuracy depends on: ε, steps, restarts; margins, and the loss around a picture."""
 
 from dataclasses import replace
 
@@ -22,16 +19,8 @@ def accuracy_against_eps(model, split, attack, grid, *, seed=0, progress=True):
     picture that falls at one ε falls at every larger one, because the same adversarial picture lies in the
     larger ball, so only those still standing are attacked again.
     """
-    model = on_device_of(split, model)
-    standing = _right(model, split)
-    counts = {0.0: len(standing)}
-    wanted = sorted(set(grid) - {0})
-    for eps in tqdm(wanted, desc=f"{attack.label} along ε", disable=not progress):
-        scaled = attack.scaled(eps / attack.eps)
-        stood, _ = attacked(model, model, split, scaled, standing, seed_for(scaled, seed))
-        standing = standing[stood]
-        counts[eps] = len(standing)
-    return _table("eps", counts, split)
+    tries = {eps: (attack.scaled(eps / attack.eps), seed) for eps in sorted(set(grid) - {0})}
+    return _curve("eps", model, split, tries, progress, clean_at=[0.0])
 
 
 def accuracy_against_steps(model, split, attack, steps, *, seed=0, progress=True):
@@ -40,14 +29,8 @@ def accuracy_against_steps(model, split, attack, steps, *, seed=0, progress=True
     Each is an attack of its own, and the step size stays. A curve that still falls at its end belongs to an
     attack that has not converged.
     """
-    model = on_device_of(split, model)
-    right = _right(model, split)
-    counts = {}
-    for count in tqdm(sorted(set(steps)), desc=f"{type(attack).__name__}, steps", disable=not progress):
-        longer = replace(attack, steps=count)
-        stood, _ = attacked(model, model, split, longer, right, seed_for(longer, seed))
-        counts[count] = int(stood.sum())
-    return _table("steps", counts, split)
+    tries = {count: (replace(attack, steps=count), seed) for count in sorted(set(steps))}
+    return _curve("steps", model, split, tries, progress, from_all=True)
 
 
 def accuracy_against_restarts(model, split, attack, restarts, *, seed=0, progress=True):
@@ -55,17 +38,20 @@ def accuracy_against_restarts(model, split, attack, restarts, *, seed=0, progres
 
     Each restart attacks only what still stands, so the curve never rises.
     """
+    tries = {number + 1: (attack, seed + number) for number in range(restarts)}
+    return _curve("restarts", model, split, tries, progress)
+
+
+def _curve(name, model, split, tries, progress, clean_at=(), from_all=False):
+    """What `tries`, {value: (attack, seed)}, leave: of all that the model gets right, or of what still stands."""
     model = on_device_of(split, model)
-    standing = _right(model, split)
-    counts = {}
-    for number in tqdm(range(restarts), desc=f"{attack.label}, restarts", disable=not progress):
-        stood, _ = attacked(model, model, split, attack, standing, seed_for(attack, seed + number))
-        standing = standing[stood]
-        counts[number + 1] = len(standing)
-    return _table("restarts", counts, split)
-
-
-def _table(name, counts, split):
+    standing = first_right(model, split)
+    counts = dict.fromkeys(clean_at, len(standing))
+    for value, (attack, seed) in tqdm(tries.items(), desc=f"accuracy against {name}", disable=not progress):
+        stood, _ = attacked(model, model, split, attack, standing, seed_for(attack, seed))
+        counts[value] = int(stood.sum())
+        if not from_all:
+            standing = standing[stood]
     n = len(split)
     rows = [[value, count / n, *wilson(count, n), n] for value, count in counts.items()]
     table = pd.DataFrame(rows, columns=[name, "accuracy", "low", "high", "n"])
@@ -110,10 +96,6 @@ def loss_surface(model, images, labels, eps=8 / 255, points=21, *, seed=0):
     return torch.stack(rows).cpu()
 
 
-def first_right(model, split, count):
+def first_right(model, split, count=None):
     """Indices of the first pictures, at most `count`, that the model gets right."""
-    return _right(on_device_of(split, model), split)[:count]
-
-
-def _right(model, split):
-    return (predict(model, split).argmax(1) == split.labels).nonzero()[:, 0]
+    return (predict(on_device_of(split, model), split).argmax(1) == split.labels).nonzero()[:count, 0]

@@ -5,6 +5,8 @@
 Everything here is measured, nothing drawn: transfer_figures.py draws it.
 """
 
+from contextlib import ExitStack, contextmanager
+
 import pandas as pd
 import torch
 from torch import nn
@@ -44,15 +46,14 @@ def through_layers(model, split, attack, *, source=None, seed=0):
     before = {} if source is None else _features_of(on_device_of(split, source), split)
     rows = {}
     for name, features in clean.items():
-        gram = _gram(features)
         rows[name] = {
             "shift": _shift(features, attacked[name]),
             "noise": _shift(features, noisy[name]),
-            "cka": _likeness(gram, _gram(attacked[name])),
+            "cka": cka(features, attacked[name]),
             "alignment": float(alignments[name].mean()),
         }
         if before:
-            rows[name]["source_cka"] = _likeness(gram, _gram(before[name])) if name in before else float("nan")
+            rows[name]["source_cka"] = cka(features, before[name]) if name in before else float("nan")
     table = pd.DataFrame.from_dict(rows, orient="index")
     table.attrs |= {"split": split.name, "n": len(split), "attack": repr(attack)}
     return table
@@ -66,7 +67,9 @@ def cka(one, other):
     """
     if len(one) != len(other) or len(one) < 4:
         raise ValueError(f"{len(one)} and {len(other)} examples: as many of each, and at least 4, are needed")
-    return _likeness(_gram(one), _gram(other))
+    one, other = _gram(one), _gram(other)
+    both = _hsic(one, one) * _hsic(other, other)
+    return float(_hsic(one, other) / both.sqrt()) if both > 0 else float("nan")
 
 
 def _gram(features):
@@ -74,11 +77,6 @@ def _gram(features):
     flat = features.flatten(1).double()
     flat = flat - flat.mean(0)  # changes nothing in exact arithmetic, and keeps digits
     return (flat @ flat.T).fill_diagonal_(0)
-
-
-def _likeness(one, other):
-    both = _hsic(one, one) * _hsic(other, other)
-    return float(_hsic(one, other) / both.sqrt()) if both > 0 else float("nan")
 
 
 def _hsic(one, other):
@@ -103,31 +101,26 @@ def layers_of(model):
     return layers
 
 
-class _Watching:
-    """Notes what each layer gives, in order, while it lasts: {name: tensor}."""
+@contextmanager
+def _watching(model):
+    """Inside, what each layer gives is noted, in order: {name: tensor}."""
+    seen = {}
 
-    def __init__(self, model):
-        self.layers, self.seen, self.hooks = layers_of(model), {}, []
-
-    def __enter__(self):
-        for name, layer in self.layers.items():
-            self.hooks.append(layer.register_forward_hook(lambda _, __, out, name=name: self._note(name, out)))
-        return self
-
-    def _note(self, name, out):
+    def note(name, out):
         if not isinstance(out, torch.Tensor) or not out.is_floating_point():
             return None
-        self.seen[name] = out
+        seen[name] = out
         return out.clone()  # goes on in its place: the next layer may work in place
 
-    def __exit__(self, *error):
-        for hook in self.hooks:
-            hook.remove()
+    with ExitStack() as hooks:
+        for name, layer in layers_of(model).items():
+            hooks.enter_context(layer.register_forward_hook(lambda _, __, out, name=name: note(name, out)))
+        yield seen
 
 
 def _collect(model, split, attack, seed):
     """Features of all pictures, clean, attacked and noisy, by layer; and the cosines (N,) of gradients."""
-    found = [{}, {}, {}, {}]
+    found = []
     generator = torch.Generator(split.labels.device).manual_seed(seed_for(attack, seed))
     with evaluating(model), in_float32(split):
         for images, labels in split.batches(BATCH[split.labels.device.type]):
@@ -136,25 +129,27 @@ def _collect(model, split, attack, seed):
             adversarial = attack.craft(model, images, labels, generator)
             here, slopes = _with_gradients(model, images, labels)
             near, others = _with_gradients(model, noisy, labels)
-            with _Watching(model) as watching, torch.no_grad():
+            with _watching(model) as seen, torch.no_grad():
                 model(adversarial)
             cosines = {
                 name: cosine_similarity(slope.flatten(1), others[name].flatten(1))
                 for name, slope in slopes.items()
             }
-            changed = {PIXELS: adversarial} | watching.seen
-            for place, parts in zip(found, (here, changed, near, cosines), strict=True):
-                for name, value in parts.items():
-                    place.setdefault(name, []).append(value)
-    return [{name: torch.cat(parts) for name, parts in place.items()} for place in found]
+            found.append((here, {PIXELS: adversarial} | seen, near, cosines))
+    return map(_joined, zip(*found, strict=True))
+
+
+def _joined(batches):
+    """What was found batch by batch, a list of {name: tensor}, as one dictionary."""
+    return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
 
 
 def _with_gradients(model, images, labels):
     """What each layer gives, from the pixels on, and the gradient of the loss there."""
     points = images.detach().clone().requires_grad_()
-    with _Watching(model) as watching, torch.enable_grad():
+    with _watching(model) as seen, torch.enable_grad():
         logits = model(points)
-    places, uphill = {PIXELS: points} | watching.seen, logit_gradient(logits.detach(), labels)
+    places, uphill = {PIXELS: points} | seen, logit_gradient(logits.detach(), labels)
     slopes = torch.autograd.grad(logits, list(places.values()), uphill, allow_unused=True, materialize_grads=True)
     features = {name: place.detach() for name, place in places.items()}
     return features, dict(zip(places, slopes, strict=True))
@@ -162,10 +157,9 @@ def _with_gradients(model, images, labels):
 
 def _features_of(model, split):
     """What each layer gives for all pictures."""
-    parts = {}
-    with evaluating(model), in_float32(split), torch.no_grad(), _Watching(model) as watching:
+    found = []
+    with evaluating(model), in_float32(split), torch.no_grad(), _watching(model) as seen:
         for images, _ in split.batches(BATCH[split.labels.device.type]):
             model(images)
-            for name, value in ({PIXELS: images} | watching.seen).items():
-                parts.setdefault(name, []).append(value)
-    return {name: torch.cat(values) for name, values in parts.items()}
+            found.append({PIXELS: images} | seen)
+    return _joined(found)

@@ -41,8 +41,13 @@ def predict(model, split):
     """Logits (N, K) of the pictures of a split, in float32 and eval mode. ValueError for too few classes."""
     with evaluating(model), torch.no_grad(), in_float32(split):
         size = BATCH[split.labels.device.type]
-        begins = range(0, len(split), size)
-        found = data_parallel.shared_out(begins, lambda begin: _logits(model, split, slice(begin, begin + size)))
+
+        def logits_from(begin):
+            logits = model(split.batch(slice(begin, begin + size))[0])
+            # On the CPU another process can take them.
+            return logits if data_parallel.world() == 1 else logits.cpu()
+
+        found = data_parallel.shared_out(range(0, len(split), size), logits_from)
         logits = torch.cat([part for _, part in found]).to(split.labels.device)
     if logits.ndim != 2 or logits.shape[1] < split.num_classes:
         raise ValueError(
@@ -50,11 +55,6 @@ def predict(model, split):
             f"{split.num_classes} classes; was it built for another data set?"
         )
     return logits
-
-
-def _logits(model, split, some):
-    logits = model(split.batch(some)[0])
-    return logits if data_parallel.world() == 1 else logits.cpu()  # from where another process can take them
 
 
 def in_float32(split):
@@ -70,10 +70,8 @@ def attacked(source, victim, split, attack, indices, seed, bar=None, kept=None):
     """
     device, kept = split.labels.device, Kept() if kept is None else kept
     extents, standing = [[0.0, 0.0, 0.0, 0, 0, 0.0]], torch.ones_like(indices, dtype=torch.bool)
-    left = len(indices)
-    for number, stage in enumerate(attack.stages):
-        final = number == len(attack.stages) - 1
-
+    left, stages = len(indices), attack.stages
+    for number, stage in enumerate(stages):
         left_over = standing.nonzero()[:, 0]
         batches = left_over.split(BATCH[device.type]) if len(left_over) else ()
         places = [kept.place(attack, seed, number, batch, indices[some]) for batch, some in enumerate(batches)]
@@ -90,7 +88,7 @@ def attacked(source, victim, split, attack, indices, seed, bar=None, kept=None):
             extents.append(extent)
             left -= stood.count("0")
             if bar is not None:
-                bar.update(len(stood) if final else stood.count("0"))
+                bar.update(len(stood) if number == len(stages) - 1 else stood.count("0"))
                 bar.set_postfix_str(f"{stage.label}, at most {100 * left / len(split):.1f} % withstand")
     # NaN stays NaN in torch's extremes; in Python's it gets lost.
     size, low, high, broken, still, seconds = torch.tensor(extents, dtype=torch.float64).T

@@ -40,17 +40,17 @@ class Scores:
     @property
     def clean_accuracy(self):
         """Share of correct predictions, 0 to 1."""
-        return self._share(self.outcomes[CLEAN])
+        return self.share(CLEAN)
 
     def robust_accuracy(self, attack=None):
         """Share that withstands one attack, or, without a name, every attack in the list; 0 to 1."""
         if attack is None:
             if not self.attacks:
                 raise ValueError("no attack was run, so there is no robust accuracy")
-            return self._share(self.worst_case)
+            return self.share(WORST)
         if attack not in self.attacks:
             raise KeyError(f"{attack!r} was not run; these were: {', '.join(self.attacks) or 'none'}")
-        return self._share(self.outcomes[attack])
+        return self.share(attack)
 
     @property
     def worst_case(self):
@@ -63,7 +63,7 @@ class Scores:
 
     def share(self, label):
         """The accuracy, 0 to 1, for "clean", an attack's label or "worst case"."""
-        return self._share(self.outcome(label))
+        return float(self.outcome(label).double().mean())
 
     def interval(self, label):
         """The 95 % Wilson interval for "clean", an attack's label or "worst case"."""
@@ -73,7 +73,7 @@ class Scores:
         """ "invalid", "suspect" or "" for one row of the table, or for the whole evaluation."""
         severities = {f.severity for f in self.findings if label is None or f.concerns(label)}
         if label == WORST and self.attacks:  # where no attack's number holds, neither does the smallest
-            severities |= {min((self.verdict(row) for row in self.attacks), key=VERDICTS.index)} - {""}
+            severities |= {min((self.verdict(row) for row in self.attacks), key=VERDICTS.index)}
         return max(severities | {""}, key=VERDICTS.index)
 
     def table(self):
@@ -111,12 +111,8 @@ class Scores:
         """Write <name>.json (with every outcome) and <name>.csv."""
         if not data_parallel.leads():
             return
-        outcomes = {label: "".join("01"[int(bit)] for bit in value) for label, value in self.outcomes.items()}
-        values = {"split": self.split, "carried": self.carried, "weights": self.weights}
-        values["pictures"] = self.pictures
-        values |= {"attacks": self.attacks, "seconds": self.seconds}
-        findings = [asdict(finding) for finding in self.findings]
-        write_json(f"{folder}/{name}.json", values | {"findings": findings, "outcomes": outcomes})
+        bits = {label: "".join("01"[bit] for bit in outcome.tolist()) for label, outcome in self.outcomes.items()}
+        write_json(f"{folder}/{name}.json", asdict(self) | {"outcomes": bits})
         with replacing(f"{folder}/{name}.csv") as partial:
             self.table().to_csv(partial, index_label="evaluation", float_format="%.2f")
 
@@ -131,13 +127,11 @@ class Scores:
         remedy = "Delete it and run test() again"
         values = read_json(path, remedy)
         try:
-            values["findings"] = [
-                Finding(**finding | {"rows": tuple(finding["rows"])}) for finding in values["findings"]
-            ]
-            values["outcomes"] = {
+            findings = [Finding(**finding | {"rows": tuple(finding["rows"])}) for finding in values["findings"]]
+            outcomes = {
                 label: torch.tensor([bit == "1" for bit in bits]) for label, bits in values["outcomes"].items()
             }
-            scores = cls(**values)
+            scores = cls(**values | {"findings": findings, "outcomes": outcomes})
             right = scores.outcomes[CLEAN]
             whole = len(right) > 0 and all(len(outcome) == len(right) for outcome in scores.outcomes.values())
             whole = whole and scores.attacks.keys() <= scores.outcomes.keys() - {CLEAN, WORST}
@@ -164,19 +158,8 @@ class Scores:
 
     def _shown(self):
         table = self.table()
-        shown = pd.DataFrame(index=table.index)
-        struck = [
-            "\u0336".join([*f"{a:.1f}", ""]) if v == "invalid" else f"{a:.1f}"
-            for a, v in zip(table.accuracy, table.verdict, strict=True)
-        ]
-        shown["accuracy %"] = struck
-        shown["95 % interval"] = [
-            f"{low:.1f} – {high:.1f}" for low, high in zip(table.low, table.high, strict=True)
-        ]
-        shown["verdict"] = table.verdict
-        shown["attack"] = table.attack
-        return shown
-
-    @staticmethod
-    def _share(outcome):
-        return float(outcome.double().mean())
+        accuracy = table.accuracy.map("{:.1f}".format)
+        struck = accuracy.map(lambda number: "\u0336".join([*number, ""]))
+        table["accuracy %"] = accuracy.mask(table.verdict == "invalid", struck)
+        table["95 % interval"] = table.low.map("{:.1f} – ".format) + table.high.map("{:.1f}".format)
+        return table[["accuracy %", "95 % interval", "verdict", "attack"]]

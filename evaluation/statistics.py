@@ -1,5 +1,6 @@
 """Intervals of accuracies, differences of networks with theirs, what several seeds have in common."""
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -11,15 +12,15 @@ from evaluation.finding import CLEAN, VERDICTS, WORST
 FEWEST = 10  # of a source's right answers must withstand for a share of them to mean something
 
 
-def wilson(correct, n, z=1.959964):
-    """The 95 % Wilson interval of a share (Wilson 1927): (low, high), both in [0, 1]."""
+@functools.cache  # a table asks for the same intervals again and again, and each takes a millisecond
+def wilson(correct, n, confidence=0.95):
+    """The Wilson interval of a share (Wilson 1927): (low, high), both in [0, 1]; of 95 % if not told otherwise."""
+    from scipy.stats import binomtest  # imported late: it takes a second
+
     if not 0 <= correct <= n or n < 1:
         raise ValueError(f"{correct} correct of {n}: 0 to n of at least 1 is possible")
-    share = correct / n
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    reach = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    # With all or none correct one end is the share itself, which rounding must not put outside.
-    return max(0.0, min(share, centre - reach)), min(1.0, max(share, centre + reach))
+    interval = binomtest(correct, n).proportion_ci(confidence, method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 @dataclass(frozen=True)
@@ -80,13 +81,10 @@ def mcnemar(a, b):
 
     Only examples that one of them gets right count; if the two were equally good, each would have half of these.
     """
+    from scipy.stats import binomtest  # imported late: it takes a second
+
     only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
-    n, fewer = only_a + only_b, min(only_a, only_b)
-    ways = term = 1
-    for k in range(1, fewer + 1):
-        term = term * (n - k + 1) // k
-        ways += term
-    return min(1.0, 2 * ways / 2**n)
+    return float(binomtest(min(only_a, only_b), only_a + only_b).pvalue) if only_a + only_b else 1.0
 
 
 def over_seeds(scores):
@@ -96,7 +94,8 @@ def over_seeds(scores):
     deviation between seeds (n - 1): how far another seed may lie. The intervals of single runs say how far other
     pictures may.
     """
-    labels = [label for label in scores[0].table().index if all(label in one.table().index for one in scores)]
+    tables = [score.table() for score in scores]
+    labels = [label for label in tables[0].index if all(label in table.index for table in tables)]
     check_examples(scores)
     weights = [score.weights for score in scores if score.weights]
     if len(set(weights)) < len(weights):
@@ -139,18 +138,18 @@ def _agree(pairs):
 def independent_difference(a, b):
     """The difference of two shares of different examples, each a list of (hits, n), one a seed.
 
-    The interval is Newcombe's of 1998 (method 10), from the Wilson intervals; seeds count with their mean.
+    The interval is Newcombe's of 1998 (method 10), from the Wilson intervals; seeds count with their mean, which
+    for these is rounded outwards to whole examples.
     """
 
     def mean(counts):
-        n = sum(count for _, count in counts) / len(counts)
-        return sum(hits / max(count, 1) for hits, count in counts) / len(counts), max(n, 1)
+        share = sum(hits / max(n, 1) for hits, n in counts) / len(counts)
+        n = max(1, round(sum(n for _, n in counts) / len(counts)))
+        hits = round(share * n, 6)  # whole where it is but for the last digits
+        return share, share - wilson(math.floor(hits), n)[0], wilson(math.ceil(hits), n)[1] - share
 
-    (one, n_one), (two, n_two) = mean(a), mean(b)
-    low_one, high_one = wilson(one * n_one, n_one)
-    low_two, high_two = wilson(two * n_two, n_two)
-    down = math.hypot(one - low_one, high_two - two)
-    up = math.hypot(high_one - one, two - low_two)
+    (one, down_one, up_one), (two, down_two, up_two) = mean(a), mean(b)
+    down, up = math.hypot(down_one, up_two), math.hypot(up_one, down_two)
     pairs = [(x / max(n, 1), y / max(m, 1)) for x, n in a for y, m in b]
     return Difference(one - two, one - two - down, one - two + up, _agree(pairs))
 

@@ -1,8 +1,4 @@
-"""test() and its kin: how accurate is a model, clean and under attack? Always in float32 and eval mode.
-
-Examples are crafted on the model that is scored; no function here takes ready-made pictures. Carrying
-examples from one model to another is `transfer_attack`, and its result says so.
-"""
+"""test() and its kin: how accurate is a model, clean and under attack? Always in float32 and eval mode."""
 
 import time
 import zlib
@@ -28,11 +24,10 @@ def test(model, split, attacks=(), *, seed=0, progress=True, folder=None):
     as lost. The scores end in findings (audit.py). Leaves the model as it was. With a `folder` (a run's) the
     batches that are done are kept there until the test is, so that one that was stopped goes on.
     """
-    attacks = named(attacks)
-    return evaluate(model, model, split, attacks, seed, progress, None, folder)
+    return evaluate(model, model, split, named(attacks), seed, progress, None, folder)
 
 
-def test_here(model, split, attacks, folder, kind="auto", *, progress=True):
+def test_here(model, split, attacks, folder, kind="auto"):
     """For processes that another one has started: `test` what came from there, on their device; see Packed."""
     device = own_device(kind)
     prepare(device)
@@ -63,25 +58,19 @@ def evaluate(source, victim, split, attacks, seed, progress, carried, folder=Non
     source, victim = on_device_of(split, source), on_device_of(split, victim)
     logits = predict(victim, split)
     right = (logits.argmax(1) == split.labels) & torch.isfinite(logits).all(1)
-    outcomes, seconds, extents = {CLEAN: right.cpu()}, {CLEAN: time.perf_counter() - begun}, {}
-    kept = Kept(folder, source, victim, split)
-    bar = tqdm(
-        total=len(attacks) * int(right.sum()),
-        desc="test",
-        disable=not (progress and data_parallel.leads()),
-        unit="image",
-    )
-    indices = right.nonzero()[:, 0]
-    with kept, bar:
+    described = {label: repr(attack) for label, attack in attacks.items()}
+    seconds = {CLEAN: time.perf_counter() - begun}
+    scores = Scores(split.name, {CLEAN: right.cpu()}, described, seconds, carried=carried, pictures=split.checksum)
+    extents, indices = {}, right.nonzero()[:, 0]
+    bar = tqdm(total=len(attacks) * len(indices), unit="image", disable=not (progress and data_parallel.leads()))
+    with Kept(folder, source, victim, split) as kept, bar:
         for label, attack in attacks.items():
             bar.set_description(f"test {label}")
             its_seed = seed_for(attack, seed)
             stood, extents[label] = attacked(source, victim, split, attack, indices, its_seed, bar, kept)
             outcome = torch.zeros_like(right)
             outcome[indices] = stood
-            outcomes[label], seconds[label] = outcome.cpu(), extents[label].seconds
-    described = {label: repr(attack) for label, attack in attacks.items()}
-    scores = Scores(split.name, outcomes, described, seconds, carried=carried, weights=fingerprint(victim))
-    scores.pictures = split.checksum
+            scores.outcomes[label], seconds[label] = outcome.cpu(), extents[label].seconds
+    scores.weights = fingerprint(victim)
     scores.findings = examine(victim, split, logits, scores, attacks, extents)
     return scores

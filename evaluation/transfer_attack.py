@@ -13,10 +13,7 @@ from evaluation.testing import evaluate, named, seed_for
 
 
 def transfer_attack(source, victim, split, attack, *, source_name="another model", seed=0, progress=True):
-    """Score `victim` on examples crafted on `source`: how well an attack carries over. Returns Scores.
-
-    This is no robust accuracy: an attacker who knows the victim does better. The scores are labelled so.
-    """
+    """Score `victim` on examples crafted on `source`. Returns Scores, which are labelled so."""
     named([attack])
     labelled = {f"{attack.label}, carried from {source_name}": attack}
     return evaluate(source, victim, split, labelled, seed, progress, source_name)
@@ -45,19 +42,15 @@ def carried_outcomes(victims, split, attack, *, sources=None, seed=0, progress=T
         generator = torch.Generator(split.labels.device).manual_seed(seed_for(attack, seed))
         for images, labels in split.batches(BATCH[split.labels.device.type]):
             with evaluating(source), in_float32(split):
-                adversarial = attack.craft(source, images, _as_labelled(source, images, labels, split), generator)
+                with torch.no_grad():
+                    guesses = source(images)
+                known = labels if guesses.shape[1] == split.num_classes else guesses.argmax(1)
+                adversarial = attack.craft(source, images, known, generator)
             for victim, model in victims.items():
                 with evaluating(model), torch.no_grad(), in_float32(split):
                     logits = model(adversarial)
                 stood[name, victim].append((logits.argmax(1) == labels) & torch.isfinite(logits).all(1))
     return {(name, victim): (torch.cat(parts) & right[victim]).cpu() for (name, victim), parts in stood.items()}
-
-
-def _as_labelled(source, images, labels, split):
-    """The labels, or the source's own guesses where its classes are others."""
-    with torch.no_grad():
-        logits = source(images)
-    return labels if logits.shape[1] == split.num_classes else logits.argmax(1)
 
 
 def carried_matrix(models, split, attack, *, seed=0, progress=True):

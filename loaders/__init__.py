@@ -9,8 +9,6 @@ from loaders import cache, cifar, drawn_shapes
 from loaders.cache import DataError, Source
 from loaders.split import Data, Split, stratified
 
-__all__ = ["DATASETS", "Data", "DataError", "Split", "load", "stratified"]
-
 
 def _shapes(num_classes):
     make, names = partial(drawn_shapes.make, num_classes), drawn_shapes.class_names(num_classes)

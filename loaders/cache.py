@@ -98,16 +98,15 @@ def _read(name, source, path):
     except (SafetensorError, OSError) as error:
         refuse(f"cannot be read ({error}); it is cut off or of another kind")
     try:
-        classes = json.loads(metadata["classes"])
-        named = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
-    except (KeyError, ValueError):
-        named = False
-    if not named:
+        classes = json.loads(metadata.get("classes", "null"))
+    except ValueError:
+        classes = None
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
         refuse("does not name its classes")
     if len(classes) != source.num_classes or metadata.get("name", name) != name:
         refuse(f"holds {metadata.get('name', 'another data set')} with {len(classes)} classes, not {name}")
     if classes != (source.classes or sorted(classes)):
-        refuse(f"holds the classes {', '.join(map(str, classes))}: not those of {name}")
+        refuse(f"holds the classes {', '.join(classes)}: not those of {name}")
     if len(arrays) > 4:
         refuse(f"holds {', '.join(arrays)}: more than pictures and labels")
     for part in ("train", "test"):

@@ -49,8 +49,6 @@ def read(name, folder):
 
 
 def _load(kind, root, download):
-    train, test = (kind(root, train=part, download=download) for part in (True, False))
-    parts = []
-    for split in (train, test):
-        parts += [split.data.transpose(0, 3, 1, 2), np.asarray(split.targets, dtype=np.int64)]
-    return parts, list(train.classes)
+    both = [kind(root, train=part, download=download) for part in (True, False)]
+    parts = [(split.data.transpose(0, 3, 1, 2), np.asarray(split.targets, dtype=np.int64)) for split in both]
+    return (*parts[0], *parts[1]), list(both[0].classes)

@@ -10,37 +10,55 @@ import math
 
 import numpy as np
 
-SHAPES = (
-    "disc",
-    "square",
-    "triangle",
-    "five-point star",
-    "plus",
-    "ring",
-    "bar",
-    "crescent",
-    "eight-point star",
-    "half-disc",
-)
-TEXTURES = (
-    "plain",
-    "striped",
-    "chequered",
-    "dotted",
-    "ringed",
-    "rayed",
-    "halved",
-    "quartered",
-    "edged",
-    "grid",
-)
-
 VERSION = "2"  # to be raised whenever the pictures change: caches of another version are drawn anew
 SIZE = 32
 CHUNK = 64  # pictures drawn at once: the intermediate arrays stay in the processor's cache
 BACKGROUND_CONTRAST = 0.5  # least distance of the foreground from the background, in one channel
 TEXTURE_CONTRAST = 0.35  # least distance between the two colours of a texture, in one channel
 NOISE = 0.03  # standard deviation
+
+
+# Signed distances from the outlines of shapes of radius about 1: negative inside.
+SHAPES = {
+    "disc": lambda x, y: np.hypot(x, y) - 0.85,
+    "square": lambda x, y: np.maximum(np.abs(x), np.abs(y)) - 0.75,
+    "triangle": lambda x, y: np.maximum(0.866 * np.abs(x) - 0.5 * y, y) - 0.5,
+    "five-point star": lambda x, y: _star(x, y, points=5, inner=0.42),
+    "plus": lambda x, y: np.maximum(
+        np.minimum(np.abs(x), np.abs(y)) - 0.28, np.maximum(np.abs(x), np.abs(y)) - 0.92
+    ),
+    "ring": lambda x, y: np.abs(np.hypot(x, y) - 0.7) - 0.2,
+    "bar": lambda x, y: np.maximum(np.abs(x) - 1, np.abs(y) - 0.28),
+    "crescent": lambda x, y: np.maximum(np.hypot(x, y) - 0.95, 0.75 - np.hypot(x - 0.5, y)),
+    "eight-point star": lambda x, y: _star(x, y, points=8, inner=0.5),
+    "half-disc": lambda x, y: np.maximum(np.hypot(x, y) - 1, 0.2 - y),
+}
+
+
+def _star(x, y, points, inner):
+    """Distance from the edge between an outer tip (radius 1) and the next inner corner, folded all round."""
+    half = math.pi / points
+    rho, angle = np.hypot(x, y), np.abs((np.arctan2(y, x) + half) % (2 * half) - half)
+    corner = inner * math.cos(half), inner * math.sin(half)
+    length = math.hypot(1 - corner[0], corner[1])
+    return ((rho * np.cos(angle) - 1) * corner[1] + rho * np.sin(angle) * (1 - corner[0])) / length
+
+
+WAVE = 7.5  # radians per unit: two pixels or more a band on the smallest shape
+
+# Textures as fields of the place in a shape and its distance: positive where the second colour shows.
+TEXTURES = {
+    "plain": lambda x, y, _: np.full_like(x, -1),
+    "striped": lambda x, y, _: np.sin(WAVE * y),
+    "chequered": lambda x, y, _: 2 * np.sin(WAVE * x) * np.sin(WAVE * y),
+    "dotted": lambda x, y, _: np.cos(WAVE * x) + np.cos(WAVE * y) - 0.6,
+    "ringed": lambda x, y, _: np.sin(WAVE * 1.2 * np.hypot(x, y)),
+    "rayed": lambda x, y, _: np.sin(6 * np.arctan2(y, x)),
+    "halved": lambda x, y, _: 6 * x,
+    "quartered": lambda x, y, _: 12 * x * y,
+    "edged": lambda x, y, distance: 8 * (distance + 0.18),
+    "grid": lambda x, y, _: 0.6 - 2 * np.minimum(np.abs(np.sin(WAVE / 1.5 * x)), np.abs(np.sin(WAVE / 1.5 * y))),
+}
 
 
 def class_names(num_classes):
@@ -119,7 +137,6 @@ def _styles(rng, count):
 def _paint(kind, style, noise):
     """Pictures of one kind (shape * 10 + texture), uint8 (n, 3, 32, 32)."""
     # Leading axis: pictures. `column` and `row` broadcast to (n, 32, 32).
-    n = len(noise)
     pixel = np.arange(SIZE, dtype=np.float32)
     column = pixel[None, None, :] - style["centre"][:, 0, None, None]
     row = pixel[None, :, None] - style["centre"][:, 1, None, None]
@@ -127,84 +144,17 @@ def _paint(kind, style, noise):
     cos, sin = (f(style["angle"])[:, None, None] / radius for f in (np.cos, np.sin))
     x, y = cos * column + sin * row, cos * row - sin * column
 
-    distance = _distance(SHAPES[kind // 10], x, y)
+    distance = list(SHAPES.values())[kind // 10](x, y)
     cover = np.clip(0.5 - distance * radius, 0, 1)[:, None]
-    pattern = _pattern(TEXTURES[kind % 10], x, y, distance)
+    pattern = list(TEXTURES.values())[kind % 10](x, y, distance)
     pattern = np.clip(0.5 + 1.5 * pattern, 0, 1)[:, None]
 
     slope = np.cos(style["gradient"])[:, None, None] * column + np.sin(style["gradient"])[:, None, None] * row
     slope = np.clip(0.5 + slope / SIZE, 0, 1)[:, None]
 
-    def colour(values):
-        return values.reshape(n, 3, 1, 1)
-
-    first, last = colour(style["background"][:, 0]), colour(style["background"][:, 1])
-    canvas = first + slope * (last - first)
-    fill = colour(style["foreground"]) + pattern * colour(style["second"] - style["foreground"])
+    background, foreground, second = (style[of][..., None, None] for of in ("background", "foreground", "second"))
+    canvas = background[:, 0] + slope * (background[:, 1] - background[:, 0])
+    fill = foreground + pattern * (second - foreground)
     canvas += cover * (fill - canvas)
     canvas += np.float32(NOISE) * noise
     return np.rint(np.clip(canvas, 0, 1) * 255).astype(np.uint8)
-
-
-def _distance(shape, x, y):
-    """Signed distance from the outline of a shape of radius about 1: negative inside."""
-    rho = np.hypot(x, y)
-    ax, ay = np.abs(x), np.abs(y)
-    match shape:
-        case "disc":
-            return rho - 0.85
-        case "square":
-            return np.maximum(ax, ay) - 0.75
-        case "triangle":
-            return np.maximum(0.866 * ax - 0.5 * y, y) - 0.5
-        case "five-point star":
-            return _star(x, y, rho, points=5, inner=0.42)
-        case "plus":
-            return np.maximum(np.minimum(ax, ay) - 0.28, np.maximum(ax, ay) - 0.92)
-        case "ring":
-            return np.abs(rho - 0.7) - 0.2
-        case "bar":
-            return np.maximum(ax - 1, ay - 0.28)
-        case "crescent":
-            return np.maximum(rho - 0.95, 0.75 - np.hypot(x - 0.5, y))
-        case "eight-point star":
-            return _star(x, y, rho, points=8, inner=0.5)
-        case "half-disc":
-            return np.maximum(rho - 1, 0.2 - y)
-    raise ValueError(f"shape {shape!r}: one of {', '.join(SHAPES)}")
-
-
-def _star(x, y, rho, points, inner):
-    """Distance from the edge between an outer tip (radius 1) and the next inner corner, folded all round."""
-    half = math.pi / points
-    angle = np.abs((np.arctan2(y, x) + half) % (2 * half) - half)
-    corner = inner * math.cos(half), inner * math.sin(half)
-    length = math.hypot(1 - corner[0], corner[1])
-    return ((rho * np.cos(angle) - 1) * corner[1] + rho * np.sin(angle) * (1 - corner[0])) / length
-
-
-def _pattern(texture, x, y, distance):
-    """A texture as a field: positive where the second colour shows."""
-    wave = 7.5  # radians per unit: two pixels or more a band on the smallest shape
-    match texture:
-        case "plain":
-            return np.full_like(x, -1)
-        case "striped":
-            return np.sin(wave * y)
-        case "chequered":
-            return 2 * np.sin(wave * x) * np.sin(wave * y)
-        case "dotted":
-            return np.cos(wave * x) + np.cos(wave * y) - 0.6
-        case "ringed":
-            return np.sin(wave * 1.2 * np.hypot(x, y))
-        case "rayed":
-            return np.sin(6 * np.arctan2(y, x))
-        case "halved":
-            return 6 * x
-        case "quartered":
-            return 12 * x * y
-        case "edged":
-            return 8 * (distance + 0.18)
-        case "grid":
-            return 0.6 - 2 * np.minimum(np.abs(np.sin(wave / 1.5 * x)), np.abs(np.sin(wave / 1.5 * y)))
-    raise ValueError(f"texture {texture!r}: one of {', '.join(TEXTURES)}")

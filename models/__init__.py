@@ -3,6 +3,8 @@
 Because the model normalises and resizes, an attack's ε always means pixels of the data set.
 """
 
+from functools import partial
+
 import torch
 from torch import nn
 from torch.nn.functional import interpolate
@@ -11,20 +13,19 @@ from models import backbones
 from models.backbones import WeightsError
 from models.low_rank import LowRank
 from models.normalise import CIFAR10_MEAN, CIFAR10_STD, Normalise
-from models.resnet import preact_resnet18, resnet18, resnet34, resnet50
+from models.resnet import BasicBlock, Bottleneck, PreActBlock, ResNet
 from models.shallow import ShallowCNN, WideShallowCNN
-
-__all__ = ["NETWORKS", "LowRank", "Model", "Normalise", "WeightsError", "build", "check_num_classes", "rate_of"]
 
 MOST_CLASSES = 100_000
 
 NETWORKS = {
     "shallow_cnn": ShallowCNN,
     "shallow_cnn_wide": WideShallowCNN,
-    "resnet18": resnet18,
-    "resnet34": resnet34,
-    "resnet50": resnet50,
-    "preact_resnet18": preact_resnet18,
+    # In millions, the parameters at width 64 and 10 classes.
+    "resnet18": partial(ResNet, BasicBlock, (2, 2, 2, 2)),  # 11.17
+    "resnet34": partial(ResNet, BasicBlock, (3, 4, 6, 3)),  # 21.28
+    "resnet50": partial(ResNet, Bottleneck, (3, 4, 6, 3)),  # 23.52
+    "preact_resnet18": partial(ResNet, PreActBlock, (2, 2, 2, 2)),  # 11.17
 }
 
 
@@ -52,11 +53,8 @@ class Model(nn.Module):
         """Logits (N, K) and the features that the head makes them of, (N, ...), in one pass."""
         kept = []
         head = self.network.get_submodule(self.head)
-        hook = head.register_forward_pre_hook(lambda _, inputs: kept.append(inputs[0]))
-        try:
+        with head.register_forward_pre_hook(lambda _, inputs: kept.append(inputs[0])):
             return self(images), kept[0]
-        finally:
-            hook.remove()
 
 
 def build(name, num_classes, *, seed=0, mean=None, std=None, resize=None, **options):

@@ -19,20 +19,14 @@ def fingerprint(model):
 def structure(model):
     """A checksum over what weights do not show: layers with their settings, what trains, at which rate."""
     trains = [name for name, weight in model.named_parameters() if weight.requires_grad]
-    layers = [
-        (
-            name,
-            hasattr(type(module), "thawed"),
-            [item for item in sorted(vars(module).items()) if _is_plain(*item)],
-        )
-        for name, module in model.named_modules()
-    ]
+    layers = [(name, hasattr(type(module), "thawed"), _settings(module)) for name, module in model.named_modules()]
     code = code_checksum.of_strangers(model.modules())
     described = repr((model, layers, trains, sorted(getattr(model, "rates", {}).items()), code))
     return hashlib.sha256(described.encode()).hexdigest()[:16]
 
 
-def _is_plain(name, value):
-    """A setting of a layer that can be written down, and is one."""
-    plain = value is None or isinstance(value, (bool, int, float, str, tuple))
-    return plain and name != "training" and not name.startswith("_")
+def _settings(module):
+    """The settings of a layer that can be written down."""
+    settings = {name: value for name, value in vars(module).items() if name != "training" and name[0] != "_"}
+    plain = bool, int, float, str, tuple, type(None)
+    return sorted((name, value) for name, value in settings.items() if isinstance(value, plain))

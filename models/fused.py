@@ -41,21 +41,17 @@ class Layer:
         weight = self.weight.transpose(0, 1).flip(2, 3).contiguous(memory_format=torch.channels_last)
         return Layer(weight, None, self.stride, self.padding)
 
-    def __call__(self, x, add=None):
+    def __call__(self, x, add=None, relu=False):
+        """Plus `add`, or with ReLU; oneDNN's makes negatives nearly zero, because its own would make 0 of NaN."""
         if not _by_onednn(x):
             out = nn.functional.conv2d(x, self.weight, self.bias, self.stride, self.padding)
-            return out if add is None else out.add_(add)
+            out = out if add is None else out.add_(add)
+            return out.relu_() if relu else out
         settings = (self.weight, self.bias, self.padding, self.stride, [1, 1], 1)
-        if add is None:
-            return torch.ops.mkldnn._convolution_pointwise(x, *settings, "none", [], "")
-        return torch.ops.mkldnn._convolution_pointwise.binary(x, add, *settings, "add", None, None, [], "")
-
-    def activated(self, x):
-        """With ReLU. Where oneDNN does both at once, negatives become nearly zero: its own ReLU makes 0 of NaN."""
-        if not _by_onednn(x):
-            return self(x).relu_()
-        settings = (self.weight, self.bias, self.padding, self.stride, [1, 1], 1)
-        return torch.ops.mkldnn._convolution_pointwise(x, *settings, "leaky_relu", [_NEARLY_ZERO], "")
+        if add is not None:
+            return torch.ops.mkldnn._convolution_pointwise.binary(x, add, *settings, "add", None, None, [], "")
+        then = ("leaky_relu", [_NEARLY_ZERO]) if relu else ("none", [])
+        return torch.ops.mkldnn._convolution_pointwise(x, *settings, *then, "")
 
     def backward(self, gradient, x, add=None):
         """The gradient for `x`, plus `add`."""
@@ -81,7 +77,7 @@ class _Chain(torch.autograd.Function):
     def forward(ctx, x, layers, shortcut):
         kept = [x]
         for layer in layers[:-1]:
-            kept.append(layer.activated(kept[-1]))
+            kept.append(layer(kept[-1], relu=True))
         add = None if shortcut is None else shortcut(x) if shortcut else x
         out = layers[-1](kept[-1], add).relu_()
         ctx.save_for_backward(x, out)
@@ -146,25 +142,28 @@ def chain(x, block, pairs, shortcut=None):
     Identity, or a Sequential of a pair.
     """
     if shortcut is not None:
-        simple = is_plain(shortcut, nn.Identity) or (is_plain(shortcut, nn.Sequential) and len(shortcut) == 2)
+        if not is_plain(shortcut, nn.Identity) and not (is_plain(shortcut, nn.Sequential) and len(shortcut) == 2):
+            return None
         shortcut = tuple(shortcut.children())
     every = [*pairs, shortcut] if shortcut else pairs
-    dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
-    if (shortcut is not None and not simple) or not _possible(every) or _watched():
+    if not _possible(every):
         return None
-    known = block._folds
-    folded = None if known is None else known.get((dtype, x.device))
-    if folded is None:
+    dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
+    known = {} if block._folds is None else block._folds
+    if (dtype, x.device) not in known:
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-            folded = [_fold(convolution, norm, dtype) for convolution, norm in every]
-        if known is not None:
-            known[dtype, x.device] = folded
+            known[dtype, x.device] = [_fold(convolution, norm, dtype) for convolution, norm in every]
+    folded = known[dtype, x.device]
     layers = tuple(folded[: len(pairs)])
     return _Chain.apply(x.to(dtype), layers, folded[-1] if shortcut else shortcut)
 
 
 def _possible(pairs):
     """Are these plain layers that nobody watches, is BatchNorm frozen, and does no weight want a gradient?"""
+    # Who transforms, traces or counts what is computed would not understand a block in one go.
+    transformed = torch._C._are_functorch_transforms_active() or torch.jit.is_tracing()
+    if transformed or _get_current_dispatch_mode() is not None:
+        return False
     for convolution, norm in pairs:
         plain = is_plain(convolution, nn.Conv2d) and is_plain(norm, nn.BatchNorm2d)
         if not plain or norm.training or norm.running_mean is None or not norm.affine:
@@ -183,12 +182,6 @@ def is_plain(module, kind):
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
     still = not is_parametrized(module) or is_adapted(module)  # somebody's own might give another weight each time
     return type(module).forward is kind.forward and not any(hooks) and still
-
-
-def _watched():
-    """Does somebody transform, trace or count what is computed, who would not understand a block in one go?"""
-    transformed = torch._C._are_functorch_transforms_active() or torch.jit.is_tracing()
-    return transformed or _get_current_dispatch_mode() is not None
 
 
 def _fold(convolution, norm, dtype):

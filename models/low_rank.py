@@ -39,11 +39,8 @@ def add(module, rank):
 
 def merge(module):
     """Make a layer's adapter part of its weight, in place."""
-    if not is_adapted(module):
-        return
-    with torch.no_grad():
-        weight = nn.Parameter(module.weight.clone())
-    _take_away(module, weight)
+    if is_adapted(module):
+        _take_away(module, nn.Parameter(module.weight.detach().clone()))
 
 
 def _take_away(module, weight):

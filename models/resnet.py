@@ -22,7 +22,21 @@ class Stem(nn.Sequential, Folding):
         return super().forward(x) if out is None else out
 
 
-class BasicBlock(Folding):
+class _Residual(Folding):
+    """Pairs of a convolution and BatchNorm, with ReLU after each, around a shortcut: the last is of the sum."""
+
+    def forward(self, x):
+        pairs = self.pairs()
+        if (out := chain(x, self, pairs, self.shortcut)) is not None:
+            return out
+        out = x
+        for convolution, norm in pairs[:-1]:
+            out = torch.relu_(norm(convolution(out)))
+        convolution, norm = pairs[-1]
+        return torch.relu_(norm(convolution(out)).add_(self.shortcut(x)))
+
+
+class BasicBlock(_Residual):
     """Two 3x3 convolutions around a shortcut."""
 
     expansion = 1
@@ -33,16 +47,11 @@ class BasicBlock(Folding):
         self.conv2, self.bn2 = _conv3(width, width), nn.BatchNorm2d(width)
         self.shortcut = _shortcut(inputs, width, stride)
 
-    def forward(self, x):
-        pairs = [(self.conv1, self.bn1), (self.conv2, self.bn2)]
-        if (out := chain(x, self, pairs, self.shortcut)) is not None:
-            return out
-        out = torch.relu_(self.bn1(self.conv1(x)))
-        out = self.bn2(self.conv2(out))
-        return torch.relu_(out.add_(self.shortcut(x)))
+    def pairs(self):
+        return [(self.conv1, self.bn1), (self.conv2, self.bn2)]
 
 
-class Bottleneck(Folding):
+class Bottleneck(_Residual):
     """A 3x3 convolution between two 1x1, around a shortcut."""
 
     expansion = 4
@@ -55,14 +64,8 @@ class Bottleneck(Folding):
         self.conv3, self.bn3 = nn.Conv2d(width, outputs, 1, bias=False), nn.BatchNorm2d(outputs)
         self.shortcut = _shortcut(inputs, outputs, stride)
 
-    def forward(self, x):
-        pairs = [(self.conv1, self.bn1), (self.conv2, self.bn2), (self.conv3, self.bn3)]
-        if (out := chain(x, self, pairs, self.shortcut)) is not None:
-            return out
-        out = torch.relu_(self.bn1(self.conv1(x)))
-        out = torch.relu_(self.bn2(self.conv2(out)))
-        out = self.bn3(self.conv3(out))
-        return torch.relu_(out.add_(self.shortcut(x)))
+    def pairs(self):
+        return [(self.conv1, self.bn1), (self.conv2, self.bn2), (self.conv3, self.bn3)]
 
 
 class PreActBlock(nn.Module):
@@ -119,23 +122,3 @@ class ResNet(nn.Module):
 
     def forward(self, x):
         return self.head(self.last(self.stages(self.stem(x))).mean((2, 3)))
-
-
-def resnet18(num_classes, width=64):
-    """ResNet-18: 11.17 million parameters at width 64 and 10 classes."""
-    return ResNet(BasicBlock, (2, 2, 2, 2), num_classes, width)
-
-
-def resnet34(num_classes, width=64):
-    """ResNet-34: 21.28 million parameters at width 64 and 10 classes."""
-    return ResNet(BasicBlock, (3, 4, 6, 3), num_classes, width)
-
-
-def resnet50(num_classes, width=64):
-    """ResNet-50, of bottlenecks: 23.52 million parameters at width 64 and 10 classes."""
-    return ResNet(Bottleneck, (3, 4, 6, 3), num_classes, width)
-
-
-def preact_resnet18(num_classes, width=64):
-    """The pre-activation ResNet-18: 11.17 million parameters at width 64 and 10 classes."""
-    return ResNet(PreActBlock, (2, 2, 2, 2), num_classes, width)

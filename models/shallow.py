@@ -92,6 +92,12 @@ def _for_pairs(convolution):
     return both.to(torch.bfloat16), convolution.bias.repeat_interleave(2).to(torch.bfloat16)
 
 
+def _classifier(inputs, wide, narrow, num_classes):
+    """Three linear layers, with ReLU between them."""
+    one, two, head = nn.Linear(inputs, wide), nn.Linear(wide, narrow), nn.Linear(narrow, num_classes)
+    return [nn.Flatten(), one, nn.ReLU(), two, nn.ReLU(), head]
+
+
 _LAYERS = [nn.Conv2d, MaxPool, nn.ReLU] * 2 + [nn.Flatten, nn.Linear, nn.ReLU, nn.Linear, nn.ReLU, nn.Linear]
 
 
@@ -106,12 +112,7 @@ class ShallowCNN(nn.Sequential, Folding):
             nn.Conv2d(6, 16, 5),
             MaxPool(),
             nn.ReLU(),
-            nn.Flatten(),
-            nn.Linear(16 * 5 * 5, 120),
-            nn.ReLU(),
-            nn.Linear(120, 84),
-            nn.ReLU(),
-            nn.Linear(84, num_classes),
+            *_classifier(16 * 5 * 5, 120, 84, num_classes),
         )
 
     def forward(self, x):
@@ -158,12 +159,4 @@ class WideShallowCNN(nn.Sequential):
                 MaxPool(),
                 nn.ReLU(),
             ]
-        super().__init__(
-            *layers,
-            nn.Flatten(),
-            nn.Linear(256 * 4 * 4, 1024),
-            nn.ReLU(),
-            nn.Linear(1024, 512),
-            nn.ReLU(),
-            nn.Linear(512, num_classes),
-        )
+        super().__init__(*layers, *_classifier(256 * 4 * 4, 1024, 512, num_classes))

@@ -5,8 +5,9 @@ they end, and save, with the process that has started them. Where one of them di
 they go on from the last checkpoint.
 """
 
+import codecs
 import contextlib
-import json
+import functools
 import logging
 import os
 import signal
@@ -20,14 +21,12 @@ from pathlib import Path
 import cloudpickle
 import psutil
 import torch
-from tqdm.auto import tqdm
-from tqdm.std import tqdm as plain_tqdm
+from tqdm import tqdm
 
 from processes import data_parallel
 from processes.stopping import GRACE, leave_on_sigterm
 
 RESTARTS = 3  # of all processes, when torchrun sees one die
-MARK = "\x1e"  # begins a line that tells of progress
 log = logging.getLogger("study")
 
 
@@ -73,7 +72,7 @@ def run(function, processes, progress=True):
                 return value
         errors = (folder / "errors").read_text(errors="replace").splitlines(keepends=True)
         causes = [file.read_text(errors="replace") for file in sorted(folder.glob("cause-*"))]
-        last = "".join([*said[-5:], *(causes or errors[-40:])])
+        last = "".join([said, *(causes or errors[-40:])])
         raise Died(f"ended with code {process.returncode} and without a result. Its last words:\n{last}")
 
 
@@ -90,38 +89,20 @@ def _torchrun(folder, processes, errors):
         stdin=subprocess.PIPE,  # it closes when this process is gone
         stdout=subprocess.PIPE,
         stderr=errors,
-        text=True,
-        errors="replace",
         start_new_session=True,  # the stop button is for us, and we pass it on
         env=os.environ | ours,
     )
 
 
 def _listen(process):
-    """Show progress, and pass on what is said otherwise, which is returned."""
-    bar, said = None, []
-    try:
-        for line in process.stdout:
-            told = _message(line)
-            if told is not None:
-                bar = bar or tqdm(total=told["total"], initial=told["n"], desc=told["desc"], unit="step")
-                bar.n = told["n"]
-                bar.set_postfix_str(told["postfix"])
-            elif line.strip():
-                said.append(line)
-                log.info(line.rstrip())
-    finally:
-        if bar is not None:
-            bar.close()
+    """Pass on what they say, bars of progress too, as it comes; returns the last of it."""
+    said, decoder = "", codecs.getincrementaldecoder("utf-8")(errors="replace")
+    while piece := process.stdout.read1():
+        text = decoder.decode(piece)
+        sys.stdout.write(text)
+        sys.stdout.flush()
+        said = (said + text)[-500:]
     return said
-
-
-def _message(line):
-    """What a process tells in a line; None for what it merely prints."""
-    if line.startswith(MARK):
-        with contextlib.suppress(ValueError):
-            return json.loads(line[1:])
-    return None
 
 
 def _end(process):
@@ -142,20 +123,6 @@ def _end(process):
         process.stdin.close()
 
 
-class Told(plain_tqdm):
-    """A progress bar that is shown by the process that has started this one."""
-
-    def display(self, msg=None, pos=None):
-        told = {
-            "n": self.n,
-            "total": self.total,
-            "desc": self.desc.removesuffix(": "),
-            "postfix": self.postfix or "",
-        }
-        sys.stdout.write(f"\n{MARK}{json.dumps(told)}\n")  # in a line of its own, whatever was printed before
-        sys.stdout.flush()
-
-
 def _main(folder):
     """What each process does: the job in the folder."""
     end_with_starter()
@@ -164,7 +131,7 @@ def _main(folder):
         return
     function, progress = cloudpickle.loads((folder / "job").read_bytes())
     try:
-        name, value = "returned", function(progress=Told if progress else False)
+        name, value = "returned", function(progress=progress and functools.partial(tqdm, file=sys.stdout))
     except Exception as error:
         text = traceback.format_exc()
         # torch's own errors, such as that of a lost process, are RuntimeErrors: torchrun starts all again.

@@ -46,7 +46,7 @@ def replacing(path):
     """
     path = Path(path)
     partial = path.with_name(f".{path.stem}.partial{path.suffix}")
-    try:
+    with _writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle = _opened_alone(partial)
         try:
@@ -59,10 +59,17 @@ def replacing(path):
             raise
         finally:
             os.close(handle)
+
+
+@contextmanager
+def _writing(path, remedy="What was there before is untouched"):
+    """Whatever the system refuses in here is NotWritten, of this path."""
+    try:
+        yield
     except NotWritten:
         raise
     except OSError as error:
-        why = f"cannot be written: {error.strerror or error}. What was there before is untouched"
+        why = f"cannot be written: {error.strerror or error}. {remedy}"
         raise NotWritten(error.errno, why, str(path)) from error
 
 
@@ -103,18 +110,15 @@ def _flush(path):
 
 
 @contextmanager
-def held(lock, what, wait=False):
+def held(lock, what, wait=False, refusal=Held):
     """Hold the file `lock` against other processes while the block runs. A dead one's lock is void.
 
-    Where another one holds it: wait for it, and say so; or else raise Held. `what` says what it is that is held.
+    Where another one holds it: wait for it and say so, or raise the refusal, a Held. `what` says what is held.
     """
     lock = Path(lock)
-    try:
+    with _writing(lock.parent, "Choose another folder, or make this one writable"):
         lock.parent.mkdir(parents=True, exist_ok=True)
         file = lock.open("a+")
-    except OSError as error:
-        why = f"cannot be written: {error.strerror or error}. Choose another folder, or make this one writable"
-        raise NotWritten(error.errno, why, str(lock.parent)) from error
     with file:
         try:
             _lock(file, wait=False)
@@ -122,17 +126,14 @@ def held(lock, what, wait=False):
             file.seek(0)
             said = file.read().strip() or f"{what} by another process"
             if not wait:
-                raise Held(f"{said}. Wait for it or end it; a dead process's lock counts for nothing") from None
+                raise refusal(f"{said}. Wait for it or end it; a dead process's lock counts for nothing") from None
             log.info("waiting: %s", said)
             _lock(file)
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        try:
+        with _writing(lock):
             file.truncate(0)
             file.write(f"{what} by process {os.getpid()} on {socket.gethostname()} since {now}\n")
             file.flush()
-        except OSError as error:
-            why = f"cannot be written: {error.strerror or error}. What was there before is untouched"
-            raise NotWritten(error.errno, why, str(lock)) from error
         try:
             yield
         finally:

@@ -40,12 +40,10 @@ def _file(module):
 def _is_own(module):
     """Neither a library nor Python itself: what may be edited between two runs."""
     file = _file(module)
-    return module == "__main__" or (file is not None and not _is_library(file))
-
-
-def _is_library(file):
-    packages = any(part in ("site-packages", "dist-packages") for part in file.parts)
-    return packages or Path(sys.base_prefix).resolve() in file.parents
+    if module == "__main__" or file is None:
+        return module == "__main__"
+    library = {"site-packages", "dist-packages"} & {*file.parts} or Path(sys.base_prefix).resolve() in file.parents
+    return not library
 
 
 def _is_strange(module):

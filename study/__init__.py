@@ -1,8 +1,6 @@
 """Many runs, the notebooks, and what comes of them: tables, figures, answers, the report.
 
-`python -m study` runs every notebook; `from study import figures, report` are what they draw with.
+`python -m study` runs every notebook; `from study import figures, tables` are what they show with.
 """
 
 from study.many_runs import test_all, train_all
-
-__all__ = ["test_all", "train_all"]

@@ -20,7 +20,7 @@ import sys
 import tempfile
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import psutil
 
@@ -43,55 +43,38 @@ def main(arguments=None):
     target = _place(options.copy_to) if options.copy_to else None
     session = utils.start("study", preset=options.preset, seed=options.seed, data=options.data)
     study = session.runs.parent
-    parameters = {"preset": session.preset, "data": session.family, "seed": session.seed}
-    parameters |= asked
+    values = {"preset": session.preset, "data": session.family, "seed": session.seed} | asked
+    parameters = {path: {n: v for n, v in values.items() if n in names} for path, names in known.items()}
     if options.part:
         end_with_starter()
-        return _part(notebooks, known, parameters, study)
+        return 1 if [path for path in notebooks if not _ran(path, study, parameters[path])] else 0
     _note(shlex.join(["python", "-m", "study", *(sys.argv[1:] if arguments is None else arguments)]), study)
     begun = time.monotonic()
-    if options.on:
-        failures = _at_once(notebooks, options, study)
-    else:
-        failures = _one_by_one(notebooks, known, parameters, study, begun)
+    failures = _at_once(notebooks, options, study) if options.on else _one_by_one(parameters, study, begun)
     if not _report(study, options.keep):
         failures.append("the report")
     if target and not _copy(study, target):
         failures.append("the copy")
-    print(
-        f"done in {minutes(time.monotonic() - begun)}" + (f"; failed: {', '.join(failures)}" if failures else "")
-    )
+    failed = f"; failed: {', '.join(failures)}" if failures else ""
+    print(f"done in {minutes(time.monotonic() - begun)}{failed}")
     return 1 if failures else 0
 
 
-def _one_by_one(notebooks, known, parameters, study, begun):
-    """Run the notebooks; returns the names of those that failed."""
+def _one_by_one(parameters, study, begun):
+    """Run the notebooks with their parameters; returns the names of those that failed."""
     failures = []
-    for index, notebook in enumerate(notebooks):
+    for number, (notebook, its_own) in enumerate(parameters.items(), 1):
         so_far = minutes(time.monotonic() - begun)
-        print(f"\n[{index + 1}/{len(notebooks)}] {notebook.stem} · {so_far} so far", flush=True)
+        print(f"\n[{number}/{len(parameters)}] {notebook.stem} · {so_far} so far", flush=True)
         print("watch its curves: make lab", flush=True)
         ended = threading.Event()
-        watching = threading.Thread(target=_watch, args=(study / notebook.stem, ended), daemon=True)
-        watching.start()
+        threading.Thread(target=_watch, args=(study / notebook.stem, ended), daemon=True).start()
         try:
-            if _part([notebook], known, parameters, study):
+            if not _ran(notebook, study, its_own):
                 failures.append(notebook.stem)
         finally:
             ended.set()
     return failures
-
-
-def _part(notebooks, known, parameters, study):
-    """Run the notebooks and nothing else; returns 1 where one failed."""
-    failed = 0
-    for notebook in notebooks:
-        its_own = {name: value for name, value in parameters.items() if name in known[notebook]}
-        failure = _execute(notebook, study / "notebooks" / notebook.name, its_own)
-        if failure:
-            print(failure, file=sys.stderr)
-            failed = 1
-    return failed
 
 
 def _at_once(notebooks, options, study):
@@ -108,9 +91,8 @@ def _at_once(notebooks, options, study):
     last = [notebook for notebook in notebooks if notebook.stem.startswith("99")]  # it reads all the others
     try:
         for some in ([notebook for notebook in notebooks if notebook not in last], last):
-            codes |= run_all(
-                {notebook.stem: _task(notebook, some, options, study) for notebook in some}, pool, table.show
-            )
+            tasks = {notebook.stem: _task(notebook, some, options, study) for notebook in some}
+            codes |= run_all(tasks, pool, table.show)
     except (KeyboardInterrupt, SystemExit) as stop:
         print("\nstopped; the same command goes on from here", file=sys.stderr)
         raise SystemExit(getattr(stop, "code", None) or 128 + signal.SIGINT) from None
@@ -128,9 +110,8 @@ def _task(notebook, notebooks, options, study):
     output.parent.mkdir(parents=True, exist_ok=True)
     after = json.loads(notebook.read_text(encoding="utf-8"))["metadata"].get("after")
     after = after if after in [other.stem for other in notebooks] else None
-    return Task(
-        run_command, (command, output), study / ".jobs" / f"{notebook.stem}-notebook.json", after, light=True
-    )
+    note = study / ".jobs" / f"{notebook.stem}-notebook.json"
+    return Task(run_command, (command, output), note, after, light=True)
 
 
 def _parse(arguments):
@@ -182,10 +163,8 @@ def _parameter(text):
     if name in ("preset", "data", "seed"):
         sys.exit(f"-p {text!r}: --{name} sets this")
     for read in (json.loads, ast.literal_eval):  # true as well as True
-        try:
+        with suppress(ValueError, SyntaxError):
             return name, read(value)
-        except (ValueError, SyntaxError):
-            continue
     return name, value
 
 
@@ -201,8 +180,9 @@ def _parameters_of(notebooks, asked):
     return known
 
 
-def _execute(notebook, target, parameters):
-    """Run one notebook and keep it as it ran, also when it breaks off; returns what went wrong, or None."""
+def _ran(notebook, study, parameters):
+    """Run one notebook and keep it as it ran, also when it breaks off; says what went wrong, or returns True."""
+    target = study / "notebooks" / notebook.name
     try:
         with (
             held(target.with_name(f".{notebook.stem}.lock"), f"{notebook.stem} is being run"),
@@ -210,9 +190,11 @@ def _execute(notebook, target, parameters):
             replacing(target) as partial,
         ):
             failure = _papermill(notebook, partial, target, parameters)
-        return failure
     except Held as error:
-        return f"{error}"
+        failure = error
+    if failure:
+        print(failure, file=sys.stderr)
+    return not failure
 
 
 def _papermill(notebook, partial, target, parameters):
@@ -290,7 +272,7 @@ def _watch(experiment, ended):
     shown = None
     while not ended.wait(2):
         for recipe in sorted(experiment.glob("*/recipe.json")):
-            line, _ = progress_table.progress(recipe.parent)
+            line = progress_table.progress(recipe.parent)
             if line and line != shown:
                 print(f"\n    {recipe.parent.name}: {line}", flush=True)
                 shown = line
@@ -325,21 +307,21 @@ def _copy(study, target):
 
 def _report(study, keep):
     """Write the page; returns False where a damaged file was in the way."""
-    from study import report, summary
+    from study import answers, report, tables
 
     try:
-        experiments = summary.load_study(study)
-        page = report.write_page(study, summary.tables(experiments) if experiments else None)
+        experiments = answers.load_study(study)
+        page = report.write_page(study, answers.tables(experiments) if experiments else None)
         print(f"\nreport: {page}\nscores: {study / 'scores.csv'}")
         if keep:
             report.keep(study, keep)
     except (FileNotFoundError, Damaged) as error:
         print(f"no report: {error}", file=sys.stderr)
         return not isinstance(error, Damaged)
-    invalid = []
-    for folder in sorted(path for path in study.iterdir() if path.is_dir()):
-        found = report.findings(report.load_scores(folder))
-        invalid += [(folder.name, row) for row in found[found.severity == "invalid"].itertuples()]
+    found = {name: tables.findings(scores) for name, scores in experiments.items()}
+    invalid = [
+        (name, row) for name, rows in found.items() for row in rows.itertuples() if row.severity == "invalid"
+    ]
     print(f"\n{len(invalid)} findings say that a number is invalid" + (":" if invalid else ""))
     for experiment, row in invalid:
         print(f"INVALID: {experiment}, {row.model}, {row.rows}: {row.check}: {row.why}")

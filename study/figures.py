@@ -29,12 +29,16 @@ STYLE = {
     "axes.grid": True,
     "grid.alpha": 0.25,
     "axes.axisbelow": True,
+    "axes.titlesize": 9,
+    "figure.titlesize": 9,
     "font.size": 9,
+    "figure.constrained_layout.use": True,
     "figure.dpi": 110,
     "savefig.dpi": 200,
     "savefig.bbox": "tight",
     "legend.frameon": False,
 }
+BESIDE = {"loc": "center left", "bbox_to_anchor": (1, 0.5)}  # of a legend: right of the axes
 
 
 def demo(name):
@@ -42,25 +46,26 @@ def demo(name):
     return f"{name} (drawn pictures: a demonstration)" if name.startswith("shapes") else name
 
 
+@mpl.rc_context(STYLE)
 def plot_training(runs):
     """Clean and robust validation accuracy, and training loss, by epoch; `runs` maps names to Runs."""
-    with mpl.rc_context(STYLE):
-        figure, axes = plt.subplots(1, 3, figsize=(10, 2.9), layout="constrained")
-        panels = (("accuracy/clean", "clean accuracy, %", 100), ("accuracy/robust", "robust accuracy, %", 100))
-        for axis, (column, title, scale) in zip(axes, (*panels, ("loss/train", "training loss", 1)), strict=True):
-            for run, look in zip(runs.values(), looks(runs), strict=True):
-                axis.plot(run.history["epoch"], scale * run.history[column], marker=".", markersize=3, **look)
-            axis.set(title=title, xlabel="epoch")
-            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-            if scale == 100:
-                axis.set_ylim(0, 100)
-        axes[0].legend()
-        known = [read_json(run.folder / "recipe.json") for run in runs.values()]
-        names = demo(distinct(one["data"]["name"] for one in known))
-        against = distinct(_short_attack(one["recipe"]["validation_attack"]) for one in known)
-        where = f"Training on {names}; accuracies on the validation split"
-        figure.suptitle(f"{where}, robust: {against}", fontsize=9)
-        return done(figure)
+    figure, axes = plt.subplots(1, 3, figsize=(10, 2.9))
+    titles = {"accuracy/clean": "clean accuracy, %", "accuracy/robust": "robust accuracy, %"}
+    for axis, (column, title) in zip(axes, (titles | {"loss/train": "training loss"}).items(), strict=True):
+        scale = 100 if column in titles else 1
+        for run, look in zip(runs.values(), looks(runs), strict=True):
+            axis.plot(run.history["epoch"], scale * run.history[column], marker=".", markersize=3, **look)
+        axis.set_title(title, fontsize="large")
+        axis.set_xlabel("epoch")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if column in titles:
+            axis.set_ylim(0, 100)
+    axes[0].legend()
+    known = [read_json(run.folder / "recipe.json") for run in runs.values()]
+    names = demo(distinct(one["data"]["name"] for one in known))
+    against = distinct(_short_attack(one["recipe"]["validation_attack"]) for one in known)
+    figure.suptitle(f"Training on {names}; accuracies on the validation split, robust: {against}")
+    return done(figure)
 
 
 def distinct(texts):
@@ -81,6 +86,7 @@ def _short_attack(attack):
     return f"{attack['kind']} with {attack['steps']} steps" if "steps" in attack else attack["kind"]
 
 
+@mpl.rc_context(STYLE)
 def plot_scores(scores, show_invalid=False):
     """Accuracy of each model, clean and under each attack, as bars with their intervals.
 
@@ -88,36 +94,33 @@ def plot_scores(scores, show_invalid=False):
     """
     labels = list(dict.fromkeys(label for score in scores.values() for label in score.outcomes))
     width = 0.8 / len(scores)
-    with mpl.rc_context(STYLE):
-        figure, axis = plt.subplots(figsize=(7.5, 3.2), layout="constrained")
-        for index, (score, look) in enumerate(zip(scores.values(), looks(scores), strict=True)):
-            rows = score.table()
-            rows = rows[((rows.verdict != "invalid") | show_invalid) & rows.index.isin(labels)]
-            places = [labels.index(label) + (index - (len(scores) - 1) / 2) * width for label in rows.index]
-            reach = [rows.accuracy - rows.low, rows.high - rows.accuracy]
-            for place, value in zip(places, rows.accuracy, strict=True):
-                if value < 1:  # a bar too low to be seen
-                    axis.text(place, 1.5, f"{value:.1f}", ha="center", fontsize=6, rotation=90)
-            axis.bar(places, rows.accuracy, width * 0.92, **look)
-            axis.errorbar(
-                places, rows.accuracy, yerr=reach, fmt="none", ecolor="black", elinewidth=0.8, capsize=1.5
-            )
-        axis.set_xticks(range(len(labels)), labels)
-        axis.set(ylabel="accuracy, %", ylim=(0, 100))
-        axis.grid(axis="x", visible=False)
-        # Drawn by hand: a model whose numbers are all left out has no bar to take the colour from.
-        entries = [Patch(**look) for look in looks(scores) if look["label"]]
-        axis.legend(handles=entries, loc="center left", bbox_to_anchor=(1, 0.5))
-        invalid = any(score.verdict() == "invalid" for score in scores.values())
-        left_out = f", invalid numbers {'shown' if show_invalid else 'left out'}" if invalid else ""
-        tested = distinct(f"{score.split}, n = {score.n}" for score in scores.values())
-        axis.set_title(demo(tested) + left_out, fontsize=9)
-        return done(figure)
+    figure, axis = plt.subplots(figsize=(7.5, 3.2))
+    for index, (score, look) in enumerate(zip(scores.values(), looks(scores), strict=True)):
+        rows = score.table()
+        rows = rows[((rows.verdict != "invalid") | show_invalid) & rows.index.isin(labels)]
+        places = [labels.index(label) + (index - (len(scores) - 1) / 2) * width for label in rows.index]
+        reach = [rows.accuracy - rows.low, rows.high - rows.accuracy]
+        for place, value in zip(places, rows.accuracy, strict=True):
+            if value < 1:  # a bar too low to be seen
+                axis.text(place, 1.5, f"{value:.1f}", ha="center", fontsize=6, rotation=90)
+        axis.bar(places, rows.accuracy, width * 0.92, **look)
+        axis.errorbar(places, rows.accuracy, yerr=reach, fmt="none", ecolor="black", elinewidth=0.8, capsize=1.5)
+    axis.set_xticks(range(len(labels)), labels)
+    axis.grid(axis="x", visible=False)
+    # Drawn by hand: a model whose numbers are all left out has no bar to take the colour from.
+    entries = [Patch(**look) for look in looks(scores) if look["label"]]
+    axis.legend(handles=entries, **BESIDE)
+    invalid = any(score.verdict() == "invalid" for score in scores.values())
+    left_out = f", invalid numbers {'shown' if show_invalid else 'left out'}" if invalid else ""
+    tested = distinct(f"{score.split}, n = {score.n}" for score in scores.values())
+    axis.set(title=demo(tested) + left_out, ylabel="accuracy, %", ylim=(0, 100))
+    return done(figure)
 
 
 AXES = {"eps": "ε, in 255ths of the pixel range", "steps": "steps of the attack", "restarts": "restarts"}
 
 
+@mpl.rc_context(STYLE)
 def plot_against(tables, title, trained=None):
     """Robust accuracy against ε, steps or restarts: `tables` maps names to tables of diagnostics.py.
 
@@ -126,91 +129,86 @@ def plot_against(tables, title, trained=None):
     first = next(iter(tables.values()))
     along = first.columns[0]
     scale = 255 if along == "eps" else 1
-    with mpl.rc_context(STYLE):
-        figure, axis = plt.subplots(figsize=(5, 3.2), layout="constrained")
-        for rows, look in zip(tables.values(), looks(tables), strict=True):
-            axis.plot(scale * rows[along], 100 * rows.accuracy, marker="o", markersize=3, **look)
-            low, high = 100 * rows.low, 100 * rows.high
-            axis.fill_between(scale * rows[along], low, high, color=look["color"], alpha=0.15, linewidth=0)
-        if trained is not None:
-            axis.axvline(scale * trained, color="grey", linewidth=0.8, linestyle=":", label="ε of the training")
-        if along == "steps":
-            axis.set_xscale("log")
-            axis.set_xticks(first.steps, first.steps)
-            axis.minorticks_off()
-        if along == "restarts":
-            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axis.set(xlabel=AXES[along], ylabel="accuracy, %", ylim=(0, 100))
-        axis.set_title(f"{title}, {demo(first.attrs['split'])}, n = {first.n[0]}, bands: 95 %", fontsize=9)
-        axis.legend()
-        return done(figure)
+    figure, axis = plt.subplots(figsize=(5, 3.2))
+    for rows, look in zip(tables.values(), looks(tables), strict=True):
+        axis.plot(scale * rows[along], 100 * rows.accuracy, marker="o", markersize=3, **look)
+        low, high = 100 * rows.low, 100 * rows.high
+        axis.fill_between(scale * rows[along], low, high, color=look["color"], alpha=0.15, linewidth=0)
+    if trained is not None:
+        axis.axvline(scale * trained, color="grey", linewidth=0.8, linestyle=":", label="ε of the training")
+    if along == "steps":
+        axis.set_xscale("log")
+        axis.set_xticks(first.steps, first.steps)
+        axis.minorticks_off()
+    if along == "restarts":
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.set(xlabel=AXES[along], ylabel="accuracy, %", ylim=(0, 100))
+    axis.set_title(f"{title}, {demo(first.attrs['split'])}, n = {first.n[0]}, bands: 95 %")
+    axis.legend()
+    return done(figure)
 
 
+@mpl.rc_context(STYLE)
 def plot_margins(groups, title):
     """Histograms of margins, one panel a model: `groups` maps names to {"clean": (N,), "PGD-20": (N,), ...}.
 
     Left of zero the model is wrong. What stands near zero falls at the next small improvement of the attack.
     """
-    with mpl.rc_context(STYLE):
-        figure, axes = plt.subplots(1, len(groups), figsize=(3.4 * len(groups), 2.7), layout="constrained")
-        for axis, (name, parts) in zip(np.atleast_1d(axes), groups.items(), strict=True):
-            values = {label: part.numpy() for label, part in parts.items()}
-            everything = np.concatenate(list(values.values()))
-            low, high = np.quantile(everything, (0.005, 0.995))
-            width = (high - low) / 40
-            edges = np.arange(np.floor(low / width), np.ceil(high / width) + 1) * width  # one edge at zero
-            for (label, part), colour in zip(values.items(), COLOURS[1:], strict=False):
-                inside = np.clip(part, edges[0], edges[-1])
-                axis.hist(inside, edges, histtype="stepfilled", alpha=0.45, color=colour, label=label)
-            axis.axvline(0, color="black", linewidth=0.8)
-            axis.set(xlabel="margin: the label's logit minus the next", title=name)
-            axis.title.set_fontsize(9)
-        np.atleast_1d(axes)[0].set_ylabel("pictures")
-        np.atleast_1d(axes)[0].legend()
-        figure.suptitle(title, fontsize=9)
-        return done(figure)
+    figure, (axes,) = plt.subplots(1, len(groups), figsize=(3.4 * len(groups), 2.7), squeeze=False)
+    for axis, (name, parts) in zip(axes, groups.items(), strict=True):
+        low, high = np.quantile(torch.cat(list(parts.values())).numpy(), (0.005, 0.995))
+        width = (high - low) / 40
+        edges = np.arange(np.floor(low / width), np.ceil(high / width) + 1) * width  # one edge at zero
+        for (label, part), colour in zip(parts.items(), COLOURS[1:], strict=False):
+            inside = np.clip(part.numpy(), edges[0], edges[-1])
+            axis.hist(inside, edges, histtype="stepfilled", alpha=0.45, color=colour, label=label)
+        axis.axvline(0, color="black", linewidth=0.8)
+        axis.set(xlabel="margin: the label's logit minus the next", title=name)
+    axes[0].set_ylabel("pictures")
+    axes[0].legend()
+    figure.suptitle(title)
+    return done(figure)
 
 
+@mpl.rc_context(STYLE)
 def plot_surfaces(surfaces, title, eps=8 / 255):
     """The loss around pictures, one panel a model: `surfaces` maps names to what `loss_surface` returns."""
-    with mpl.rc_context(STYLE):
-        figure = plt.figure(figsize=(3.3 * len(surfaces), 3.1), layout="constrained")
-        for place, (name, surface) in enumerate(surfaces.items(), 1):
-            axis = figure.add_subplot(1, len(surfaces), place, projection="3d")
-            line = 255 * np.linspace(-eps, eps, len(surface))
-            across, along = np.meshgrid(line, line)
-            axis.plot_surface(across, along, surface.numpy(), cmap="viridis", linewidth=0, antialiased=True)
-            axis.set_title(name, fontsize=9)
-            axis.set_xlabel("random direction, /255", fontsize=7, labelpad=-6)
-            axis.set_ylabel("gradient's sign, /255", fontsize=7, labelpad=-6)
-            axis.set_zlabel("loss", fontsize=7, labelpad=-3)
-            axis.tick_params(labelsize=6, pad=-2)
-            axis.view_init(28, -60)
-        figure.suptitle(f"{title}; each panel has a scale of its own", fontsize=9)
-        return done(figure)
+    figure = plt.figure(figsize=(3.3 * len(surfaces), 3.1))
+    for place, (name, surface) in enumerate(surfaces.items(), 1):
+        axis = figure.add_subplot(1, len(surfaces), place, projection="3d")
+        line = 255 * np.linspace(-eps, eps, len(surface))
+        across, along = np.meshgrid(line, line)
+        axis.plot_surface(across, along, surface.numpy(), cmap="viridis", linewidth=0, antialiased=True)
+        axis.set_title(name)
+        axis.set_xlabel("random direction, /255", fontsize=7, labelpad=-6)
+        axis.set_ylabel("gradient's sign, /255", fontsize=7, labelpad=-6)
+        axis.set_zlabel("loss", fontsize=7, labelpad=-3)
+        axis.tick_params(labelsize=6, pad=-2)
+        axis.view_init(28, -60)
+    figure.suptitle(f"{title}; each panel has a scale of its own")
+    return done(figure)
 
 
+@mpl.rc_context(STYLE)
 def plot_claims(table, title):
     """Wrong protocols beside the right one: `table` has a row a protocol, columns claimed, true, low, high, n."""
-    with mpl.rc_context(STYLE):
-        figure, axis = plt.subplots(figsize=(6.4, 0.42 * len(table) + 1.1), layout="constrained")
-        for place, row in enumerate(table.itertuples()):
-            axis.plot([100 * row.true, 100 * row.claimed], [place] * 2, color="#cccccc", linewidth=3, zorder=0)
-            reach = [[100 * (row.true - row.low)], [100 * (row.high - row.true)]]
-            axis.errorbar(100 * row.true, place + 0.13, xerr=reach, fmt="o", color=COLOURS[1], markersize=4)
-            axis.plot(100 * row.claimed, place - 0.13, "X", color=COLOURS[2], markersize=6)
-        axis.set_yticks(
-            range(len(table)), [f"{name} (n = {n})" for name, n in zip(table.index, table.n, strict=True)]
-        )
-        axis.invert_yaxis()
-        axis.set(xlabel="accuracy under attack, %", xlim=(-2, 102))
-        entries = [("X", COLOURS[2], "claimed"), ("o", COLOURS[1], "measured the right way, 95 % interval")]
-        handles = [Line2D([], [], marker=m, color=c, linestyle="", label=text) for m, c, text in entries]
-        figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=8)
-        figure.suptitle(title, fontsize=9)
-        return done(figure)
+    figure, axis = plt.subplots(figsize=(6.4, 0.42 * len(table) + 1.1))
+    places, true, claimed = np.arange(len(table)), 100 * table.true, 100 * table.claimed
+    axis.plot([true, claimed], [places] * 2, color="#cccccc", linewidth=3, zorder=0)
+    reach = 100 * np.array([table.true - table.low, table.high - table.true])
+    axis.errorbar(true, places + 0.13, xerr=reach, fmt="o", color=COLOURS[1], markersize=4)
+    axis.plot(claimed, places - 0.13, "X", color=COLOURS[2], markersize=6)
+    axis.set_yticks(places, [f"{name} (n = {n})" for name, n in table.n.items()])
+    axis.invert_yaxis()
+    axis.set(xlabel="accuracy under attack, %", xlim=(-2, 102))
+    entries = [("X", COLOURS[2], "claimed"), ("o", COLOURS[1], "measured the right way, 95 % interval")]
+    handles = [Line2D([], [], marker=m, color=c, linestyle="", label=text) for m, c, text in entries]
+    figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=8)
+    figure.suptitle(title)
+    return done(figure)
 
 
+@mpl.rc_context(STYLE)
 def plot_overfitting(run):
     """Accuracy under attack by epoch, on the training and the validation pictures; dots: best epoch and last.
 
@@ -218,65 +216,57 @@ def plot_overfitting(run):
     makes them, whose ε may rise at first. Two attacks of unlike strength are named, so that nobody takes
     their distance for overfitting.
     """
-    history, best = run.history, run.best_epoch
+    history, best, last = run.history.set_index("epoch"), run.best_epoch, len(run.history)
     known = read_json(run.folder / "recipe.json")
     recipe, data = known["recipe"], known["data"]
-    training = _short_attack(training_attack(recipe) or {"kind": "no attack"})
+    training, validation = training_attack(recipe) or {"kind": "no attack"}, recipe["validation_attack"]
     n = min(recipe["validation_images"], data["val"])
-    with mpl.rc_context(STYLE):
-        figure, axis = plt.subplots(figsize=(5, 3.2), layout="constrained")
-        panels = (
-            ("accuracy/train", f"training pictures: {training}"),
-            ("accuracy/robust", f"validation pictures: {_short_attack(recipe['validation_attack'])}, n = {n}"),
-        )
-        for (column, label), colour in zip(panels, COLOURS[1:], strict=False):
-            axis.plot(history.epoch, 100 * history[column], color=colour, label=label)
-        last = int(history.epoch.iloc[-1])
-        for epoch, name in {last: "last", best: "best" if best != last else "best and last"}.items():
-            value = 100 * float(history.set_index("epoch").loc[epoch, "accuracy/robust"])
-            axis.plot(epoch, value, "o", color=COLOURS[2], markersize=4)
-            axis.annotate(name, (epoch, value), xytext=(0, -12), textcoords="offset points", ha="center")
-        axis.set(xlabel="epoch", ylabel="accuracy under attack, %", ylim=(0, 100))
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axis.legend()
-        axis.set_title(f"{demo(data['name'])}, {data['train']} training pictures", fontsize=9)
-        return done(figure)
+    figure, axis = plt.subplots(figsize=(5, 3.2))
+    lines = {
+        "accuracy/train": f"training pictures: {_short_attack(training)}",
+        "accuracy/robust": f"validation pictures: {_short_attack(validation)}, n = {n}",
+    }
+    for (column, label), colour in zip(lines.items(), COLOURS[1:], strict=False):
+        axis.plot(100 * history[column], color=colour, label=label)
+    for epoch, name in {last: "last", best: "best" if best != last else "best and last"}.items():
+        value = 100 * history.loc[epoch, "accuracy/robust"]
+        axis.plot(epoch, value, "o", color=COLOURS[2], markersize=4)
+        axis.annotate(name, (epoch, value), xytext=(0, -12), textcoords="offset points", ha="center")
+    axis.set(xlabel="epoch", ylabel="accuracy under attack, %", ylim=(0, 100))
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.legend()
+    axis.set_title(f"{demo(data['name'])}, {data['train']} training pictures")
+    return done(figure)
 
 
+@mpl.rc_context(STYLE)
 def plot_per_class(scores, split, label):
     """Accuracy of each class under one attack (dots, with intervals), and clean (lines); one panel a model."""
-    left_out = "" if all(score.verdict(label) != "invalid" for score in scores.values()) else "; invalid left out"
-    scores = {name: score for name, score in scores.items() if score.verdict(label) != "invalid"} or scores
+    valid = {name: score for name, score in scores.items() if score.verdict(label) != "invalid"}
+    left_out = "; invalid left out" if len(valid) < len(scores) else ""
+    scores = valid or scores
     counts = torch.bincount(split.labels, minlength=split.num_classes).tolist()
-    with mpl.rc_context(STYLE):
-        wide = 1 + 2.2 * len(scores)
-        figure, axes = plt.subplots(
-            1, len(scores), figsize=(wide, 0.24 * len(counts) + 1), sharey=True, layout="constrained"
-        )
-        for axis, (name, score), look in zip(
-            [axes] if len(scores) == 1 else axes, scores.items(), looks(scores), strict=True
-        ):
-            for place, count in enumerate(counts):
-                if count == 0:
-                    continue
-                mine = (split.labels == place).cpu()
-                clean, robust = (int(score.outcome(row)[mine].sum()) for row in (CLEAN, label))
-                value = 100 * robust / count
-                reach = [[100 * abs(end - robust / count)] for end in wilson(robust, count)]
-                axis.plot([value, 100 * clean / count], [place] * 2, color="#cccccc", linewidth=3, zorder=0)
-                look_of_dot = {"fmt": "o", "markersize": 3, "color": look["color"], "elinewidth": 0.8}
-                axis.errorbar(value, place, xerr=reach, **look_of_dot)
-            axis.set(xlim=(-2, 102), xlabel="accuracy, %")
-            axis.set_title(name, fontsize=9)
-            axis.set_yticks(range(len(counts)), split.classes)
-            axis.invert_yaxis()
-        figure.suptitle(
-            f"{label} by class (dots), up to clean (grey); {demo(split.name)}, n = {len(split)}{left_out}",
-            fontsize=9,
-        )
-        return done(figure)
+    size = (1 + 2.2 * len(scores), 0.24 * len(counts) + 1)
+    figure, (axes,) = plt.subplots(1, len(scores), figsize=size, sharey=True, squeeze=False)
+    for axis, (name, score), look in zip(axes, scores.items(), looks(scores), strict=True):
+        for place, count in enumerate(counts):
+            if count == 0:
+                continue
+            mine = (split.labels == place).cpu()
+            clean, robust = (int(score.outcome(row)[mine].sum()) for row in (CLEAN, label))
+            value = 100 * robust / count
+            reach = [[100 * abs(end - robust / count)] for end in wilson(robust, count)]
+            axis.plot([value, 100 * clean / count], [place] * 2, color="#cccccc", linewidth=3, zorder=0)
+            axis.errorbar(value, place, xerr=reach, fmt="o", markersize=3, color=look["color"], elinewidth=0.8)
+        axis.set(xlim=(-2, 102), xlabel="accuracy, %", title=name)
+        axis.set_yticks(range(len(counts)), split.classes)
+        axis.invert_yaxis()
+    where = f"{demo(split.name)}, n = {len(split)}{left_out}"
+    figure.suptitle(f"{label} by class (dots), up to clean (grey); {where}")
+    return done(figure)
 
 
+@mpl.rc_context(STYLE)
 def plot_plane(groups, label, sources=None):
     """Clean against robust accuracy of every model: the upper right is where one wants to be.
 
@@ -290,43 +280,35 @@ def plot_plane(groups, label, sources=None):
     shapes = dict(zip(names, MARKERS, strict=False)) if len(names) <= len(MARKERS) else dict.fromkeys(names, "o")
     colours = dict(zip(groups, itertools.cycle(COLOURS[1:] + COLOURS[:1]), strict=False))
     everything = [score for scores in groups.values() for score in scores.values()]
-    tested = demo(distinct(score.split for score in everything))
-    sizes = distinct(str(score.n) for score in everything)
-    left_out = ""
-    with mpl.rc_context(STYLE):
-        figure, axis = plt.subplots(figsize=(7.4, 4.2), layout="constrained")
-        for group, scores in groups.items():
-            start = _place(sources[group], label) if group in sources else None
+    tested = [demo(distinct(score.split for score in everything)), distinct(str(score.n) for score in everything)]
+    invalid = any(label in score.outcomes and _place(score, label) is None for score in everything)
+    left_out = "; invalid numbers left out" if invalid else ""
+    figure, axis = plt.subplots(figsize=(7.4, 4.2))
+    for group, scores in groups.items():
+        start = _place(sources[group], label) if group in sources else None
+        if start:
+            axis.plot(*start, "*", color=colours[group], markersize=13, markeredgecolor="black", zorder=3)
+        for name, score in scores.items():
+            if (place := _place(score, label)) is None:
+                continue
             if start:
-                axis.plot(*start, "*", color=colours[group], markersize=13, markeredgecolor="black", zorder=3)
-            for name, score in scores.items():
-                if label not in score.outcomes:
-                    continue
-                if (place := _place(score, label)) is None:
-                    left_out = "; invalid numbers left out"
-                    continue
-                x, y = place
-                if start:
-                    axis.plot(*zip(start, place, strict=True), color=colours[group], linewidth=0.5, alpha=0.5)
-                reach = [
-                    [[100 * abs(end - score.share(row))] for end in score.interval(row)] for row in (CLEAN, label)
-                ]
-                look = {"color": colours[group], "markersize": 5, "elinewidth": 0.6, "alpha": 0.8}
-                axis.errorbar(x, y, xerr=reach[0], yerr=reach[1], fmt=shapes[_family(name)], **look)
-        axis.axline((0, 0), slope=1, color="grey", linewidth=0.8, linestyle=":")
-        axis.set(xlabel="clean accuracy, %", ylabel=f"accuracy under {label}, %", xlim=(0, 102), ylim=(-2, 102))
-        entries = [Patch(color=colour, label=group) for group, colour in colours.items()]
-        if len(set(shapes.values())) > 1:
-            entries += [
-                Line2D([], [], color="#555555", marker=shape, linestyle="", label=name)
-                for name, shape in shapes.items()
-            ]
-        if sources:
-            told = f"its source, on {distinct(score.split for score in sources.values())}"
-            entries.append(Line2D([], [], color="white", marker="*", markersize=11, mec="black", label=told))
-        axis.legend(handles=entries, loc="center left", bbox_to_anchor=(1, 0.5))
-        axis.set_title(f"{tested}, n = {sizes}; 95 % intervals{left_out}", fontsize=9)
-        return done(figure)
+                axis.plot(*zip(start, place, strict=True), color=colours[group], linewidth=0.5, alpha=0.5)
+            ends = [[[100 * end] for end in score.interval(row)] for row in (CLEAN, label)]
+            across, along = (np.abs(np.subtract(two, one)) for two, one in zip(ends, place, strict=True))
+            look = {"color": colours[group], "markersize": 5, "elinewidth": 0.6, "alpha": 0.8}
+            axis.errorbar(*place, xerr=across, yerr=along, fmt=shapes[_family(name)], **look)
+    axis.axline((0, 0), slope=1, color="grey", linewidth=0.8, linestyle=":")
+    axis.set(xlabel="clean accuracy, %", ylabel=f"accuracy under {label}, %", xlim=(0, 102), ylim=(-2, 102))
+    axis.set_title(f"{', n = '.join(tested)}; 95 % intervals{left_out}")
+    entries = [Patch(color=colour, label=group) for group, colour in colours.items()]
+    if len(set(shapes.values())) > 1:
+        grey = {"color": "#555555", "linestyle": ""}
+        entries += [Line2D([], [], marker=shape, label=name, **grey) for name, shape in shapes.items()]
+    if sources:
+        told = f"its source, on {distinct(score.split for score in sources.values())}"
+        entries.append(Line2D([], [], color="white", marker="*", markersize=11, mec="black", label=told))
+    axis.legend(handles=entries, **BESIDE)
+    return done(figure)
 
 
 def _place(score, label):
@@ -336,6 +318,7 @@ def _place(score, label):
     return 100 * score.share(CLEAN), 100 * score.share(label)
 
 
+@mpl.rc_context(STYLE | {"axes.grid": False, "font.size": 7})
 def plot_examples(models, split, attack, count=6):
     """Pictures before and after the attack and the change, with what each model says; `models` maps names.
 
@@ -345,36 +328,25 @@ def plot_examples(models, split, attack, count=6):
     right = torch.stack([predict(model, few).argmax(1) == few.labels for model in models.values()]).all(0)
     images, labels = split.batch(torch.argsort(~right, stable=True)[:count])
     before = "Right" if int(right.sum()) >= count else "Not all right"
-    with mpl.rc_context(STYLE | {"axes.grid": False, "font.size": 7}):
-        rows = 1 + 2 * len(models)
-        figure, axes = plt.subplots(rows, count, figsize=(1.15 * count + 0.9, 1.32 * rows), layout="constrained")
-        _picture_row(axes[0], images, [split.classes[int(label)] for label in labels], "clean")
-        for index, (name, model) in enumerate(models.items()):
-            generator = torch.Generator(images.device).manual_seed(0)
-            adversarial = attack(model, images, labels, generator=generator)
-            with evaluating(model), torch.no_grad():
-                said = model(adversarial).argmax(1)
-            captions = [split.classes[int(guess)] for guess in said]
-            row = axes[1 + 2 * index]
-            _picture_row(row, adversarial, captions, f"{name}:\nattacked", right=(said == labels).tolist())
-            change = (adversarial - images) / (2 * attack.eps) + 0.5
-            _picture_row(axes[2 + 2 * index], change.clamp(0, 1), [""] * count, "change")
-        figure.suptitle(
-            f"{attack}, {demo(split.name)}. {before} before the attack.\nCaptions: what the model says; "
-            "change: ±ε is black to white",
-            fontsize=8,
-        )
-        return done(figure)
-
-
-def _picture_row(axes, images, captions, name, right=None):
-    for index, (axis, image) in enumerate(zip(axes, images.cpu(), strict=True)):
-        axis.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
-        wrong = right is not None and not right[index]
-        axis.set_title(captions[index], fontsize=7, pad=2, color="#c02020" if wrong else "black")
-        axis.set(xticks=[], yticks=[])
-        axis.spines[:].set_visible(False)
-    axes[0].set_ylabel(name)
+    rows = [("clean", images, labels.tolist())]
+    for name, model in models.items():
+        adversarial = attack(model, images, labels, generator=torch.Generator(images.device).manual_seed(0))
+        with evaluating(model), torch.no_grad():
+            said = model(adversarial).argmax(1).tolist()
+        change = (adversarial - images) / (2 * attack.eps) + 0.5
+        rows += [(f"{name}:\nattacked", adversarial, said), ("change", change.clamp(0, 1), [None] * count)]
+    figure, axes = plt.subplots(len(rows), count, figsize=(1.15 * count + 0.9, 1.32 * len(rows)))
+    for places, (name, pictures, said) in zip(axes, rows, strict=True):
+        for axis, picture, guess, label in zip(places, pictures.cpu(), said, labels.tolist(), strict=True):
+            axis.imshow(picture.permute(1, 2, 0).numpy(), interpolation="nearest")
+            caption = "" if guess is None else split.classes[guess]
+            axis.set_title(caption, fontsize=7, pad=2, color="black" if guess in (None, label) else "#c02020")
+            axis.set(xticks=[], yticks=[])
+            axis.spines[:].set_visible(False)
+        places[0].set_ylabel(name)
+    where = f"{attack}, {demo(split.name)}. {before} before the attack"
+    figure.suptitle(f"{where}.\nCaptions: what the model says; change: ±ε is black to white", fontsize=8)
+    return done(figure)
 
 
 def _family(name):

@@ -55,20 +55,18 @@ def train_all(asked, session, *, on=None, progress=True):
         return Packed(model), lent, recipe, folder, identity_of(model, data, recipe), _kind(pool, session)
 
     if pool is not None:
-        tasks = {}
-        for key in asked:
-            if not RunFolder(session.folder(*key)).finished:
-                after = _needed(asked[key][0])
-                note = _notes(session) / f"{session.folder(*key).name}.json"
-                tasks[key] = Task(
-                    train_here, functools.partial(arguments, key), note, after if after in tasks else None
-                )
+        folders, tasks = {key: RunFolder(session.folder(*key)) for key in asked}, {}
+        for key, folder in folders.items():
+            if not folder.finished:
+                note, after = _notes(session) / f"{folder.path.name}.json", _needed(asked[key][0])
+                after = after if after in tasks else None
+                tasks[key] = Task(train_here, functools.partial(arguments, key), note, after)
         _at_once(tasks, pool, session, "train", progress)
-        for key in tasks:
-            if not RunFolder(session.folder(*key)).finished:
+        for folder in folders.values():
+            if not folder.finished:
                 raise Damaged(
-                    f"{session.folder(*key)} was trained by {pool}, but it is not here: all nodes need the "
-                    "same runs/; STUDY_RUNS can name a shared folder"
+                    f"{folder.path} was trained by {pool}, but it is not here: all nodes need the same runs/; "
+                    "STUDY_RUNS can name a shared folder"
                 )
     return {key: run_of(key) for key in asked}
 
@@ -81,30 +79,25 @@ def _needed(start):
 
 
 def _check(asked):
-    above = {}
+    above = []
     for key, (start, _, _) in asked.items():
         needed = _needed(start)
-        if needed is not None and needed not in above:
+        if needed not in (None, *above):
             raise ValueError(
                 f"{key!r} is to start from {needed!r}, neither a network nor the key of a run further up; "
                 f"there are {', '.join(map(repr, above)) or 'none'}"
             )
-        above[key] = start
+        above.append(key)
 
 
 def test_all(runs, split, attacks, session, *, on=None, progress=True):
     """Test runs, by label, and save the scores in their folders; returns the Scores by label. As train_all."""
     pool, scores = chosen(on), {}
     if pool is not None:
-        lent = pool.lend(split.to("cpu"))
-        tasks = {
-            label: Task(
-                test_here,
-                (Packed(run.model), lent, attacks, run.folder.resolve(), _kind(pool, session)),
-                _notes(session) / f"{run.folder.name}.json",
-            )
-            for label, run in runs.items()
-        }
+        lent, kind, tasks = pool.lend(split.to("cpu")), _kind(pool, session), {}
+        for label, run in runs.items():
+            arguments = Packed(run.model), lent, attacks, run.folder.resolve(), kind
+            tasks[label] = Task(test_here, arguments, _notes(session) / f"{run.folder.name}.json")
         scores = _at_once(tasks, pool, session, "test", progress)
     for label, run in runs.items():
         if label not in scores:

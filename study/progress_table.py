@@ -1,4 +1,4 @@
-"""A study at work on many devices: what runs where, how far it is, and how long the rest may take."""
+"""A study at work on many devices: what runs where, and how far it is."""
 
 import shutil
 import sys
@@ -15,17 +15,17 @@ def minutes(seconds):
 
 
 def progress(folder):
-    """How far the run in a folder is, in words, and the seconds left; (None, None) where it tells nothing."""
+    """How far the run in a folder is, in words; None where it tells nothing."""
     run = RunFolder(folder)
     try:
         history = run.load_history()
         if run.finished or not len(history):
-            return None, None
+            return None
         epochs = read_json(run.path / "recipe.json")["recipe"]["epochs"]
     except (Damaged, FileNotFoundError, KeyError):  # it is being written, or not ours
-        return None, None
+        return None
     left = (epochs - len(history)) * history["time/epoch_s"].mean()
-    return f"{len(history)} of {epochs} epochs, about {minutes(left)} left in this run", left
+    return f"{len(history)} of {epochs} epochs, about {minutes(left)} left in this run"
 
 
 class Table:
@@ -38,7 +38,6 @@ class Table:
         self.study, self.pool = study, pool
         self.begun, self.written, self.lines = time.time(), 0.0, 0
         self.known = {}  # the states of all jobs that each notebook has asked for, its earlier batches included
-        self.seen = {}  # when each job was first seen at work, and for how long it was
 
     def show(self, states):
         terminal = sys.stdout.isatty()
@@ -57,14 +56,10 @@ class Table:
         yield self._summary(jobs)
         for name, state in states.items():
             yield f"  {name:<24} {state:<7}" + (f" {_counts(jobs[name])}" if state == "runs" else "")
-            for (_, job), at in jobs[name].items() if state == "runs" else ():
-                if at == "runs":
-                    yield self._line(name, job)
-
-    def _line(self, name, job):
-        words, _ = progress(self.study / name / job)
-        place = self._place(name, job)
-        return f"      {job:<42} {words or ('at work' if place else 'in the queue'):<46} {place}"
+            for (_, job), at in jobs[name].items():
+                if state == at == "runs":
+                    words, place = progress(self.study / name / job), self._place(name, job)
+                    yield f"      {job:<42} {words or ('at work' if place else 'in the queue'):<46} {place}"
 
     def _place(self, name, job):
         """Where it is at work; empty for one that its cluster has not begun."""
@@ -77,30 +72,12 @@ class Table:
         before = self.known.get(name, {})
         ended = {job: "failed" if state == "failed" else "done" for job, state in before.items()}
         states = self.known[name] = ended | states if states else before
-        now = time.time()
-        for job, state in states.items():
-            first, lasted = self.seen.get((name, job), (now, None))
-            if state == "runs":
-                self.seen[name, job] = first, None
-            elif (name, job) in self.seen and lasted is None:
-                self.seen[name, job] = first, now - first
         return states
 
     def _summary(self, jobs):
         states = [state for some in jobs.values() for state in some.values()]
-        running = [
-            (name, job) for name, some in jobs.items() for (_, job), state in some.items() if state == "runs"
-        ]
-        lasted = [seconds for _, seconds in self.seen.values() if seconds]
-        usual = sum(lasted) / len(lasted) if lasted else None
-        at_work = sum(bool(self._place(name, job)) for name, job in running)
-        lefts = [progress(self.study / name / job)[1] or usual for name, job in running]
         done = sum(state in ("done", "failed") for state in states)
-        text = f"{minutes(time.time() - self.begun)}; {done} of {len(states)} runs and tests done"
-        if at_work and usual and None not in lefts:
-            left = (sum(lefts) + usual * states.count("waits")) / at_work
-            text += f", the rest of these in about {minutes(left)}"
-        return f"{text}; on {self.pool}"
+        return f"{minutes(time.time() - self.begun)}; {done} of {len(states)} runs and tests done; on {self.pool}"
 
 
 def _counts(states):

@@ -8,27 +8,24 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from evaluation.finding import CLEAN
-from study.figures import STYLE, demo, distinct, done, looks
+from study.figures import BESIDE, STYLE, demo, distinct, done, looks
 
 
+@mpl.rc_context(STYLE | {"axes.grid": False})
 def plot_carried(table):
     """The table of `evaluation.carried_matrix` as a field of numbers; the diagonal is the white box."""
-    values = 100 * table.to_numpy()
-    with mpl.rc_context(STYLE | {"axes.grid": False}):
-        size = 1.6 + 0.62 * len(table)
-        figure, axis = plt.subplots(figsize=(size + 1.2, size), layout="constrained")
-        _field(axis, values, np.eye(len(table), dtype=bool))
-        axis.set_xticks(range(len(table)), table.columns, rotation=40, ha="right")
-        axis.set_yticks(range(len(table)), table.index)
-        axis.set(xlabel="scored: the victim", ylabel="crafted on: the source")
-        axis.set_title(
-            f"Accuracy, %, {table.attrs['attack']};\n"
-            f"{demo(table.attrs['split'])}, n = {table.attrs['n']}; bold: white box",
-            fontsize=9,
-        )
-        return done(figure)
+    size = 1.6 + 0.62 * len(table)
+    figure, axis = plt.subplots(figsize=(size + 1.2, size))
+    _field(axis, 100 * table.to_numpy(), np.eye(len(table), dtype=bool))
+    axis.set_xticks(range(len(table)), table.columns, rotation=40, ha="right")
+    axis.set_yticks(range(len(table)), table.index)
+    axis.set(xlabel="scored: the victim", ylabel="crafted on: the source")
+    where = f"{demo(table.attrs['split'])}, n = {table.attrs['n']}"
+    axis.set_title(f"Accuracy, %, {table.attrs['attack']};\n{where}; bold: white box")
+    return done(figure)
 
 
+@mpl.rc_context(STYLE | {"axes.grid": False})
 def plot_carried_attacks(stood, split):
     """How much each victim gets right under examples of several attacks on several sources; one panel a victim.
 
@@ -37,26 +34,19 @@ def plot_carried_attacks(stood, split):
     """
     first = next(iter(stood.values()))
     sources, victims = (list(dict.fromkeys(pair[place] for pair in first)) for place in (0, 1))
-    with mpl.rc_context(STYLE | {"axes.grid": False}):
-        size = (2.2 + len(victims) * (0.5 + 0.42 * len(stood)), 1.5 + 0.3 * len(sources))
-        figure, axes = plt.subplots(
-            1, len(victims), figsize=size, sharey=True, layout="constrained", squeeze=False
-        )
-        for axis, victim in zip(axes[0], victims, strict=True):
-            shares = [
-                [float(found[source, victim].double().mean()) for found in stood.values()] for source in sources
-            ]
-            white = np.array([[source == victim] * len(stood) for source in sources])
-            _field(axis, 100 * np.array(shares), white)
-            axis.set_xticks(range(len(stood)), stood, rotation=50, ha="right", fontsize=7)
-            axis.set_title(f"victim: {victim}", fontsize=8)
-        axes[0][0].set_yticks(range(len(sources)), sources, fontsize=8)
-        axes[0][0].set_ylabel("crafted on")
-        n = len(next(iter(first.values())))
-        figure.suptitle(
-            f"Accuracy, %, on carried examples; {demo(split.name)}, n = {n}; bold: white box", fontsize=9
-        )
-        return done(figure)
+    size = (2.2 + len(victims) * (0.5 + 0.42 * len(stood)), 1.5 + 0.3 * len(sources))
+    figure, (axes,) = plt.subplots(1, len(victims), figsize=size, sharey=True, squeeze=False)
+    for axis, victim in zip(axes, victims, strict=True):
+        shares = [[float(found[source, victim].double().mean()) for found in stood.values()] for source in sources]
+        white = np.array([[source == victim] * len(stood) for source in sources])
+        _field(axis, 100 * np.array(shares), white)
+        axis.set_xticks(range(len(stood)), stood, rotation=50, ha="right", fontsize=7)
+        axis.set_title(f"victim: {victim}", fontsize=8)
+    axes[0].set_yticks(range(len(sources)), sources, fontsize=8)
+    axes[0].set_ylabel("crafted on")
+    n = len(next(iter(first.values())))
+    figure.suptitle(f"Accuracy, %, on carried examples; {demo(split.name)}, n = {n}; bold: white box")
+    return done(figure)
 
 
 def _field(axis, values, bold):
@@ -76,6 +66,7 @@ LAYERS = {
 }
 
 
+@mpl.rc_context(STYLE)
 def plot_layers(tables):
     """What an attack does to each layer of several networks: `tables` maps names to `features.through_layers`.
 
@@ -83,52 +74,48 @@ def plot_layers(tables):
     """
     shown = [column for column in LAYERS if any(column in table for table in tables.values())]
     names = list(dict.fromkeys(name for table in tables.values() for name in table.index))
-    with mpl.rc_context(STYLE):
-        size = (3.1 * len(shown), 3.2)
-        figure, axes = plt.subplots(1, len(shown), figsize=size, layout="constrained", squeeze=False)
-        for axis, column in zip(axes[0], shown, strict=True):
-            for table, look in zip(tables.values(), looks(tables), strict=True):
-                places = [names.index(name) for name in table.index]
-                if column in table:
-                    axis.plot(places, table[column], marker="o", markersize=3, **look)
-                if column == "shift":
-                    axis.plot(places, table.noise, color=look["color"], linestyle=":", linewidth=0.9)
-            axis.set_xticks(range(len(names)), names, rotation=50, ha="right", fontsize=7)
-            axis.set_title(LAYERS[column], fontsize=8)
-            lowest = min(float(table[column].min()) for table in tables.values() if column in table)
-            axis.set_ylim(min(0.0, 1.05 * lowest), None if column == "shift" else 1.03)
-        handles, labels = axes[0][0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), fontsize=8)
-        known = [table.attrs for table in tables.values()]
-        attack, where = (distinct(str(one[key]) for one in known) for key in ("attack", "split"))
-        n = distinct(str(one["n"]) for one in known)
-        figure.suptitle(f"{attack}; {demo(where)}, n = {n}; dotted: noise of the same ε", fontsize=9)
-        return done(figure)
+    figure, (axes,) = plt.subplots(1, len(shown), figsize=(3.1 * len(shown), 3.2), squeeze=False)
+    for axis, column in zip(axes, shown, strict=True):
+        for table, look in zip(tables.values(), looks(tables), strict=True):
+            places = [names.index(name) for name in table.index]
+            if column in table:
+                axis.plot(places, table[column], marker="o", markersize=3, **look)
+            if column == "shift":
+                axis.plot(places, table.noise, color=look["color"], linestyle=":", linewidth=0.9)
+        axis.set_xticks(range(len(names)), names, rotation=50, ha="right", fontsize=7)
+        axis.set_title(LAYERS[column], fontsize=8)
+        lowest = min(float(table[column].min()) for table in tables.values() if column in table)
+        axis.set_ylim(min(0.0, 1.05 * lowest), None if column == "shift" else 1.03)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), fontsize=8)
+    known = [table.attrs for table in tables.values()]
+    attack, where, n = (distinct(str(one[key]) for one in known) for key in ("attack", "split", "n"))
+    figure.suptitle(f"{attack}; {demo(where)}, n = {n}; dotted: noise of the same ε")
+    return done(figure)
 
 
+@mpl.rc_context(STYLE)
 def plot_amounts(scores, label):
     """Accuracy, clean and under one attack, against the number of target pictures, with 95 % intervals.
 
     `scores` maps a method's name to {number of pictures: Scores}. Invalid numbers are left out.
     """
     everything = [score for amounts in scores.values() for score in amounts.values()]
-    with mpl.rc_context(STYLE):
-        figure, axes = plt.subplots(1, 2, figsize=(8.4, 3.2), sharey=True, layout="constrained")
-        for axis, row in zip(axes, (CLEAN, label), strict=True):
-            for amounts, look in zip(scores.values(), looks(scores), strict=True):
-                kept = {n: score for n, score in amounts.items() if score.verdict(row) != "invalid"}
-                shares = [100 * score.share(row) for score in kept.values()]
-                ends = [[100 * end for end in score.interval(row)] for score in kept.values()]
-                reach = np.abs(np.array(ends).reshape(-1, 2).T - np.array(shares))
-                axis.errorbar(list(kept), shares, yerr=reach, marker="o", markersize=4, capsize=2, **look)
-            axis.set(xscale="log", xlabel="target pictures to train with", title=row, ylim=(0, 100))
-            axis.set_xticks(
-                ticks := sorted({n for amounts in scores.values() for n in amounts}), ticks, fontsize=8
-            )
-            axis.minorticks_off()
-        axes[0].set_ylabel("accuracy, %")
-        axes[1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
-        invalid = any(score.verdict(row) == "invalid" for score in everything for row in (CLEAN, label))
-        tested = demo(distinct(f"{score.split}, n = {score.n}" for score in everything))
-        figure.suptitle(f"{tested}; 95 % intervals{'; invalid numbers left out' if invalid else ''}", fontsize=9)
-        return done(figure)
+    figure, axes = plt.subplots(1, 2, figsize=(8.4, 3.2), sharey=True)
+    for axis, row in zip(axes, (CLEAN, label), strict=True):
+        for amounts, look in zip(scores.values(), looks(scores), strict=True):
+            kept = {n: score for n, score in amounts.items() if score.verdict(row) != "invalid"}
+            shares = [100 * score.share(row) for score in kept.values()]
+            ends = [[100 * end for end in score.interval(row)] for score in kept.values()]
+            reach = np.abs(np.array(ends).reshape(-1, 2).T - np.array(shares))
+            axis.errorbar(list(kept), shares, yerr=reach, marker="o", markersize=4, capsize=2, **look)
+        axis.set(xscale="log", xlabel="target pictures to train with", ylim=(0, 100))
+        axis.set_title(row, fontsize="large")
+        axis.set_xticks(ticks := sorted({n for amounts in scores.values() for n in amounts}), ticks, fontsize=8)
+        axis.minorticks_off()
+    axes[0].set_ylabel("accuracy, %")
+    axes[1].legend(**BESIDE)
+    invalid = any(score.verdict(row) == "invalid" for score in everything for row in (CLEAN, label))
+    tested = demo(distinct(f"{score.split}, n = {score.n}" for score in everything))
+    figure.suptitle(f"{tested}; 95 % intervals{'; invalid numbers left out' if invalid else ''}")
+    return done(figure)

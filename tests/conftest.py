@@ -1,5 +1,7 @@
 """What tests of several wings share: a session in temporary folders, small data, what is trained once for all."""
 
+import os
+
 import pytest
 from hypothesis import settings
 from small import Blobs, small_network
@@ -21,9 +23,10 @@ settings.load_profile("few")
 @pytest.fixture(scope="session", autouse=True)
 def folders(tmp_path_factory):
     """Runs and data of all tests lie in temporary folders; the drawn pictures are cached for all of them."""
+    base = tmp_path_factory.getbasetemp()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("STUDY_RUNS", str(tmp_path_factory.mktemp("runs")))
-        patch.setenv("STUDY_DATA", str(tmp_path_factory.mktemp("data")))
+        patch.setenv("STUDY_DATA", str((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "data"))
         yield
 
 
@@ -72,6 +75,7 @@ def sound(blobs, tmp_path_factory):
     defences = {"standard": Standard(), "pgd": Adversarial(PGD(steps=2, step_size=5 / 255), ramp=0.5)}
     folder, trained = tmp_path_factory.mktemp("sound"), {}
     common = {"epochs": 10, "batch_size": 32, "learning_rate": 0.2, "augment": False, "validation_images": 8}
+    common["precision"] = "float32"  # which one is faster at the moment would decide what the network is
     for name, defence in defences.items():
         recipe = Recipe(**common, defence=defence)
         trained[name] = train(small_network(), blobs, recipe, folder / name, progress=False).model

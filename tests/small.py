@@ -3,10 +3,13 @@
 from contextlib import suppress
 
 import psutil
+import pytest
 import torch
 from torch import nn
 
+import models
 from loaders import Split
+from models.resnet import BasicBlock, ResNet
 
 
 class Blobs:
@@ -35,6 +38,39 @@ def small_network(seed=0, classes=4, size=8):
             nn.Flatten(),
             nn.Linear(8 * (size // 2) ** 2, classes),
         )
+
+
+def tiny_resnet(seed=0, classes=10):
+    """With all that a ResNet has: a stem, BatchNorm, blocks with and without a shortcut of their own."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network = ResNet(BasicBlock, (1, 1), classes, width=4)
+    spec = {"name": "tiny", "num_classes": classes}
+    return models.Model(network, models.Normalise((0.5,) * 3, (0.2,) * 3), None, spec)
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def pictures(count=6, seed=0, dtype=torch.float32):
+    """Random 8x8 pictures, the first of them black and white, and labels of four classes."""
+    draw = generator(seed)
+    images = torch.rand(count, 3, 8, 8, generator=draw, dtype=dtype)
+    images[0, :, :4], images[0, :, 4:] = 0, 1  # the borders of the range
+    return images, torch.randint(0, 4, (count,), generator=draw)
+
+
+def small_split(count, labels=None, classes=4, name="few"):
+    """Random 8x8 pictures, whose classes take turns."""
+    images = torch.randint(256, (count, 3, 8, 8), generator=generator(), dtype=torch.uint8)
+    labels = torch.arange(count) % classes if labels is None else labels
+    return Split(images, labels, [str(index) for index in range(classes)], name)
+
+
+def late(*values):
+    """Parameters of a test that takes long with them."""
+    return pytest.param(*values, marks=pytest.mark.long)
 
 
 def command_of(process):

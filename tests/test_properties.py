@@ -252,7 +252,7 @@ def test_the_interval_of_a_share_holds_it_and_shrinks(n, share):
     correct = round(share * n)
     low, high = wilson(correct, n)
     assert 0 <= low <= correct / n <= high <= 1
-    wider = wilson(correct, n, z=3)
+    wider = wilson(correct, n, confidence=0.997)
     assert wider[0] <= low
     assert high <= wider[1]
     mirrored = wilson(n - correct, n)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 import re
 import shutil
@@ -13,16 +14,18 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 import torch
+from broken import BROKEN, broken_weights
 from safetensors.torch import load_file, save_file
-from small import small_network
+from small import small_network, small_split
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
 import models
 import trainer
 import utils
-from attacks import PGD
+from attacks import FGSM, PGD, AutoAttack
 from defences import Adversarial, Free, Standard
+from loaders import Data
 from models.fingerprint import fingerprint
 from models.low_rank import Packed
 from processes.seeds import derive_seed
@@ -562,3 +565,57 @@ def test_a_long_run_says_beforehand_what_it_will_cost(blobs, tmp_path, monkeypat
         r"run: 24 steps of [\d.e-]+ s \(32 pictures each\) .* \d+ s, .* peak memory \d+ MB", caplog.text
     )
     assert weights(run) == weights(uninterrupted)  # the trial leaves no trace
+
+
+# --- numbers that are none, or too large, or too few ---------------------------------------------------
+
+SHORT = Recipe(epochs=2, batch_size=32, validation_images=16, learning_rate=0.05)
+DEFENCES = {"standard": Standard(), "adversarial": Adversarial(PGD(steps=2))}
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("defence", DEFENCES)
+@pytest.mark.parametrize("broken", BROKEN)
+def test_training_ends_before_anything_broken_is_saved(broken, defence, precision, blobs, tmp_path):
+    recipe = replace(SHORT, defence=DEFENCES[defence], precision=precision)
+    with pytest.raises(TrainingDiverged, match=r"(nan|inf) at step \d+ of 16"):
+        train(BROKEN[broken](), blobs, recipe, tmp_path / "run", progress=False)
+    assert not list(tmp_path.glob("run/*.safetensors"))
+    assert not (tmp_path / "run" / "last.pt").exists()
+
+
+def test_weights_that_are_broken_from_the_start_are_not_blamed_on_the_learning_rate(blobs, tmp_path):
+    with pytest.raises(TrainingDiverged, match="the initial weights or the model's own arithmetic are broken"):
+        train(broken_weights(math.nan), blobs, SHORT, tmp_path / "run", progress=False)
+
+
+@pytest.mark.parametrize("rate", [1e4, 1e7, 1e12, 1e30])
+def test_a_loss_that_explodes_is_named_with_its_step(rate, blobs, tmp_path):
+    with pytest.raises(TrainingDiverged, match=r"step \d+ of 16 .*learning rate"):
+        train(small_network(), blobs, replace(SHORT, learning_rate=rate), tmp_path / "run", progress=False)
+
+
+def test_one_class_alone_is_learned_and_marked(blobs, tmp_path):
+    one = small_split(64, torch.zeros(64, dtype=torch.int64))
+    run = train(small_network(), replace(blobs, train=one, val=one), SHORT, tmp_path / "run", progress=False)
+    assert run.history["accuracy/clean"].iloc[-1] == 1
+    scores = trainer.test(run.model, one, [FGSM(), PGD(steps=4)], progress=False)
+    assert scores.verdict() == "invalid"
+    assert "always saying one class" in str(scores)
+
+
+@pytest.mark.parametrize(("pictures", "batch"), [(1, 1), (3, 1), (3, 2), (5, 5)])
+def test_very_small_data_is_trained_on(pictures, batch, tmp_path):
+    split = small_split(pictures)
+    data = Data("few", split, split, split, split.classes, {"name": "few"})
+    recipe = replace(SHORT, batch_size=batch, defence=DEFENCES["adversarial"])
+    run = train(small_network(), data, recipe, tmp_path / "run", progress=False)
+    assert run.history["loss/train"].notna().all()
+
+
+def test_more_classes_than_pictures(tmp_path):
+    split = small_split(5, classes=10)
+    data = Data("few", split, split, split, split.classes, {"name": "few"})
+    run = train(small_network(classes=10), data, replace(SHORT, batch_size=2), tmp_path / "run", progress=False)
+    scores = trainer.test(run.model, split, [AutoAttack(steps=2, queries=4)], progress=False)
+    assert scores.n == 5

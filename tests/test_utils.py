@@ -1,13 +1,11 @@
-"""The session and the splits."""
-
-import time
+"""The session, and the data that load_data() gives."""
 
 import pytest
 import torch
+from small import small_split
 
 import utils
-from loaders import Split
-from processes.seeds import derive_seed
+from loaders import DataError
 from utils import load_data, start
 
 
@@ -84,75 +82,20 @@ def test_amount_of_training_data(session):
         load_data("shapes10", session, validation=1.5)
 
 
-def test_batches_are_pictures_in_0_1(shapes):
-    images, labels = shapes.train.batch(torch.tensor([5, 3]))
-    assert images.dtype == torch.float32
-    assert images.is_contiguous(memory_format=torch.channels_last)
-    assert torch.equal((images * 255).round().byte(), shapes.train.images[[5, 3]])
-    assert torch.equal(labels, shapes.train.labels[[5, 3]])
-
-
-def test_augmentation_is_a_crop_of_the_padded_picture_or_its_mirror():
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randint(1, 256, (5, 3, 8, 8), generator=generator, dtype=torch.uint8)
-    split = Split(images, torch.arange(5), list("abcde"), "test")
-    padded = torch.nn.functional.pad(images, [4] * 4).float() / 255
-    seen = set()
-    for _ in range(400):
-        index = torch.randint(5, (7,), generator=generator)
-        batch, labels = split.batch(index, generator, augment=True)
-        assert torch.equal(labels, index)
-        for image, label in zip(batch, labels.tolist(), strict=True):
-            crops = {
-                (flip, top, left): (padded[label].flip(2) if flip else padded[label])[
-                    :, top : top + 8, left : left + 8
-                ]
-                for flip in (0, 1)
-                for top in range(9)
-                for left in range(9)
-            }
-            found = [key for key, crop in crops.items() if torch.equal(crop, image)]
-            assert found
-            seen.add(found[0])
-    assert len(seen) > 150  # of the 162 ways to cut
-
-
-def test_order_of_an_epoch(shapes):
-    batches = shapes.train.shuffled(100, seed=1)
-    assert [len(batch) for batch in batches] == [100] * (len(shapes.train) // 100)
-    assert len(torch.cat(batches).unique()) == 100 * len(batches)
-    assert torch.equal(torch.cat(batches), torch.cat(shapes.train.shuffled(100, seed=1)))
-    assert not torch.equal(torch.cat(batches), torch.cat(shapes.train.shuffled(100, seed=2)))
-    with pytest.raises(ValueError, match="batch_size=100000"):
-        shapes.train.shuffled(100_000, seed=0)
-
-
-def test_all_pictures_in_order(shapes):
-    labels = torch.cat([labels for _, labels in shapes.test.batches(64)])
-    assert torch.equal(labels, shapes.test.labels)
-    assert len(shapes.test.first(10)) == 10
-
-
-def test_a_split_takes_bytes_only():
-    with pytest.raises(utils.DataError, match="uint8 images"):
-        Split(torch.rand(4, 3, 8, 8), torch.arange(4), list("abcd"), "floats")
-
-
 def test_relative_folders_count_from_the_repository(monkeypatch, tmp_path):
     monkeypatch.setenv("STUDY_RUNS", "runs/long")
     monkeypatch.chdir(tmp_path)
     assert start("x", preset="smoke").runs == utils.ROOT / "runs" / "long" / "smoke-shapes" / "x"
 
 
-def test_derived_seeds_are_apart():
-    seeds = {derive_seed(a, b) for a in range(30) for b in range(30)}
-    assert len(seeds) == 900
+def test_no_picture_is_left_to_train_on_is_said(session, monkeypatch):
+    """Classes of one picture each: the validation split gets them all."""
+    import utils
+    from loaders import cache
 
-
-def test_drawing_is_quick():
-    # The promise is 3 s for 12,000 pictures; ten times that would be a mistake in the code, not a busy machine.
-    from loaders import drawn_shapes
-
-    begun = time.perf_counter()
-    drawn_shapes.draw(1200, 10, seed=9)
-    assert time.perf_counter() - begun < 3
+    split = small_split(10, classes=10)
+    arrays = {"train_images": split.images, "train_labels": split.labels}
+    arrays |= {"test_images": split.images, "test_labels": split.labels}
+    monkeypatch.setattr(cache, "load", lambda *_: (arrays, split.classes, "0"))
+    with pytest.raises(DataError, match="shapes10 train: 0 pictures"):
+        utils.load_data("shapes10", session)

@@ -12,8 +12,8 @@ from dataclasses import replace
 from attacks import FGSM, PGD
 from defences import Adversarial, Wrapped, innermost
 from evaluation.checks import attack_order
-from evaluation.per_example import attacked, predict
-from processes.seeds import derive_seed
+from evaluation.per_example import predict
+from training.validation import withstanding
 
 
 def eps_of(defence, progress=1.0):
@@ -31,18 +31,12 @@ def look(state, split, robust):
     if eps is None:
         return None, None
     few = split.first(state.recipe.validation_images)
-    fgsm = _accuracy(state, few, FGSM(eps=eps))
+    right = predict(state.model, few).argmax(1) == few.labels
+    fgsm = withstanding(state, state.model, few, right, FGSM(eps=eps))
     measured = state.average is None and state.recipe.validation_attack == PGD(eps=eps)
-    pgd = robust if measured else _accuracy(state, few, PGD(eps=eps))
+    pgd = robust if measured else withstanding(state, state.model, few, right, PGD(eps=eps))
     finding = attack_order(fgsm, pgd, eps=eps)
     return fgsm, finding if finding and finding.severity == "invalid" else None
-
-
-def _accuracy(state, split, attack):
-    right = (predict(state.model, split).argmax(1) == split.labels).nonzero()[:, 0]
-    seed = derive_seed(state.recipe.seed, 2, state.epoch)
-    stood, _ = attacked(state.model, state.model, split, attack, right, seed)
-    return int(stood.sum()) / len(split)
 
 
 def safer(defence):

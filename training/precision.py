@@ -33,8 +33,8 @@ def chosen(recipe, model, shape, device):
     parts = [machine["device"], f"{machine['threads']} threads", f"torch {machine['torch']}", structure(model)]
     key = ", ".join([*parts, "x".join(map(str, shape))])
     path = runs_root() / "precision.json"
-    seconds = _read(path).get(key)
-    if seconds is None:
+    known = _read(path)
+    if key not in known:
         with held(path.with_name(".precision.lock"), "the precision of a run is being measured", wait=True):
             known = _read(path)
             if key not in known:
@@ -43,8 +43,7 @@ def chosen(recipe, model, shape, device):
                 times = {name: 1e3 * spent for name, spent in known[key].items()}
                 size = "x".join(map(str, shape))
                 log.info("measured for %s: %.3g ms in float32, %.3g ms in bfloat16", size, *times.values())
-            seconds = known[key]
-    return "bfloat16" if GAIN * seconds["bfloat16"] < seconds["float32"] else "float32"
+    return "bfloat16" if GAIN * known[key]["bfloat16"] < known[key]["float32"] else "float32"
 
 
 def _read(path):

@@ -18,7 +18,7 @@ import io
 import json
 import logging
 import shutil
-from contextlib import ExitStack, contextmanager
+from contextlib import nullcontext
 from pathlib import Path
 
 import pandas as pd
@@ -59,36 +59,28 @@ class RunFolder:
         return (self.path / "weights.safetensors").exists()
 
     @property
-    def begun(self):
-        return self.finished or any(path.exists() for path in self.checkpoints)
-
-    @property
     def checkpoints(self):
         """Where to go on from: the newest first."""
         return self.path / "last.pt", self.path / "previous.pt"
 
-    def locked(self, doing="trained"):
+    def locked(self):
         """Hold the folder against other processes; raises Held where one has it."""
-        return held(self.path / ".lock", f"{self.path} is being {doing}")
+        return held(self.path / ".lock", f"{self.path} is being trained")
 
     def claim(self, identity, device):
         """Make the folder this run's, or check that it is; raises RunRefused where it holds another run.
 
         A folder in which nothing was trained yet is given to whoever asks.
         """
-        identity = json.loads(json.dumps(identity))
         recipe = self.path / "recipe.json"
-        if not self.begun:
+        if not self.finished and not any(path.exists() for path in self.checkpoints):
             write_json(self.path / "environment.json", environment(device))
             write_json(recipe, identity)
-            self.claimed = self.identity
-            return
-        if not recipe.exists():
+        elif not recipe.exists():
             raise RunRefused(
                 f"{self.path} holds weights but no recipe.json, so nobody knows of what. Delete the folder"
             )
-        apart = list(differences(read_json(recipe, ANEW), identity))
-        if apart:
+        elif apart := list(differences(read_json(recipe, ANEW), json.loads(json.dumps(identity)))):
             shown = "\n".join(
                 f"  {field}: {there!r} in the folder, {here!r} asked" for field, there, here in apart
             )
@@ -125,16 +117,15 @@ class RunFolder:
     def load_checkpoint(self, device):
         """The last state that can be read, or None; never unpickles anything but tensors and plain values."""
         damages = []
-        for path in self.checkpoints:
-            if path.exists():
-                try:
-                    state = self._read_checkpoint(path, device)
-                except RunDamaged as damage:
-                    damages.append(damage)
-                    continue
-                for damage in damages:
-                    log.warning("%s. Going on from %s, which is older", damage, path.name)
-                return state
+        for path in filter(Path.exists, self.checkpoints):
+            try:
+                state = self._read_checkpoint(path, device)
+            except RunDamaged as damage:
+                damages.append(damage)
+                continue
+            for damage in damages:
+                log.warning("%s. Going on from %s, which is older", damage, path.name)
+            return state
         if damages:
             raise RunDamaged(
                 f"{' and '.join(map(str, damages))}. Delete {'it' if len(damages) == 1 else 'both'}, and the run "
@@ -181,18 +172,13 @@ class RunFolder:
             return None
         return runs_root() / self.path.resolve().relative_to(runs_root()).parts[0]
 
-    @contextmanager
     def alone_in_its_study(self, model, wait):
         """Hold this very run in all folders of the study: wait where it is being trained, or raise SameRunHeld."""
         study = self._study(model)
-        with ExitStack() as hold:
-            if study is not None:
-                lock = study / ".training" / f"{self.identity}.lock"
-                try:
-                    hold.enter_context(held(lock, f"this run is being trained in {self.path}", wait))
-                except Held as error:
-                    raise SameRunHeld(str(error)) from None
-            yield
+        if study is None:
+            return nullcontext()
+        lock = study / ".training" / f"{self.identity}.lock"
+        return held(lock, f"this run is being trained in {self.path}", wait, SameRunHeld)
 
     def copy_finished_twin(self, model):
         """Take over the finished run of the same study that is exactly this one; returns its name, or None.
@@ -205,23 +191,23 @@ class RunFolder:
         if self.finished or study is None:
             return None
         for weights in sorted(study.glob("*/*/weights.safetensors")):
-            twin = weights.parent
+            twin = RunFolder(weights.parent)
             try:
-                if RunFolder(twin).identity != self.identity:
+                if twin.identity != self.identity:
                     continue
-                RunFolder(twin).load_result(copy.deepcopy(model))
-                RunFolder(twin).load_history()
-                environment = read_json(twin / "environment.json")
+                twin.load_result(copy.deepcopy(model))
+                twin.load_history()
+                environment = read_json(twin.path / "environment.json")
             except (Damaged, FileNotFoundError):
                 continue
-            names = [path.name for path in twin.iterdir() if path.name.startswith(SHARED)]
-            name = str(twin.relative_to(study))
+            name = str(twin.path.relative_to(study))
             write_json(self.path / "environment.json", {"same_run_as": name} | environment)
-            for path in [path for path in self.path.iterdir() if path.name.startswith(SHARED)]:
+            mine, theirs = ([p for p in run.path.iterdir() if p.name.startswith(SHARED)] for run in (self, twin))
+            for path in mine:
                 path.unlink()
-            for file in (*names, weights.name):  # the weights last: they make a run a finished one
-                with replacing(self.path / file) as partial:
-                    shutil.copyfile(twin / file, partial)
+            for path in (*theirs, weights):  # the weights last: they make a run a finished one
+                with replacing(self.path / path.name) as partial:
+                    shutil.copyfile(path, partial)
             for path in self.checkpoints:
                 path.unlink(missing_ok=True)
             return name
@@ -233,8 +219,7 @@ class RunFolder:
 
     def load_best(self, model, epoch):
         """Read the weights after the best epoch into the model, if they are those of that epoch."""
-        self._load(model, "best.safetensors", "the run's folder")
-        there = weights_in(self.path, "best.safetensors", "epoch")
+        there = self._load(model, "best.safetensors", "the run's folder").get("epoch")
         if there != str(epoch):
             raise RunDamaged(
                 f"{self.path / 'best.safetensors'} is of epoch {there}, but by history.csv epoch {epoch} is the "
@@ -242,18 +227,17 @@ class RunFolder:
             )
 
     def _load(self, model, name, remedy):
+        """Read the file of weights into the model; returns what else it says of them."""
         path = self.path / name
         try:
             load_weights(model, path)
         except (SafetensorError, RuntimeError, OSError) as error:
-            what = first_line(error)
-            raise RunDamaged(
-                f"{path} is damaged, missing or of another model ({what}). Delete {remedy} to train again"
-            ) from error
-        says = header_of(path)[0]
-        there = says.get("weights"), says.get("run"), says.get("file")
-        if there != (fingerprint(model), self.identity, name):
+            what = f"damaged, missing or of another model ({first_line(error)})"
+            raise RunDamaged(f"{path} is {what}. Delete {remedy} to train again") from error
+        says, _ = header_of(path)
+        if (says.get("weights"), says.get("run"), says.get("file")) != (fingerprint(model), self.identity, name):
             raise RunDamaged(f"{path} holds other weights than this run wrote. Delete {remedy} to train again")
+        return says
 
     def save_best(self, model, epoch):
         self._save(model, "best.safetensors", {"epoch": epoch})
@@ -274,20 +258,10 @@ class RunFolder:
 class Onlooker(RunFolder):
     """The folder for those processes of a run that do not write: all but the first."""
 
-    def note(self, **found):
+    def _nothing(self, *_, **__):
         pass
 
-    def save_checkpoint(self, state):
-        pass
-
-    def save_history(self, history):
-        pass
-
-    def save_best(self, model, epoch):
-        pass
-
-    def finish(self, model, metadata):
-        pass
+    note = save_checkpoint = save_history = save_best = finish = _nothing
 
 
 def _checked_content(path):

@@ -1,7 +1,4 @@
-"""One training step: what it changes, what it is given, and what it will cost.
-
-`State` is everything that a step changes, which is what a checkpoint holds.
-"""
+"""One training step: what it changes, what it is given, and what it will cost."""
 
 import copy
 import functools
@@ -21,7 +18,9 @@ from training.cuda_graphs import WARM_UP, Graphed
 
 log = logging.getLogger("study")
 
-PLAIN = ("precision", "step", "history", "seconds", "losses", "hits", "memory", "rescued")  # of a State
+# Of a State: what has a state_dict, and what is saved as it is.
+STATEFUL = ("model", "average", "optimizer")
+PLAIN = ("precision", "step", "history", "seconds", "losses", "hits", "memory", "rescued")
 CACHE_BYTES = 2e9  # the most that the features of a frozen backbone may take
 
 
@@ -44,9 +43,8 @@ class State:
             fused=device.type in ("cpu", "cuda"),
         )
         data_parallel.part_of(recipe.batch_size)  # raises where there are too many processes
-        self.precision = data_parallel.from_first(
-            precision.chosen, recipe, model, (recipe.batch_size, *size), device
-        )
+        shape = (recipe.batch_size, *size)
+        self.precision = data_parallel.from_first(precision.chosen, recipe, model, shape, device)
         self.generator = torch.Generator(device)
         self.graphed = Graphed(self.generator, name)
         self.step = 0
@@ -59,9 +57,7 @@ class State:
         self.good = None  # where to return to from a collapse
         self.losses = torch.zeros(steps, device=device)  # of the current epoch, one a step
         self.hits = torch.zeros(steps, device=device)
-        self.learner = data_parallel.Learner(
-            model
-        )  # what a step trains: the model, or its head where features are known
+        self.learner = data_parallel.Learner(model)  # what a step trains: the model, or its head alone
         self.features = None  # of all training pictures, where the head alone trains
 
     @property
@@ -78,19 +74,15 @@ class State:
 
     def snapshot(self):
         """What `restore` takes, on any number of processes; the tensors are the live ones."""
-        tensors = {
-            "model": self.model.state_dict(),
-            "average": self.average and self.average.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-        }
+        parts = {name: getattr(self, name) for name in STATEFUL}
+        tensors = {name: None if part is None else part.state_dict() for name, part in parts.items()}
         plain = {name: getattr(self, name) for name in PLAIN}
         return tensors | plain | {"memory": data_parallel.whole(self.memory, self.recipe.batch_size)}
 
     def restore(self, saved):
-        self.model.load_state_dict(saved["model"])
-        if self.average is not None:
-            self.average.load_state_dict(saved["average"])
-        self.optimizer.load_state_dict(saved["optimizer"])
+        for name in STATEFUL:
+            if saved[name] is not None:
+                getattr(self, name).load_state_dict(saved[name])
         for name in PLAIN:
             setattr(self, name, saved[name])
         self.losses, self.hits = self.losses.to(self.device), self.hits.to(self.device)
@@ -147,8 +139,7 @@ def use_features(state, data, run):
     steps are the same, so the result is (up to the rounding of other batch sizes).
     """
     model, recipe = state.model.train(), state.recipe
-    unchanging = type(recipe.defence) is Standard and recipe.low_resolution is None
-    if not unchanging or not isinstance(model, Model):
+    if type(recipe.defence) is not Standard or recipe.low_resolution is not None or not isinstance(model, Model):
         return
     head = model.network.get_submodule(model.head)
     alive = [module for module in model.modules() if module.training and next(module.children(), None) is None]
@@ -198,18 +189,11 @@ def forecast(state, data, run):
     else:
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
     minutes = seconds * state.total / 60
+    spent = f"{minutes:.0f} min" if minutes > 2 else f"{60 * minutes:.0f} s"
+    spent = f"{minutes / 60:.1f} hours" if minutes > 90 else spent
+    steps = f"{state.total} steps of {seconds:.3g} s ({len(indices)} pictures each)"
     log.info(
-        "%s: %d steps of %.3g s (%d pictures each) will take about %s, and the validations; peak memory %.0f MB",
-        run.path.name,
-        state.total,
-        seconds,
-        state.recipe.batch_size,
-        f"{minutes / 60:.1f} hours"
-        if minutes > 90
-        else f"{minutes:.0f} min"
-        if minutes > 2
-        else f"{60 * minutes:.0f} s",
-        memory,
+        "%s: %s will take about %s, and the validations; peak memory %.0f MB", run.path.name, steps, spent, memory
     )
 
 

@@ -2,27 +2,22 @@
 
 import re
 import time
-from dataclasses import fields
 
 import torch
 
 SCALARS = ("loss/train", "loss/val", "accuracy/train", "accuracy/clean", "accuracy/robust", "lr", "time/epoch_s")
-METRICS = ("accuracy/clean", "accuracy/robust")  # the columns of the hparams table
 
 
 def _date_back(folder):
     """Let files from before come first, also where the clock was set back: TensorBoard goes by times in names."""
-    there = sorted(folder.glob("events.out.tfevents.*"))
     latest = int(time.time()) - 1
-    for path in reversed(there):
-        named = re.fullmatch(r"(events\.out\.tfevents\.)(\d+)(.*)", path.name)
-        if not named:
-            continue
-        head, stamp, rest = named.groups()
-        latest = min(latest, int(stamp))
-        if latest < int(stamp):
-            path.rename(folder / f"{head}{latest:010d}{rest}")
-        latest -= 1
+    for path in sorted(folder.glob("events.out.tfevents.*"), reverse=True):
+        if named := re.fullmatch(r"(events\.out\.tfevents\.)(\d+)(.*)", path.name):
+            head, stamp, rest = named.groups()
+            latest = min(latest, int(stamp))
+            if latest < int(stamp):
+                path.rename(folder / f"{head}{latest:010d}{rest}")
+            latest -= 1
 
 
 class Curves:
@@ -30,27 +25,24 @@ class Curves:
 
     def __init__(self, folder, recipe, first_epoch=0):
         from torch.utils.tensorboard import SummaryWriter  # imported late: it costs a second
+        from torch.utils.tensorboard.summary import hparams
 
         _date_back(folder)
         self.writer = SummaryWriter(folder, purge_step=first_epoch + 1)
-        if first_epoch == 0:
-            self._describe(recipe)
-
-    def _describe(self, recipe):
-        """The recipe as text and under hparams, whose metrics are the live curves."""
-        from torch.utils.tensorboard.summary import hparams
-
-        values = {field.name: getattr(recipe, field.name) for field in fields(recipe)}
-        plain = {key: v if isinstance(v, (bool, int, float, str)) else repr(v) for key, v in values.items()}
+        if first_epoch > 0:
+            return
+        # The recipe as text and under hparams, whose metrics are the live curves.
+        plain = {key: v if isinstance(v, (bool, int, float, str)) else repr(v) for key, v in vars(recipe).items()}
         rows = "\n".join(f"| {key} | {value} |" for key, value in plain.items())
         self.writer.add_text("recipe", f"| setting | value |\n|---|---|\n{rows}", 0)
-        for summary in hparams(plain, dict.fromkeys(METRICS, 0.0)):
+        for summary in hparams(plain, {"accuracy/clean": 0.0, "accuracy/robust": 0.0}):  # columns of its table
             self.writer.file_writer.add_summary(summary)
 
     def epoch(self, number, row):
         """Scalars of one epoch; `row` maps tags to values."""
-        for tag in (tag for tag in (*SCALARS, "accuracy/fgsm") if tag in row):
-            self.writer.add_scalar(tag, row[tag], number)
+        for tag in (*SCALARS, "accuracy/fgsm"):
+            if tag in row:
+                self.writer.add_scalar(tag, row[tag], number)
         self.writer.flush()
 
     def pictures(self, number, clean, adversarial, eps):

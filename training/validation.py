@@ -14,11 +14,15 @@ def validate(state, split):
     logits = predict(model, split)
     right = logits.argmax(1) == split.labels
     few = split.first(recipe.validation_images)
-    indices = right[: len(few)].nonzero()[:, 0]
-    stood, _ = attacked(
-        model, model, few, recipe.validation_attack, indices, derive_seed(recipe.seed, 2, state.epoch)
-    )
-    return float(cross_entropy(logits, split.labels)), float(right.double().mean()), int(stood.sum()) / len(few)
+    robust = withstanding(state, model, few, right[: len(few)], recipe.validation_attack)
+    return float(cross_entropy(logits, split.labels)), float(right.double().mean()), robust
+
+
+def withstanding(state, model, split, right, attack):
+    """The share of a split, 0 to 1, that withstands an attack after this epoch, if it is `right`, bool (N,)."""
+    indices, seed = right.nonzero()[:, 0], derive_seed(state.recipe.seed, 2, state.epoch)
+    stood, _ = attacked(model, model, split, attack, indices, seed)
+    return int(stood.sum()) / len(split)
 
 
 def examples(state, split):

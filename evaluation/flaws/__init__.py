@@ -7,5 +7,3 @@ may use this package.
 
 from evaluation.flaws.models import Flawed, quantised, scaled, training_mode
 from evaluation.flaws.protocols import NormalisedOutside, beside, stale_split
-
-__all__ = ["Flawed", "NormalisedOutside", "beside", "quantised", "scaled", "stale_split", "training_mode"]

@@ -1,22 +1,19 @@
 """Attacks that do not do what they say."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 
 from attacks import PGD, Attack
 
 
-@dataclass(frozen=True, kw_only=True, repr=False)
 class Leaving(PGD):
     """Goes further than it says."""
 
     def craft(self, model, images, labels, generator, targeted=False):
-        found = replace(self, eps=2 * self.eps)
-        return PGD.craft(found, model, images, labels, generator, targeted)
+        return PGD.craft(replace(self, eps=2 * self.eps), model, images, labels, generator, targeted)
 
 
-@dataclass(frozen=True, kw_only=True, repr=False)
 class Overwriting(Leaving):
     """Goes further than it says, and writes over the picture that it is compared with."""
 
@@ -24,7 +21,6 @@ class Overwriting(Leaving):
         return images.copy_(super().craft(model, images, labels, generator, targeted))
 
 
-@dataclass(frozen=True, kw_only=True, repr=False)
 class Unclipped(Attack):
     """Forgets that pixels end at 0 and 1."""
 
@@ -32,7 +28,6 @@ class Unclipped(Attack):
         return images + self.eps * torch.empty_like(images).uniform_(-1, 1, generator=generator).sign()
 
 
-@dataclass(frozen=True, kw_only=True, repr=False)
 class Broken(Attack):
     """Gives NaN."""
 
@@ -40,7 +35,6 @@ class Broken(Attack):
         return images * torch.nan
 
 
-@dataclass(frozen=True, kw_only=True, repr=False)
 class Rewriting(PGD):
     """Stores its pictures with 4 bits: they change without any ε."""
 
@@ -49,7 +43,6 @@ class Rewriting(PGD):
         return (found * 15).round() / 15
 
 
-@dataclass(frozen=True, kw_only=True, repr=False)
 class Descending(PGD):
     """Walks down where it should climb."""
 
@@ -57,7 +50,6 @@ class Descending(PGD):
         return super().craft(model, images, labels, generator, not targeted)
 
 
-@dataclass(frozen=True, kw_only=True, repr=False)
 class Forgetful(PGD):
     """Begins each step from the picture again, so that only the last one counts."""
 
@@ -66,7 +58,6 @@ class Forgetful(PGD):
         return PGD.craft(once, model, images, labels, generator, targeted)
 
 
-@dataclass(frozen=True, kw_only=True, repr=False)
 class Mislabelled(PGD):
     """Climbs the loss of the next class in place of the picture's own."""
 
@@ -76,7 +67,6 @@ class Mislabelled(PGD):
         return super().craft(model, images, (labels + 1) % classes, generator, targeted)
 
 
-@dataclass(frozen=True, kw_only=True, repr=False)
 class Shrunk(PGD):
     """Divides ε and the step size by 255 once more."""
 
@@ -84,7 +74,6 @@ class Shrunk(PGD):
         return PGD.craft(replace(self, **vars(self.scaled(1 / 255))), model, images, labels, generator, targeted)
 
 
-@dataclass(frozen=True, kw_only=True, repr=False)
 class HalfDone(PGD):
     """Leaves the second half of each batch as it is."""
 

@@ -1,11 +1,13 @@
 """Every flaw, the check that must find it and how severe that is; and how often the checks are right."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields
 
 import pandas as pd
+import torch
 from torch import nn
+from torch.nn.functional import dropout
 
-from attacks import FGSM, Attack, Square, Torchattacks
+from attacks import FGSM, PGD, Attack, Square, Torchattacks
 from evaluation import checks
 from evaluation.audit import audit, judge
 from evaluation.flaws import attacks as broken
@@ -38,83 +40,71 @@ class Flaw:
 
     def found(self, lab):
         """Is it found, by the right check and with the right severity? And all findings."""
-        findings = self.look(lab)
+        findings = [finding for finding in self.look(lab) if finding]
         return any((f.check, f.severity) == (self.check, self.severity) for f in findings), findings
 
 
-def _tested(around):
-    def look(lab):
-        attacks = [FGSM(eps=lab.attack.eps), lab.attack]
-        return test(Flawed(lab.robust, around), lab.split, attacks, progress=False).findings
-
-    return look
+def _tested(around, attacks=lambda attack: [FGSM(eps=attack.eps), attack]):
+    """A flawed model under attacks that are made of the lab's."""
+    return lambda lab: test(Flawed(lab.robust, around), lab.split, attacks(lab.attack), progress=False).findings
 
 
 def _audited(around):
     def look(lab):
-        model = Flawed(lab.robust, around) if around else lab.robust
-        return audit(model, lab.split, lab.attack, surrogates={"its twin": lab.robust}, progress=False).findings
+        model, twin = Flawed(lab.robust, around), {"its twin": lab.robust}
+        return audit(model, lab.split, lab.attack, surrogates=twin, progress=False).findings
 
     return look
 
 
-def _attacked(make, thoroughly=True):
-    """The sound model under a broken attack."""
-
-    def look(lab):
-        attack = make(lab.attack)
-        if thoroughly:
-            return audit(lab.robust, lab.split, attack, progress=False).findings
-        return test(lab.robust, lab.split, [attack], progress=False).findings
-
-    return look
+def _attacked(kind=PGD, **changed):
+    """The sound model under a broken attack: the lab's, of another kind or with other settings."""
+    return lambda lab: test(lab.robust, lab.split, [_like(lab.attack, kind, changed)], progress=False).findings
 
 
-def _as(kind):
-    """The lab's attack, of another kind."""
-    return lambda attack: kind(eps=attack.eps, step_size=attack.step_size, steps=attack.steps)
+def _attack_audited(kind):
+    return lambda lab: audit(lab.robust, lab.split, _like(lab.attack, kind, {}), progress=False).findings
 
 
-def _blindly(lab):
-    attacks = [lab.attack, Square(eps=lab.attack.eps, queries=300)]
-    return test(Flawed(lab.robust, flawed.leaky), lab.split, attacks, progress=False).findings
+def _like(attack, kind, changed):
+    """An attack of that kind with the settings of another one, as far as it has them, but for what is changed."""
+    settings = {field.name: getattr(attack, field.name) for field in fields(kind) if hasattr(attack, field.name)}
+    return kind(**settings | changed)
 
 
-def _bridged(lab):
-    attack = Torchattacks("PGD", eps=lab.attack.eps, alpha=lab.attack.step_size, steps=lab.attack.steps)
-    return test(Flawed(lab.robust, flawed.scaled), lab.split, [attack], progress=False).findings
+def _and_square(attack):
+    return [attack, Square(eps=attack.eps, queries=300)]
 
 
-def _claimed(share_of):
-    """A number that was got in some other way, against the one that is measured."""
+def _torchattacks(attack):
+    return [Torchattacks("PGD", eps=attack.eps, alpha=attack.step_size, steps=attack.steps)]
+
+
+def _claimed(wrong):
+    """Scores that were got in some other way, against those that are measured."""
 
     def look(lab):
         scores = test(lab.robust, lab.split, [lab.attack], progress=False)
-        label = lab.attack.label
-        found = checks.claimed(label, share_of(lab), scores.share(label), scores.interval(label)[1])
-        return [found] if found else []
+        label, claim = lab.attack.label, wrong(lab).robust_accuracy()
+        return [checks.claimed(label, claim, scores.share(label), scores.interval(label)[1])]
 
     return look
 
 
 def _stale(lab):
-    return transfer_attack(lab.standard, lab.robust, lab.split, lab.attack, progress=False).robust_accuracy()
+    return transfer_attack(lab.standard, lab.robust, lab.split, lab.attack, progress=False)
 
 
 def _tenth(lab):
-    attack = lab.attack.scaled(0.1)
-    return test(lab.robust, lab.split, [attack], progress=False).robust_accuracy()
+    return test(lab.robust, lab.split, [lab.attack.scaled(0.1)], progress=False)
 
 
 def _normalised(lab):
-    found = NormalisedOutside(lab.robust).zero_eps(lab.split, lab.attack)
-    return [found] if found else []
+    return [NormalisedOutside(lab.robust).zero_eps(lab.split, lab.attack)]
 
 
 def _leaked(lab):
-    half = lab.split.first(len(lab.split) // 2)
-    found = checks.leak(lab.split, half)
-    return [found] if found else []
+    return [checks.leak(lab.split, lab.split.first(len(lab.split) // 2))]
 
 
 def _overfitted(lab):
@@ -130,25 +120,29 @@ FLAWS = (
     # defences that mask the gradient
     Flaw("quantised input", "masked gradient", "invalid", _tested(flawed.quantised)),
     Flaw("quantised coefficients (JPEG)", "masked gradient", "invalid", _tested(flawed.quantised_blocks)),
-    Flaw("detached input", "masked gradient", "invalid", _tested(flawed.detached)),
-    Flaw("saturated logits", "masked gradient", "invalid", _tested(flawed.saturated)),
+    Flaw("detached input", "masked gradient", "invalid", _tested(lambda inner, x: inner(x.detach()))),
+    Flaw("saturated logits", "masked gradient", "invalid", _tested(lambda inner, x: torch.tanh(1000 * inner(x)))),
     Flaw("half of the pictures without gradient", "masked gradient", "invalid", _tested(flawed.half_blind)),
     Flaw("NaN gradient", "masked gradient", "invalid", _tested(flawed.broken_gradient)),
-    Flaw("scaled logits under torchattacks' PGD", "saturated loss", "invalid", _bridged),
+    Flaw(
+        "scaled logits under torchattacks' PGD", "saturated loss", "invalid", _tested(flawed.scaled, _torchattacks)
+    ),
     Flaw("reversed gradient", "collapse", "invalid", _audited(flawed.reversed_gradient)),
     Flaw("random gradient", "black box wins", "suspect", _audited(flawed.random_gradient)),
     Flaw("shattered gradient", "black box wins", "suspect", _audited(flawed.shattered)),
-    Flaw("softmax in the model", "logits", "suspect", _tested(flawed.probabilities)),
+    Flaw("softmax in the model", "logits", "suspect", _tested(lambda inner, x: inner(x).softmax(1))),
     Flaw("purified input", "gradients in forward", "suspect", _tested(flawed.purified)),
     Flaw("noise on the input", "randomness", "suspect", _tested(flawed.noisy)),
     Flaw("random shift", "randomness", "suspect", _tested(flawed.shifted_by_chance)),
-    Flaw("dropout in eval mode", "randomness", "suspect", _tested(flawed.dropping)),
+    Flaw("dropout in eval mode", "randomness", "suspect", _tested(lambda inner, x: inner(dropout(x, 0.05)))),
     Flaw("noise only off the 8-bit grid", "randomness", "suspect", _tested(flawed.noisy_off_the_grid)),
-    Flaw("noise under tiny logits", "randomness", "suspect", _tested(flawed.noisy_and_small)),
-    Flaw("leaky rounding, beaten by Square", "black box wins", "suspect", _blindly),
+    Flaw(
+        "noise under tiny logits", "randomness", "suspect", _tested(lambda inner, x: 1e-6 * flawed.noisy(inner, x))
+    ),
+    Flaw("leaky rounding, beaten by Square", "black box wins", "suspect", _tested(flawed.leaky, _and_square)),
     Flaw("outcomes drawn by chance", "repeatable", "invalid", _audited(flawed.noisy)),
     # broken models
-    Flaw("NaN logits", "finite logits", "invalid", _tested(flawed.broken)),
+    Flaw("NaN logits", "finite logits", "invalid", _tested(lambda inner, x: inner(x) * torch.nan)),
     Flaw("NaN logits under attack", "finite logits", "invalid", _tested(flawed.broken_off_the_grid)),
     Flaw("one class for everything", "better than chance", "invalid", _tested(flawed.constant)),
     Flaw("one class for most", "constant predictor", "invalid", _tested(flawed.mostly_one)),
@@ -158,35 +152,21 @@ FLAWS = (
     Flaw("a weight that moves", "training mode", "invalid", _tested(flawed.moving)),
     Flaw("logits centred over the batch", "batch independence", "invalid", _tested(flawed.batch_centred)),
     # broken attacks
-    Flaw("attack beyond ε", "inside the ball", "invalid", _attacked(_as(broken.Leaving), False)),
-    Flaw("attack beyond ε that hides it", "inside the ball", "invalid", _attacked(_as(broken.Overwriting), False)),
-    Flaw(
-        "attack beyond [0, 1]",
-        "inside the ball",
-        "invalid",
-        _attacked(lambda a: broken.Unclipped(eps=a.eps), False),
-    ),
-    Flaw(
-        "attack that gives NaN", "finite logits", "invalid", _attacked(lambda a: broken.Broken(eps=a.eps), False)
-    ),
-    Flaw("attack that changes pictures at ε = 0", "zero ε", "invalid", _attacked(_as(broken.Rewriting))),
-    Flaw("attack that descends", "collapse", "invalid", _attacked(_as(broken.Descending))),
-    Flaw("attack that forgets its steps", "black box wins", "suspect", _attacked(_as(broken.Forgetful))),
-    Flaw(
-        "attack on half of the batch, unaudited", "ε not used", "suspect", _attacked(_as(broken.HalfDone), False)
-    ),
-    Flaw("ε divided by 255 twice", "ε not used", "suspect", _attacked(_as(broken.Shrunk), False)),
-    Flaw("attack on the wrong labels", "collapse", "invalid", _attacked(_as(broken.Mislabelled))),
-    Flaw("attack on half of the batch", "collapse", "invalid", _attacked(_as(broken.HalfDone))),
-    Flaw("steps too short", "step size", "suspect", _attacked(lambda a: replace(a, step_size=0.5 / 255), False)),
-    Flaw(
-        "α = 2, the division forgotten",
-        "step size",
-        "suspect",
-        _attacked(lambda a: replace(a, step_size=2), False),
-    ),
-    Flaw("α = 2/225", "step size", "suspect", _attacked(lambda a: replace(a, step_size=2 / 225), False)),
-    Flaw("FGSM alone", "more steps", "suspect", _attacked(lambda a: FGSM(eps=a.eps))),
+    Flaw("attack beyond ε", "inside the ball", "invalid", _attacked(broken.Leaving)),
+    Flaw("attack beyond ε that hides it", "inside the ball", "invalid", _attacked(broken.Overwriting)),
+    Flaw("attack beyond [0, 1]", "inside the ball", "invalid", _attacked(broken.Unclipped)),
+    Flaw("attack that gives NaN", "finite logits", "invalid", _attacked(broken.Broken)),
+    Flaw("attack that changes pictures at ε = 0", "zero ε", "invalid", _attack_audited(broken.Rewriting)),
+    Flaw("attack that descends", "collapse", "invalid", _attack_audited(broken.Descending)),
+    Flaw("attack that forgets its steps", "black box wins", "suspect", _attack_audited(broken.Forgetful)),
+    Flaw("attack on half of the batch, unaudited", "ε not used", "suspect", _attacked(broken.HalfDone)),
+    Flaw("ε divided by 255 twice", "ε not used", "suspect", _attacked(broken.Shrunk)),
+    Flaw("attack on the wrong labels", "collapse", "invalid", _attack_audited(broken.Mislabelled)),
+    Flaw("attack on half of the batch", "collapse", "invalid", _attack_audited(broken.HalfDone)),
+    Flaw("steps too short", "step size", "suspect", _attacked(step_size=0.5 / 255)),
+    Flaw("α = 2, the division forgotten", "step size", "suspect", _attacked(step_size=2)),
+    Flaw("α = 2/225", "step size", "suspect", _attacked(step_size=2 / 225)),
+    Flaw("FGSM alone", "more steps", "suspect", _attack_audited(FGSM)),
     # wrong protocols
     Flaw("stale examples, from the undefended twin", "claim", "invalid", _claimed(_stale)),
     Flaw("ε a tenth of what it says", "claim", "invalid", _claimed(_tenth)),

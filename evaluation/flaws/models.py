@@ -37,23 +37,9 @@ def quantised_blocks(inner, images):
     return inner(back.reshape(*images.shape[:2], 8 * rows, 8 * columns).clamp(0, 1))
 
 
-def detached(inner, images):
-    """No gradient at all reaches the pictures."""
-    return inner(images.detach())
-
-
-def saturated(inner, images):
-    """Logits pressed to -1 and 1."""
-    return torch.tanh(1000 * inner(images))
-
-
 def scaled(inner, images):
     """Logits so large that every probability is 0 or 1; only the textbook's loss suffers."""
     return 20_000 * inner(images)
-
-
-def probabilities(inner, images):
-    return inner(images).softmax(1)
 
 
 def half_blind(inner, images):
@@ -67,22 +53,17 @@ def broken_gradient(inner, images):
     return inner(images) + (images * 0).sum((1, 2, 3)).sqrt()[:, None]
 
 
-class _Gradient(torch.autograd.Function):
-    """The same picture, another gradient."""
-
-    @staticmethod
-    def forward(ctx, images, change):
-        ctx.change = change
-        return images.clone()
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return ctx.change(gradient), None
+def _with_gradient(images, change):
+    """The same pictures, with another gradient."""
+    images = images.clone()
+    if images.requires_grad:
+        images.register_hook(change)
+    return images
 
 
 def reversed_gradient(inner, images):
     """The gradient points the wrong way."""
-    return inner(_Gradient.apply(images, torch.neg))
+    return inner(_with_gradient(images, torch.neg))
 
 
 def random_gradient(inner, images):
@@ -92,7 +73,7 @@ def random_gradient(inner, images):
         generator = torch.Generator(gradient.device).manual_seed(0)
         return torch.empty_like(gradient).normal_(generator=generator)
 
-    return inner(_Gradient.apply(images, noise))
+    return inner(_with_gradient(images, noise))
 
 
 def shattered(inner, images):
@@ -120,10 +101,6 @@ def noisy_off_the_grid(inner, images):
     return inner(images + noise)
 
 
-def noisy_and_small(inner, images):
-    return 1e-6 * noisy(inner, images)
-
-
 def leaky(inner, images):
     """Rounded, with a trace of a gradient that leads nowhere."""
     classes = torch.arange(inner(images[:1]).shape[1], device=images.device)
@@ -135,11 +112,6 @@ def moving(inner, images):
     with torch.no_grad():
         next(inner.parameters()).mul_(1.0001)
     return inner(images)
-
-
-def dropping(inner, images):
-    """Dropout that is on when it should be off."""
-    return inner(torch.nn.functional.dropout(images, 0.05, training=True))
 
 
 def purified(inner, images):
@@ -165,10 +137,6 @@ def batch_centred(inner, images):
 def remembering(inner, images):
     """Keeps count of what it is asked."""
     return inner(images)
-
-
-def broken(inner, images):
-    return inner(images) * torch.nan
 
 
 def broken_off_the_grid(inner, images):

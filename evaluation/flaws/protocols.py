@@ -40,17 +40,16 @@ class NormalisedOutside(nn.Module):
     def accuracy(self, split, attack=None, clip=True, seed=0):
         """Accuracy as that protocol counts it; with an attack that clips to [0, 1], or does not clip at all."""
         generator = torch.Generator(split.labels.device).manual_seed(seed)
+        # Unclipped, pictures are shrunk into [0, 1] and back, so that the attack's own clipping does nothing.
+        low, size = (0, 1) if clip else (-8, 16)
         hits = 0
         with evaluating(self):
             for images, labels in split.batches(BATCH[split.labels.device.type]):
                 given = self.outside(images)
                 if attack is not None:
-                    # Shrunk into [0, 1] and back, so that the attack's own clipping does nothing.
-                    low, high = (0, 1) if clip else (-8, 8)
-                    shrunk = (given - low) / (high - low)
-                    small = attack if clip else attack.scaled(1 / (high - low))
-                    found = small.craft(lambda x, a=low, b=high: self(x * (b - a) + a), shrunk, labels, generator)
-                    given = found * (high - low) + low
+                    shrunk, small = (given - low) / size, attack.scaled(1 / size)
+                    found = small.craft(lambda x: self(x * size + low), shrunk, labels, generator)
+                    given = found * size + low
                 with torch.no_grad():
                     hits += int((self(given).argmax(1) == labels).sum())
         return hits / len(split)

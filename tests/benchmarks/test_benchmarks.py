@@ -191,7 +191,7 @@ def test_a_study_that_ends_differently_is_told(tmp_path, monkeypatch, capsys):
 
 
 def test_what_several_processes_gain_is_measured_and_told(folders, tmp_path):
-    devices.main(["--tiny", "--output", str(tmp_path), "--only", "one run through the scheduler"])
+    devices.main(["--tiny", "--output", str(tmp_path), "--only", "one run through Ray"])
     (result,) = read(tmp_path, "devices")["results"]
     assert set(result["contenders"]) == {"as a task", "bare"}
     assert result["seconds beside the training"]["as a task"] > result["seconds beside the training"]["bare"] > 0

@@ -8,6 +8,7 @@ import copy
 
 import pytest
 import torch
+from small import tiny_resnet
 from torch.nn.functional import cross_entropy, kl_div, log_softmax, nll_loss, one_hot, softmax
 
 import models
@@ -200,11 +201,7 @@ def perturbed(twin):
     return Perturbed
 
 
-def small_resnet(seed=0):
-    return models.build("resnet18", 10, width=4, seed=seed)
-
-
-SOURCE = small_resnet(1).double()
+SOURCE = tiny_resnet(1).double()
 STILL = PGD(random_start=False)
 TWINS = {
     "standard": (Standard(), Twin),
@@ -225,7 +222,7 @@ TWINS = {
 }
 
 
-def together(ours, defence, twin, **settings):
+def together(ours, defence, twin, side=8, **settings):
     """Twenty steps of ours and of its twin on the same random pictures; last, the twin's weights after each."""
     recipe = Recipe(
         epochs=1, learning_rate=0.05, schedule="constant", defence=defence, precision="float32", **settings
@@ -236,7 +233,7 @@ def together(ours, defence, twin, **settings):
     optimizer = torch.optim.SGD(trains, lr=0.05, momentum=0.9, weight_decay=5e-4, nesterov=True)
     draw, seen = torch.Generator().manual_seed(0), []
     for step in range(STEPS):
-        images = torch.rand(BATCH, 3, 32, 32, generator=draw, dtype=torch.float64)
+        images = torch.rand(BATCH, 3, side, side, generator=draw, dtype=torch.float64)
         images = images.contiguous(memory_format=torch.channels_last)
         labels = torch.randint(10, (BATCH,), generator=draw)
         state.generator.manual_seed(step)
@@ -258,15 +255,15 @@ def apart(one, other):
 @pytest.mark.parametrize("name", TWINS)
 def test_twenty_steps_reach_the_weights_of_the_twin(name):
     defence, twin = TWINS[name]
-    ours = small_resnet().double()
+    ours = tiny_resnet().double()
     state, plain, _ = together(ours, defence, twin)
     assert apart(state.model, plain.model.state_dict().values()) < 1e-6
-    assert apart(small_resnet().double(), state.model.state_dict().values()) > 0.01
+    assert apart(tiny_resnet().double(), state.model.state_dict().values()) > 0.01
 
 
 def test_the_shallow_network_reaches_the_weights_of_the_textbook():
     ours = models.build("shallow_cnn", 10).double()
-    state, plain, _ = together(ours, *TWINS["pgd"])
+    state, plain, _ = together(ours, *TWINS["pgd"], side=32)
     assert furthest(state.model, plain.model) < 1e-6
     assert furthest(ours, models.build("shallow_cnn", 10).double()) > 0.01
 
@@ -278,11 +275,11 @@ def furthest(one, other):
 
 @pytest.mark.parametrize("average", [{"ema": 0.9}, {"swa": 0.5}], ids=str)
 def test_averages_of_the_weights(average):
-    state, _, seen = together(small_resnet().double(), *TWINS["standard"], **average)
+    state, _, seen = together(tiny_resnet().double(), *TWINS["standard"], **average)
     if "swa" in average:
         mean = [torch.stack(values).double().mean(0) for values in zip(*seen[STEPS // 2 :], strict=True)]
     else:
-        start = usual_network(small_resnet().double()).state_dict().values()
+        start = usual_network(tiny_resnet().double()).state_dict().values()
         mean = [value.double().clone() for value in start]
         for step, values in enumerate(seen):
             decay = min(0.9, (1 + step) / (10 + step))

@@ -17,13 +17,13 @@ from evaluation.finding import ATTACKED, CLEAN, Finding
 from evaluation.per_example import Extent, predict
 from evaluation.scores import Scores
 from loaders import Split
-from study import report
+from study import tables
 
 module = importlib.import_module("evaluation.audit")  # by its name the wing hands on the function
 
 
 @pytest.mark.parametrize("name", ["standard", "pgd"])
-@pytest.mark.parametrize("attack", [PGD(), PGD(steps=20), NIFGSM(), APGD(steps=20)], ids=str)
+@pytest.mark.parametrize("attack", [PGD(), NIFGSM(), APGD(steps=20)], ids=str)
 def test_sound_models_are_not_accused(name, attack, sound, blobs):
     audited = audit(sound[name], blobs.test, attack, surrogates={"other": sound["standard"]}, progress=False)
     assert [finding for finding in audited.findings if finding.severity == "invalid"] == []
@@ -69,7 +69,7 @@ def test_the_findings_join_the_scores_that_they_concern(sound, blobs, tmp_path):
     kept(tmp_path / "settings", model, split, model, PGD(step_size=1 / 255), found)
     everywhere = [Finding("masked gradient", "invalid", 1, 0, "planted", ATTACKED)]
     kept(tmp_path / "everywhere", model, split, model, PGD(step_size=1 / 255), everywhere)
-    loaded = report.load_scores(tmp_path)
+    loaded = tables.load_scores(tmp_path)
     verdicts = {name: list(score.table().verdict == "invalid") for name, score in loaded.items()}
     assert verdicts["same"] == verdicts["best, best"] == [False, False, True, False]
     assert verdicts["weights"] == verdicts["settings"] == [False] * 4

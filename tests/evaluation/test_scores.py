@@ -1,44 +1,11 @@
-"""Intervals, tables and files of an evaluation."""
-
-import math
+"""Tables and files of an evaluation, and its verdicts."""
 
 import pandas as pd
 import pytest
 import torch
-from scipy.stats import binomtest
 
 from evaluation.finding import CLEAN, Finding
 from evaluation.scores import Scores
-from evaluation.statistics import (
-    Difference,
-    difference,
-    independent_difference,
-    independent_ratio,
-    mcnemar,
-    over_seeds,
-    paired,
-    survival,
-    wilson,
-)
-
-
-@pytest.mark.parametrize(("correct", "n"), [(0, 10), (10, 10), (1, 7), (480, 1000), (4999, 10_000)])
-def test_wilson_equals_scipys(correct, n):
-    expected = binomtest(correct, n).proportion_ci(0.95, "wilson")
-    assert wilson(correct, n) == pytest.approx((expected.low, expected.high), abs=1e-6)
-
-
-def test_the_interval_holds_its_share():
-    for n in (1, 3, 7, 200, 1000):
-        for correct in {0, 1, n // 2, n - 1, n}:
-            low, high = wilson(correct, n)
-            assert 0 <= low <= correct / n <= high <= 1
-
-
-@pytest.mark.parametrize(("correct", "n"), [(3, 2), (-1, 2), (0, 0)])
-def test_wilson_refuses_nonsense(correct, n):
-    with pytest.raises(ValueError, match=f"{correct} correct of {n}"):
-        wilson(correct, n)
 
 
 @pytest.fixture
@@ -91,113 +58,6 @@ def outcomes(both, only_a, only_b, neither):
     return Scores("x test", {"clean": a}), Scores("x test", {"clean": b})
 
 
-def test_paired_difference_is_that_of_the_literature():
-    # Fagerland, Lydersen & Laake 2014, airway hyperresponsiveness: 1, 1, 7, 12.
-    a, b = outcomes(1, 1, 7, 12)
-    gap = difference([a], [b], "clean")
-    assert gap.value == pytest.approx(-6 / 21)
-    assert (gap.low, gap.high) == pytest.approx((-0.508, -0.013), abs=1e-3)
-    # The exact test has p = 0.070: interval and test do not agree, so nothing is claimed.
-    assert gap.p == pytest.approx(0.0703, abs=1e-4)
-    assert gap.sign == 0
-
-
-@pytest.mark.parametrize(("only_a", "only_b"), [(0, 0), (1, 0), (5, 5), (3, 17), (40, 12), (900, 1100)])
-def test_mcnemar_is_the_binomial_test(only_a, only_b):
-    a, b = (score.outcomes["clean"] for score in outcomes(50, only_a, only_b, 10))
-    expected = binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1
-    assert mcnemar(a, b) == mcnemar(b, a) == pytest.approx(expected, rel=1e-9)
-
-
-def test_seeds_are_combined_with_their_spread(scores):
-    other = Scores("blobs test", scores.outcomes | {"FGSM": torch.ones(5, dtype=torch.bool)}, scores.attacks)
-    table = over_seeds([scores, other])
-    assert table.loc["FGSM", ["mean", "lowest", "highest", "seeds"]].tolist() == [70, 40, 100, 2]
-    assert table.spread["FGSM"] == pytest.approx(30 * 2**0.5)
-    assert list(table.verdict) == ["no finding", "invalid", "no finding", "no finding"]
-    assert over_seeds([scores]).spread.isna().all()
-    with pytest.raises(ValueError, match="different attacks"):
-        over_seeds([scores, Scores("blobs test", scores.outcomes, scores.attacks | {"FGSM": "FGSM(ε=2/255)"})])
-
-
-def test_independent_difference_is_newcombes():
-    gap = independent_difference([(56, 70)], [(48, 80)])  # his example, method 10
-    assert (gap.value, gap.low, gap.high) == pytest.approx((0.2, 0.0524, 0.3339), abs=1e-4)
-    assert gap.sign == 1
-    assert independent_difference([(0, 0)], [(1, 2)]).sign == 0
-
-
-def test_a_ratio_covers_the_truth_and_knows_its_limits():
-    generator = torch.Generator().manual_seed(0)
-    held = 0
-    for _ in range(1000):
-        one, two = (int((torch.rand(n, generator=generator) < p).sum()) for n, p in ((150, 0.2), (120, 0.4)))
-        ratio = independent_ratio((one, 150), (two, 120))
-        assert ratio.low <= ratio.value <= ratio.high
-        held += ratio.low <= 0.5 <= ratio.high
-    assert 0.93 < held / 1000 < 0.98
-    # The textbook's interval on the logarithm agrees where counts are large.
-    large = independent_ratio((4000, 10_000), (5000, 10_000))
-    reach = 1.96 * math.sqrt(1 / 4000 + 1 / 5000 - 2 / 10_000)
-    assert (large.low, large.high) == pytest.approx((0.8 * math.exp(-reach), 0.8 * math.exp(reach)), rel=1e-3)
-    none = independent_ratio((0, 50), (20, 50))
-    assert none.value == none.low == 0 < none.high < 0.25
-    assert str(independent_ratio((5, 50), (0, 50))) == "–"
-    few = independent_ratio((3, 50), (1, 50))
-    assert 0 < few.low < 1 < few.value < few.high
-    assert str(independent_ratio((30, 100), (60, 100))).startswith("50 % [")
-
-
-def test_survival_compares_shares_of_right_answers():
-    right = torch.arange(100)
-
-    def score(split, clean, robust, attack="PGD(20 steps)"):
-        return Scores(split, {"clean": right < clean, "PGD": right < robust}, {"PGD": attack})
-
-    found = survival(score("100 classes", 40, 20), score("10 classes", 80, 20), "PGD")
-    assert found.value == pytest.approx((20 / 80) / (20 / 40))
-    assert found == independent_ratio((20, 80), (20, 40))
-    assert math.isnan(survival(score("a", 40, 20), score("b", 0, 0), "PGD").value)
-    assert math.isnan(survival(score("a", 40, 9), score("b", 40, 20), "PGD").value)
-    assert survival(score("a", 40, 10), score("b", 40, 0), "PGD").value == 0
-    with pytest.raises(ValueError, match="different attacks"):
-        survival(score("a", 40, 20), score("b", 40, 20, "PGD(5 steps)"), "PGD")
-
-
-def test_one_network_under_two_attacks_is_compared_by_example():
-    right = torch.arange(100)
-    score = Scores("x", {"clean": right < 80, "FGSM": right < 60, "PGD": right < 30}, {"FGSM": "a", "PGD": "b"})
-    gap = difference([score], [score], "FGSM", "PGD")
-    assert gap.value == pytest.approx(0.3)
-    assert gap.sign == 1
-    assert gap == paired([score.outcomes["FGSM"]], [score.outcomes["PGD"]])
-
-
-def test_the_paired_interval_covers_the_truth():
-    generator = torch.Generator().manual_seed(0)
-    held = 0
-    for _ in range(400):
-        draw = torch.rand(200, generator=generator)
-        counts = [int(((draw >= low) & (draw < high)).sum()) for low, high in ((0, 0.4), (0.4, 0.6), (0.6, 0.7))]
-        gap = difference(*[[one] for one in outcomes(*counts, 200 - sum(counts))], "clean")
-        held += gap.low <= 0.1 <= gap.high
-    assert held / 400 > 0.92
-
-
-def test_equal_networks_cannot_be_told_apart():
-    a, b = outcomes(100, 0, 0, 50)
-    gap = difference([a], [b], "clean")
-    assert gap.sign == 0
-    shown = f"+0.0 points [{100 * gap.low:+.1f}, {100 * gap.high:+.1f}], p = 1.000, inside the noise"
-    assert str(gap) == shown
-
-
-def test_other_examples_are_not_paired():
-    a, _ = outcomes(1, 1, 1, 1)
-    with pytest.raises(ValueError, match="not of the same examples"):
-        difference([a], [Scores("other test", a.outcomes)], "clean")
-
-
 def test_the_best_epoch_has_files_of_its_own(tmp_path):
     a, b = outcomes(10, 1, 2, 3)
     a.save(tmp_path)
@@ -208,31 +68,6 @@ def test_the_best_epoch_has_files_of_its_own(tmp_path):
         a.save(tmp_path, epoch="first")
 
 
-def test_seeds_that_tie_are_no_agreement():
-    highs, lows = (
-        [outcomes(300, 0, 0, 100)[0], outcomes(200, 0, 0, 200)[0]],
-        [outcomes(200, 0, 0, 200)[0], outcomes(100, 0, 0, 300)[0]],
-    )
-    assert difference(highs, lows, "clean").sign == difference(lows, highs, "clean").sign == 0
-    assert difference(highs[:1], lows, "clean").sign == -difference(lows, highs[:1], "clean").sign == 1
-    assert independent_difference([(300, 400), (200, 400)], [(200, 400), (100, 400)]).sign == 0
-
-
-def test_one_label_for_two_attacks_is_not_compared():
-    a, b = outcomes(10, 5, 1, 5)
-    for score, eps in ((a, 2), (b, 8)):
-        score.outcomes["PGD-20"] = score.outcomes["clean"]
-        score.attacks["PGD-20"] = f"PGD(ε={eps}/255)"
-    with pytest.raises(ValueError, match="stands for different attacks"):
-        difference([a], [b], "PGD-20")
-
-
-def test_an_end_that_is_printed_as_zero_is_zero():
-    assert Difference(0.019, 0.0001, 0.038).sign == 0  # +0.0 to +3.8 points
-    assert Difference(0.019, 0.001, 0.038).sign == 1
-    assert Difference(-0.019, -0.038, -0.001).sign == -1
-
-
 def test_the_worst_case_is_invalid_where_no_attack_holds(scores):
     scores.findings = [Finding("masked gradient", "invalid", 1, 0, "", ("FGSM",))]
     assert scores.verdict("worst case") == ""
@@ -240,11 +75,3 @@ def test_the_worst_case_is_invalid_where_no_attack_holds(scores):
     assert scores.verdict("worst case") == "suspect"
     scores.findings.append(Finding("masked gradient", "invalid", 1, 0, "", ("PGD-10",)))
     assert scores.verdict("worst case") == scores.verdict() == "invalid"
-
-
-def test_the_worst_case_over_other_attacks_is_not_compared(scores):
-    stronger = Scores("blobs test", scores.outcomes, scores.attacks | {"PGD-10": "PGD(ε=16/255)"})
-    with pytest.raises(ValueError, match="over different attacks"):
-        difference([scores], [stronger], "worst case")
-    with pytest.raises(ValueError, match="not of the same examples"):
-        over_seeds([scores, Scores("other test", scores.outcomes, scores.attacks)])

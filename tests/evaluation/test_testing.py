@@ -1,24 +1,18 @@
-"""test(): per-example outcomes on the model that is scored, and carried attacks kept apart."""
+"""test(): per-example outcomes on the model that is scored."""
 
 import pytest
 import torch
-from small import small_network
+from broken import BROKEN, Changed
+from small import small_network, small_split
 
-from attacks import FGSM, PGD, Torchattacks
-from defences import Standard
+from attacks import FGSM, PGD, AutoAttack, Torchattacks
 from evaluation import testing
 from evaluation.finding import CLEAN
-from evaluation.scores import Scores
-from evaluation.transfer_attack import carried_matrix, carried_outcomes, transfer_attack
-from trainer import Recipe, train
 
 
-@pytest.fixture(scope="module")
-def model(blobs, tmp_path_factory):
-    recipe = Recipe(
-        epochs=6, batch_size=32, learning_rate=0.2, augment=False, validation_images=8, defence=Standard()
-    )
-    return train(small_network(), blobs, recipe, tmp_path_factory.mktemp("run") / "run", progress=False).model
+@pytest.fixture
+def model(sound):
+    return sound["standard"]
 
 
 def score(model, split, attacks, **options):
@@ -62,27 +56,6 @@ def test_same_seed_same_outcomes_and_model_untouched(model, blobs):
     assert all(module.training for module in model.modules())
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     model.eval()
-
-
-def test_carried_attacks_are_labelled_and_weaker(model, blobs):
-    source = small_network(3)
-    carried = transfer_attack(source, model, blobs.test, PGD(), source_name="an untrained network", progress=False)
-    assert carried.carried == "an untrained network"
-    assert "carried from an untrained network" in str(carried)
-    assert carried.robust_accuracy() > score(model, blobs.test, [PGD()]).robust_accuracy()
-    label = "PGD-10, carried from an untrained network"
-    assert list(carried.attacks) == [label]
-    assert carried.table().carried_from[label] == "an untrained network"
-    itself = transfer_attack(model, model, blobs.test, PGD(), progress=False)
-    assert torch.equal(itself.worst_case, score(model, blobs.test, [PGD()]).worst_case)
-
-
-def test_carried_scores_do_not_replace_those_of_the_white_box(model, blobs, tmp_path):
-    white = score(model, blobs.test, [PGD()])
-    white.save(tmp_path)
-    transfer_attack(small_network(3), model, blobs.test, PGD(), source_name="net 3", progress=False).save(tmp_path)
-    assert Scores.load(tmp_path).attacks == white.attacks
-    assert {path.name for path in tmp_path.glob("*.json")} == {"scores.json", "carried-from-net-3.json"}
 
 
 def test_an_attack_counts_the_same_wherever_it_stands(model, blobs):
@@ -129,45 +102,41 @@ def test_bad_lists_of_attacks(model, blobs):
     assert set(scores.attacks) == {repr(PGD()), repr(PGD(eps=4 / 255))}
 
 
-def test_carried_matrix_has_the_white_box_on_its_diagonal(blobs, tmp_path):
-    networks = {"one": small_network(0), "two": small_network(1)}
-    table = carried_matrix(networks, blobs.test, PGD(steps=3, random_start=False), progress=False)
-    for name, network in networks.items():
-        alone = testing.test(network, blobs.test, [PGD(steps=3, random_start=False)], progress=False)
-        assert table.loc[name, name] == pytest.approx(alone.robust_accuracy())
-    carried = transfer_attack(
-        networks["one"], networks["two"], blobs.test, PGD(steps=3, random_start=False), progress=False
-    )
-    assert table.loc["one", "two"] == pytest.approx(carried.robust_accuracy())
+ATTACKS = [FGSM(), PGD(steps=4)]
 
 
-def test_a_source_with_other_classes_is_led_away_from_its_own_guess(blobs):
-    victim, public = small_network(0), small_network(1, classes=7)
-    attack = PGD(steps=3, random_start=False)
-    found = carried_outcomes({"v": victim}, blobs.test, attack, sources={"p": public}, progress=False)
-    assert list(found) == [("p", "v")]
-    images, labels = blobs.test.batch(torch.arange(len(blobs.test)))
+@pytest.mark.parametrize("broken", BROKEN)
+def test_no_robustness_is_believed_of_a_broken_model(broken, blobs):
+    scores = score(BROKEN[broken]().eval(), blobs.test, ATTACKS)
+    for label in ("FGSM", "PGD-4", "worst case"):
+        assert scores.verdict(label) == "invalid"
+    assert "training mode" not in {finding.check for finding in scores.findings}  # NaN does not move
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-3, 1e3, 1e30])
+def test_the_size_of_logits_changes_no_outcome(scale, blobs):
+    """No saturated softmax hides a gradient, and none underflows."""
+    plain = score(small_network().eval(), blobs.test, ATTACKS)
+    scaled = score(Changed(lambda logits: logits * scale).eval(), blobs.test, ATTACKS)
+    assert plain.clean_accuracy == scaled.clean_accuracy
+    for label in plain.attacks:
+        assert scaled.robust_accuracy(label) <= plain.robust_accuracy(label) + 0.05
+
+
+def test_equal_logits_are_no_accuracy(blobs):
+    model = Changed(lambda logits: logits * 0)
+    scores = score(model.eval(), blobs.test, [*ATTACKS, AutoAttack(steps=2, queries=4)])
+    assert scores.clean_accuracy == 0.25
+    assert scores.verdict("clean") == scores.verdict("worst case") == "invalid"
+
+
+@pytest.mark.parametrize("count", [1, 2, 249, 250, 251, 501])
+def test_the_last_batch_may_be_of_one_picture(count):
+    """Each picture gets the outcome that it has alone, however the batches fall."""
+    model, split = small_network().eval(), small_split(count)
+    scores = score(model, split, [FGSM()])
+    assert scores.n == count
+    images, labels = split.batch(torch.arange(count))
     with torch.no_grad():
-        guesses = public.eval()(images).argmax(1)
-        adversarial = attack(public, images, guesses)
-        expected = (victim.eval()(images).argmax(1) == labels) & (victim(adversarial).argmax(1) == labels)
-    assert torch.equal(found["p", "v"], expected)
-    assert guesses.max() > 3
-
-
-def test_what_cannot_be_carried_is_refused(blobs):
-    one, other = small_network(0), small_network(1)
-    with pytest.raises(TypeError, match="'PGD' is no attack"):
-        carried_outcomes({"v": one}, blobs.test, "PGD")
-    with pytest.raises(ValueError, match="'v' names a source and a victim that are two models"):
-        carried_outcomes({"v": one}, blobs.test, FGSM(), sources={"v": other})
-    found = carried_outcomes({"v": one}, blobs.test, FGSM(), sources={"v": one}, progress=False)
-    assert list(found) == [("v", "v")]
-
-
-def test_logits_that_are_no_numbers_withstand_nothing(blobs):
-    broken = small_network()
-    with torch.no_grad():
-        broken[-1].bias.fill_(float("nan"))
-    table = carried_matrix({"broken": broken}, blobs.test, FGSM(), progress=False)
-    assert table.loc["broken", "broken"] == 0
+        right = torch.cat([model(image[None]) for image in images]).argmax(1) == labels
+    assert torch.equal(scores.outcomes["clean"], right)

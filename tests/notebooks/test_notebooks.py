@@ -1,4 +1,4 @@
-"""Every notebook runs from another folder under `smoke`, twice, and keeps the form that readers rely on."""
+"""Every notebook runs from another folder under `smoke`, and keeps the form that readers rely on."""
 
 import ast
 import os
@@ -11,10 +11,13 @@ from pathlib import Path
 
 import nbformat
 import pandas as pd
+import papermill
 import pytest
+from nbclient import NotebookClient
+from papermill.parameterize import parameterize_notebook
 
 from storage.atomic_files import read_json
-from study import report, summary
+from study import answers, report, tables
 
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
 
@@ -45,51 +48,93 @@ def test_form(path):
         assert not re.fullmatch(r"[0-9a-f-]{8,}|\d+", cell.id)
 
 
+SMALL = {"preset": "smoke", "test_pictures": 8}
+AGAIN = "03_from_scratch"
+
+
+def table_of(folder, name):
+    """What a notebook has measured."""
+    if (carried := folder / name / "carried.csv").exists():
+        return pd.read_csv(carried)  # what 07 measures instead of scores
+    scores = tables.load_scores(folder / name)
+    return tables.long(scores).drop(columns="seconds") if scores else None
+
+
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    """All notebooks, in order as `study.py` runs them, each twice: the folder, {name: texts and tables}."""
+    """All notebooks, in order as the study runs them, and one of them again: the folder, [(name, text, table)].
+
+    In one process, which saves the most of the time; what one has named the next does not know.
+    """
     base = tmp_path_factory.mktemp("notebooks")
     (base / "elsewhere").mkdir()
-    texts = {path.stem: [] for path in NOTEBOOKS}
+    folder, ran = base / "runs" / "smoke-shapes", []
     environment = os.environ | {"STUDY_RUNS": str(base / "runs"), "OMP_NUM_THREADS": "1"}
-
-    def run(path, name):
-        target = base / f"{path.stem}-{name}.ipynb"
-        command = [sys.executable, "-m", "papermill", str(path), str(target), "-p", "preset", "smoke"]
-        command += ["--kernel", "python3", "--cwd", str(base / "elsewhere"), "--no-progress-bar"]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-3000:]
-        scores = report.load_scores(base / "runs" / "smoke-shapes" / path.stem)
-        table = report.long_table(scores).drop(columns="seconds") if scores else None
-        if (carried := base / "runs" / "smoke-shapes" / path.stem / "carried.csv").exists():
-            table = pd.read_csv(carried)  # what 07 measures instead
-        texts[path.stem].append((target.read_text(), table))
-
-    with ThreadPoolExecutor(1) as beside:  # on one core the first time, meanwhile on another the ones before again
-        second = []
-        for path in NOTEBOOKS:
-            run(path, "first")
-            second.append(beside.submit(run, path, "second"))
-        for done in second:
-            done.result()
+    client = NotebookClient(nbformat.v4.new_notebook(), kernel_name="python3")
+    with client.setup_kernel(env=environment, cwd=str(base / "elsewhere")):
+        for path in [*NOTEBOOKS, *(path for path in NOTEBOOKS if path.stem == AGAIN)]:
+            known = papermill.inspect_notebook(str(path))
+            small = {name: value for name, value in SMALL.items() if name in known}
+            client.nb = parameterize_notebook(papermill.iorw.load_notebook_node(str(path)), small)
+            for index, cell in enumerate(client.nb.cells):
+                client.execute_cell(cell, index)
+            nbformat.write(client.nb, base / path.name)
+            ran.append((path.stem, (base / path.name).read_text(), table_of(folder, path.stem)))
+            client.execute_cell(nbformat.v4.new_code_cell("%reset -f"), 0)
     assert not list((base / "elsewhere").iterdir())
-    return base / "runs" / "smoke-shapes", texts
+    return folder, ran
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=ids)
-def test_runs_from_another_folder_and_again(path, study):
-    folder, texts = study
-    (_, before), (text, after) = texts[path.stem]
+def test_runs_from_another_folder(path, study):
+    folder, ran = study
+    assert path.stem in {name for name, _, _ in ran}
     assert list((folder / path.stem / "figures").glob("*.png"))
     if path.stem == "99_summary":  # it trains nothing
         assert not list((folder / path.stem).glob("*/recipe.json"))
-        return
+
+
+def test_again_it_loads_what_was_trained_and_finds_the_same(study):
+    (_, _, before), (_, text, after) = (row for row in study[1] if row[0] == AGAIN)
     assert before.equals(after)
     assert "is finished: loaded, not trained again" in text
 
 
+@pytest.mark.long
+def test_each_twice_in_a_process_of_its_own(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    folder, measured = tmp_path / "runs" / "smoke-shapes", {path.stem: [] for path in NOTEBOOKS}
+    environment = os.environ | {"STUDY_RUNS": str(tmp_path / "runs"), "OMP_NUM_THREADS": "1"}
+
+    def run(path, name):
+        target = tmp_path / f"{path.stem}-{name}.ipynb"
+        command = [sys.executable, "-m", "papermill", str(path), str(target), "-p", "preset", "smoke"]
+        command += ["--kernel", "python3", "--cwd", str(tmp_path / "elsewhere"), "--no-progress-bar"]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+        measured[path.stem].append(table_of(folder, path.stem))
+        return target
+
+    with ThreadPoolExecutor(1) as beside:  # on one core the first time, meanwhile on another the ones before again
+        second = {}
+        for path in NOTEBOOKS:
+            run(path, "first")
+            second[path.stem] = beside.submit(run, path, "second")
+        texts = {name: done.result().read_text() for name, done in second.items()}
+    assert not list((tmp_path / "elsewhere").iterdir())
+    for name, (before, after) in measured.items():
+        assert list((folder / name / "figures").glob("*.png"))
+        if name != "99_summary":
+            assert before.equals(after), name
+            assert "is finished: loaded, not trained again" in texts[name]
+    assert_nothing_is_trained_twice(folder)
+
+
 def test_nothing_is_trained_twice(study):
-    folder, _ = study
+    assert_nothing_is_trained_twice(study[0])
+
+
+def assert_nothing_is_trained_twice(folder):
     recipes, shared = {}, {}
     for path in sorted(folder.glob("*/*/recipe.json")):
         name = str(path.parent.relative_to(folder))
@@ -139,16 +184,16 @@ def test_nothing_is_trained_twice(study):
 
 
 def test_every_question_of_the_summary_was_put_to_runs_that_exist(study):
-    answers = summary.answers(summary.load_study(study[0]))
-    assert len(answers) == len(summary.QUESTIONS)
-    assert "not run" not in set(answers.answer)
+    answered = answers.questions(answers.load_study(study[0]))
+    assert len(answered) == len(answers.QUESTIONS)
+    assert "not run" not in set(answered.answer)
 
 
 def test_the_page_holds_all_notebooks(study, tmp_path):
     folder = shutil.copytree(study[0], tmp_path / "study")
     (folder / "notebooks").mkdir()
     for path in NOTEBOOKS:
-        shutil.copyfile(study[0].parents[1] / f"{path.stem}-second.ipynb", folder / "notebooks" / path.name)
+        shutil.copyfile(study[0].parents[1] / path.name, folder / "notebooks" / path.name)
     page = report.write_page(folder).read_text()
     for path in NOTEBOOKS:
         assert f'<a href="#{path.stem}">' in page

@@ -49,11 +49,11 @@ def test_the_same_run_on_two_processes(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(FromACell, "__module__", "__main__")
     recipe = replace(RECIPE, defence=FromACell())
     run = train(network(), blobs(), recipe, tmp_path / "two", processes=2)
+    assert "10/10" in capsys.readouterr().out  # the bar
     assert (
         distance(train(network(), blobs(), recipe, tmp_path / "one").model.state_dict(), run.model.state_dict())
         < 1e-12
     )
-    assert "10/10" in capsys.readouterr().err  # the bar
     with pytest.raises(RunRefused, match=r"learning_rate: 0\.1 in the folder, 0\.2 asked"):
         train(network(), blobs(), replace(recipe, learning_rate=0.2), tmp_path / "two", processes=2)
 

@@ -28,7 +28,7 @@ from finetune_framework import SourceError, load_source
 from loaders import Split
 from models.fingerprint import fingerprint, structure
 from storage.atomic_files import Damaged, write_json
-from study import report
+from study import tables
 from trainer import Recipe, train
 from training import precision
 from training.run_folder import RunFolder, RunRefused
@@ -203,7 +203,7 @@ def look_at_history(folder, small):
 
 
 def look_at_scores(folder, small):
-    report.load_scores(folder.parent)
+    tables.load_scores(folder.parent)
 
 
 def go_on(folder, small):
@@ -262,7 +262,7 @@ def test_a_broken_file_of_a_finished_run_is_named(name, how, use, error, folder,
 
 def test_scores_of_other_weights_are_marked(folder, small):
     of_another_run(folder / "scores.json")
-    (finding,) = [f for f in report.load_scores(folder.parent)["run"].findings if f.check == "other weights"]
+    (finding,) = [f for f in tables.load_scores(folder.parent)["run"].findings if f.check == "other weights"]
     assert finding.severity == "invalid"
 
 
@@ -500,16 +500,15 @@ def more_robust_than_right(path):
 def test_forged_scores_are_refused(how, folder):
     how(folder / "scores.json")
     with pytest.raises(Damaged, match=r"scores\.json"):
-        report.load_scores(folder.parent)
+        tables.load_scores(folder.parent)
 
 
 def test_a_copied_folder_is_no_second_seed(folder):
     shutil.copytree(folder, folder.parent / "new" / "pgd-seed0")
     shutil.copytree(folder, folder.parent / "new" / "pgd-seed1")
-    scores = report.load_scores(folder.parent / "new")
+    scores = tables.load_scores(folder.parent / "new")
     assert (
-        "the same weights"
-        in report.seeds_table({name: scores[name] for name in scores if "best" not in name}).to_html()
+        "the same weights" in tables.seeds({name: scores[name] for name in scores if "best" not in name}).to_html()
     )
 
 
@@ -524,19 +523,19 @@ def test_scores_of_different_pictures_are_not_paired(folder, small):
 
 def test_old_scores_in_a_run_that_was_begun_anew_are_marked(folder):
     (folder / "weights.safetensors").unlink()
-    (finding,) = [f for f in report.load_scores(folder.parent)["run"].findings if f.check == "other weights"]
+    (finding,) = [f for f in tables.load_scores(folder.parent)["run"].findings if f.check == "other weights"]
     assert finding.severity == "invalid"
 
 
 def test_an_audit_of_another_run_is_named(folder, small):
     audited = audit(load_source(folder.parent / "other"), small.test, PGD(steps=2), progress=False)
     audited.save(folder)
-    found = report.load_scores(folder.parent)["run"].findings
+    found = tables.load_scores(folder.parent)["run"].findings
     assert any("is of other weights than this run's; run audit() again" in finding.message for finding in found)
     shutil.copyfile(folder / "scores.json", folder / "audit-x.json")
     write_json(folder / "audit-x.json", json.loads((folder / "scores.json").read_text()) | {"attacks": {}})
     with pytest.raises(Damaged, match=r"audit-x\.json is no audit"):
-        report.load_scores(folder.parent)
+        tables.load_scores(folder.parent)
 
 
 @dataclass(frozen=True)

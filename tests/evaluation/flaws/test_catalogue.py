@@ -1,11 +1,19 @@
-"""Every planted flaw is found, by the right check and with the right severity; sound evaluations stay clear."""
+"""Every planted flaw is found, by the right check and with the right severity; sound evaluations stay clear.
+
+On blobs, which is quick, and where there is time on Shapes as well.
+"""
+
+from dataclasses import replace
 
 import pytest
+from small import Blobs, late
 
 from attacks import FGSM, MIFGSM, NIFGSM, PGD, VMIFGSM, VNIFGSM, AutoAttack
 from evaluation import testing
 from evaluation.audit import audit
 from evaluation.flaws import catalogue
+
+ON = ["blobs", late("shapes")]
 
 
 def test_there_are_thirty():
@@ -13,43 +21,61 @@ def test_there_are_thirty():
     assert len({flaw.name for flaw in catalogue.FLAWS}) == len(catalogue.FLAWS)
 
 
+@pytest.fixture
+def small_lab(sound, blobs):
+    return catalogue.Lab(sound["standard"], sound["pgd"], blobs.test.first(64), PGD())
+
+
+@pytest.fixture
+def planted_in(request, small_lab):
+    return small_lab if request.param == "blobs" else request.getfixturevalue("lab")
+
+
+@pytest.mark.parametrize("planted_in", ON, indirect=True)
 @pytest.mark.parametrize("flaw", catalogue.FLAWS, ids=lambda flaw: flaw.name)
-def test_every_flaw_is_found(flaw, lab):
-    found, findings = flaw.found(lab)
+def test_every_flaw_is_found(flaw, planted_in, small_lab):
+    if flaw.name.startswith("stale") and planted_in is small_lab:  # by a few points: few pictures do not show it
+        planted_in = replace(planted_in, split=Blobs().split(2048, 5, "many"), attack=PGD(eps=12 / 255))
+    found, findings = flaw.found(planted_in)
     assert found, [str(finding) for finding in findings]
 
 
-def sound_evaluations(lab, sound, blobs):
+def sound_evaluations(models, split):
     """Evaluations that nothing is wrong with: (name, findings)."""
     several = [FGSM(), PGD(steps=20), NIFGSM(), VMIFGSM(steps=5)]
     cheap = AutoAttack(steps=10, queries=50, targets=3)
-    for name, model in {"small CNN": lab.standard, "small CNN, PGD": lab.robust}.items():
-        for attacks in (several, [PGD(), FGSM()], [MIFGSM(), VNIFGSM(steps=5)], [cheap, PGD(steps=20)]):
-            scores = testing.test(model, lab.split, attacks, progress=False)
+    for name, model in models.items():
+        for attacks in (
+            several,
+            [PGD(), FGSM()],
+            [MIFGSM(), VNIFGSM(steps=5)],
+            [cheap, PGD(steps=20)],
+            [NIFGSM(), PGD(steps=5, step_size=3 / 255)],
+            [FGSM(eps=4 / 255)],
+        ):
+            scores = testing.test(model, split, attacks, progress=False)
             yield f"{name}: {', '.join(attack.label for attack in attacks)}", scores.findings
-        yield f"{name}: audit", audit(model, lab.split, PGD(steps=20), progress=False).findings
-    for name, model in sound.items():
-        for attacks in ([FGSM(), PGD(steps=20)], [NIFGSM(), PGD(steps=5, step_size=3 / 255)], [FGSM(eps=4 / 255)]):
-            yield f"blobs, {name}", testing.test(model, blobs.test, attacks, progress=False).findings
         for eps in (4, 8):
             attack = PGD(eps=eps / 255, step_size=eps / 4 / 255, steps=20)
-            yield f"blobs, {name}: audit", audit(model, blobs.test, attack, progress=False).findings
+            yield f"{name}: audit", audit(model, split, attack, progress=False).findings
 
 
-def test_sound_evaluations_are_not_accused(lab, sound, blobs):
-    table = list(sound_evaluations(lab, sound, blobs))
-    assert len(table) >= 20
+@pytest.mark.parametrize("planted_in", ON, indirect=True)
+def test_sound_evaluations_are_not_accused(planted_in, small_lab, blobs):
+    split = blobs.test if planted_in is small_lab else planted_in.split
+    table = list(sound_evaluations({"standard": planted_in.standard, "pgd": planted_in.robust}, split))
+    assert len(table) >= 16
     findings = [(name, finding) for name, found in table for finding in found]
     assert [pair for pair in findings if pair[1].severity == "invalid"] == []
     suspect = {name for name, finding in findings}
     assert len(suspect) <= len(table) / 10, [f"{name}: {finding}" for name, finding in findings]
 
 
-def test_the_confusion_table_counts(lab, monkeypatch):
+def test_the_confusion_table_counts(small_lab, monkeypatch):
     monkeypatch.setattr(
         catalogue, "FLAWS", (*catalogue.FLAWS[-4:], catalogue.Flaw("missed", "claim", "invalid", lambda lab: []))
     )
-    planted = catalogue.plant(lab)
+    planted = catalogue.plant(small_lab)
     assert list(planted.found) == [True] * 4 + [False]
     table = catalogue.confusion({"lab": planted}, {"a": [], "b": catalogue.judge(0.1, {"PGD": 0.5})})
     assert table.loc["lab: planted, invalid"].tolist() == [3, 2]

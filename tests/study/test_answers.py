@@ -6,8 +6,8 @@ import torch
 from evaluation.finding import Finding
 from evaluation.scores import Scores
 from storage.atomic_files import write_json
-from study import summary
-from study.summary import SHARE, Question
+from study import answers
+from study.answers import SHARE, Question
 
 N = 400
 ABOVE = Question("Is a above b?", "01_x/a", "01_x/b")
@@ -22,7 +22,7 @@ def scores(clean, robust, n=N, shift=0, split="cifar10 test", findings=()):
 
 
 def ask(question, **runs):
-    row = summary.answers({"01_x": runs}, questions=[question]).iloc[0]
+    row = answers.questions({"01_x": runs}, among=[question]).iloc[0]
     return row.answer, row.why
 
 
@@ -37,7 +37,7 @@ def test_a_run_that_was_taken_over_is_listed_again_where_more_was_measured(tmp_p
         "02_y": {"c": same, "d": more, "e": same, "c, best": more},
     }
     experiments["mine"] = {"f": same}
-    listed = summary.every_score(experiments, tmp_path)
+    listed = answers.every_score(experiments, tmp_path)
     assert list(listed) == ["01 a", "01 a, best", "02 d", "02 e", "02 c, best", "mine f"]
     assert listed["02 d"] is more
 
@@ -90,7 +90,7 @@ def test_scores_that_cannot_be_compared_do_not_take_the_summary_down():
 
 def test_a_study_that_is_not_there(tmp_path):
     with pytest.raises(FileNotFoundError, match="run the other notebooks"):
-        summary.load_study(tmp_path / "none")
+        answers.load_study(tmp_path / "none")
 
 
 def test_a_finding_about_another_row_does_not_matter():
@@ -115,17 +115,17 @@ def test_shares_of_right_answers_compare_different_tasks():
 
 
 def test_every_question_names_two_runs_of_an_experiment():
-    for question in summary.QUESTIONS:
+    for question in answers.QUESTIONS:
         assert question.text.endswith("?")
         assert question.experiment == question.b.partition("/")[0]
 
 
 def test_the_questions_of_one_experiment():
     experiment = "03_from_scratch"
-    mine = summary.answers({}, experiment)
+    mine = answers.questions({}, experiment)
     assert set(mine.experiment) == {experiment}
     assert set(mine.answer) == {"not run"}
-    assert 0 < len(mine) < len(summary.answers({}))
+    assert 0 < len(mine) < len(answers.questions({}))
 
 
 def test_one_network_is_asked_about_two_attacks():
@@ -148,7 +148,7 @@ def test_autoattack_is_asked_for_however_long_it_was():
             found[name].attacks = {label: "AutoAttack"}
         return found
 
-    question = Question("Is a above b?", "01_x/a", "01_x/b", summary.AUTOATTACK)
+    question = Question("Is a above b?", "01_x/a", "01_x/b", answers.AUTOATTACK)
     for label in ("AutoAttack", "AutoAttack, cut short"):
         answer, why = ask(question, **under(label, 200, 20))
         assert (answer, label in why) == ("yes", True)
@@ -178,8 +178,8 @@ A, B, OPEN = scores(300, 200), scores(350, 20), scores(300, 196, shift=3)
 )
 def test_a_conclusion_holds_where_all_its_questions_say_yes(runs, verdict):
     questions = ABOVE, Question("Is c above d?", "01_x/c", "01_x/d")
-    claim = summary.Conclusion("As it was said.", (("pgd", "PGD"),), questions)
-    row = summary.conclusions({"01_x": runs}, [claim]).iloc[0]
+    claim = answers.Conclusion("As it was said.", (("pgd", "PGD"),), questions)
+    row = answers.conclusions({"01_x": runs}, [claim]).iloc[0]
     assert row.verdict == verdict
     assert row["its numbers"] == "43 % PGD (pgd)"
     assert row.here.startswith("Is a above b?: ")
@@ -187,8 +187,8 @@ def test_a_conclusion_holds_where_all_its_questions_say_yes(runs, verdict):
 
 
 def test_the_five_conclusions_stand_on_numbers_that_were_published():
-    table = summary.conclusions({})
+    table = answers.conclusions({})
     assert len(table) == 5
     assert set(table.verdict) == {"cannot be told"}
     assert "74.4 % PGD (ResNet-18 from scratch: pgd 100 epochs)" in table["its numbers"][0]
-    assert list(summary.tables({})) == ["Question by question", "The five conclusions of the earlier study"]
+    assert list(answers.tables({})) == ["Question by question", "The five conclusions of the earlier study"]

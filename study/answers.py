@@ -1,0 +1,200 @@
+"""What a study found: each question answered in a sentence that is computed from the scores of the runs.
+
+Nothing here trains or attacks. An answer needs both of its numbers to be valid, an interval of their difference
+that leaves out zero, and all seeds on one side; otherwise it says that it cannot be told, and why.
+"""
+
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from evaluation.finding import CLEAN
+from evaluation.statistics import check_attacks, difference, independent_difference
+from storage.paths import ROOT
+from study.tables import load_scores, taken_from, without_seed
+
+FEWEST = 30  # right answers that a share of them may be computed from
+SHARE = "share kept"  # robust accuracy as a share of clean accuracy: comparable between numbers of classes
+AUTOATTACK = "AutoAttack"  # or, where that was not run, AutoAttack cut short
+EARLIER = ROOT / "notebooks" / "earlier_study.csv"
+
+
+@dataclass(frozen=True)
+class Question:
+    """Is `a` above `b`? Both are "experiment/run"; `measure` is "clean", an attack's label, AUTOATTACK or `SHARE`.
+
+    `against` is what b is to withstand, where that is something else than for a.
+    """
+
+    text: str
+    a: str
+    b: str
+    measure: str = "PGD-20"
+    against: str | None = None
+
+    @property
+    def experiment(self):
+        return self.a.partition("/")[0]
+
+
+@dataclass(frozen=True)
+class Conclusion:
+    """What the earlier study concluded, which numbers it showed, and the questions that it comes to.
+
+    `published` are pairs of a row and a column of earlier_study.csv. It holds where all questions are answered by
+    yes, and does not where one is by no.
+    """
+
+    text: str
+    published: list
+    questions: list
+
+
+ASKED = tomllib.loads(Path(__file__).with_name("questions.toml").read_text(encoding="utf-8"))
+QUESTIONS = [Question(*asked) for asked in ASKED["questions"]]
+CONCLUSIONS = [
+    Conclusion(one["text"], one["published"], [Question(*asked) for asked in one["questions"]])
+    for one in ASKED["conclusions"]
+]
+
+
+def load_study(study):
+    """The scores of all experiments below a study's folder: {experiment: {run: Scores}}."""
+    if not study.is_dir():
+        raise FileNotFoundError(f"{study} is not there: run the other notebooks with this preset and data first")
+    experiments = {path.name: load_scores(path) for path in sorted(study.iterdir()) if path.is_dir()}
+    return {name: scores for name, scores in experiments.items() if scores}
+
+
+def every_score(experiments, study):
+    """The Scores of all runs by "01 run", from what load_study returned of this folder.
+
+    A run that was taken over from another experiment is there where it was tested under something that it was not
+    tested under there.
+    """
+    found = {}
+    for experiment, scores in experiments.items():
+        for label, score in scores.items():
+            run, best, _ = label.partition(", best")
+            first, _, name = (taken_from(study / experiment / run) or "/").partition("/")
+            before = experiments.get(first, {}).get(name + best)
+            if before is None or not set(score.outcomes) <= set(before.outcomes):
+                found[f"{experiment[:2] if experiment[:2].isdigit() else experiment} {label}"] = score
+    return found
+
+
+def questions(experiments, of=None, among=QUESTIONS):
+    """A row a question, of one experiment or of all: "yes", "no", "cannot be told" or "not run", and why.
+
+    `experiments` is what `load_study` returns.
+    """
+    asked = [question for question in among if of in (None, question.experiment)]
+    return pd.DataFrame([_answer(question, experiments) for question in asked])
+
+
+def tables(experiments):
+    """What the report begins with: headings and tables."""
+    return {
+        "Question by question": questions(experiments),
+        "The five conclusions of the earlier study": conclusions(experiments),
+    }
+
+
+def conclusions(experiments, of=CONCLUSIONS):
+    """A row a conclusion of the earlier study: "holds", "does not hold" or "cannot be told", and the numbers."""
+    published = pd.read_csv(EARLIER, index_col="model")
+    rows = []
+    for conclusion in of:
+        found = [_answer(question, experiments) for question in conclusion.questions]
+        told = [row["answer"] for row in found]
+        verdict = "does not hold" if "no" in told else "holds" if set(told) == {"yes"} else "cannot be told"
+        theirs = [f"{published.loc[row, column]:g} % {column} ({row})" for row, column in conclusion.published]
+        ours = " ".join(f"{row['question']}: {row['answer']}. {row['why']}" for row in found)
+        rows.append(
+            {"conclusion": conclusion.text, "verdict": verdict, "its numbers": "; ".join(theirs), "here": ours}
+        )
+    return pd.DataFrame(rows)
+
+
+def _answer(question, experiments):
+    a, b = _seeds(question.a, experiments), _seeds(question.b, experiments)
+    answer, sentence = _judge(question, a, b)
+    return {"experiment": question.experiment, "question": question.text, "answer": answer, "why": sentence}
+
+
+def _seeds(name, experiments):
+    """The Scores of one run, a list with one a seed."""
+    experiment, _, run = name.partition("/")
+    scores = experiments.get(experiment, {})
+    return [score for label, score in scores.items() if without_seed(label) == run]
+
+
+def _label(measure, scores):
+    """The row of the scores that a measure is about."""
+    if measure == SHARE:
+        return "PGD-20"
+    cut = f"{AUTOATTACK}, cut short"
+    return cut if measure == AUTOATTACK and scores and all(cut in score.outcomes for score in scores) else measure
+
+
+def _judge(question, a, b):
+    labels = [_label(measure, (*a, *b)) for measure in (question.measure, question.against or question.measure)]
+    names = [name.partition("/")[2] for name in (question.a, question.b)]
+    for name, label, some in zip(names, labels, (a, b), strict=True):
+        if not some or any(label not in score.outcomes for score in some):
+            return "not run", f"There are no scores of {name} under {label}."
+    found = [
+        (finding.severity, finding.message)
+        for some, label in ((a, labels[0]), (b, labels[1]))
+        for score in some
+        for finding in score.findings
+        if finding.concerns(label) or finding.concerns(CLEAN)
+    ]
+    broken = [message for severity, message in found if severity == "invalid"]
+    if broken:
+        return "cannot be told", f"A number is invalid: {broken[0]}."
+    counts = [_counts(question.measure, some, label) for some, label in zip((a, b), labels, strict=True)]
+    try:
+        gap = _compare(question.measure, a, b, labels, counts)
+    except ValueError as error:
+        return "cannot be told", f"They cannot be compared: {error}."
+    if question.against:
+        names = [f"{name}, {label}" for name, label in zip(names, labels, strict=True)]
+    values = [100 * sum(hits / max(n, 1) for hits, n in some) / len(some) for some in counts]
+    shown = " against ".join(f"{value:.1f} % ({name})" for value, name in zip(values, names, strict=True))
+    doubts = sorted({message for _, message in found})
+    suspect = f"; suspect: {doubts[0]}" if doubts else ""
+    seeds = f"{len(a)} seed{'s' if len(a) > 1 else ''}"
+    sentence = f"{shown} {_of_what(question, counts, labels[0])}, {seeds}: {gap}{suspect}"
+    if gap.sign == 0:
+        why = "the interval holds zero" if gap.consistent else "the seeds disagree"
+        return "cannot be told", f"{sentence}; {why}."
+    return "yes" if gap.sign > 0 else "no", f"{sentence}."
+
+
+def _counts(measure, scores, label):
+    """How many withstand, and of how many: of all, or of the right answers; a pair a seed."""
+    wholes = [int(score.outcome(CLEAN).sum()) if measure == SHARE else score.n for score in scores]
+    return [(int(score.outcome(label).sum()), n) for score, n in zip(scores, wholes, strict=True)]
+
+
+def _of_what(question, counts, label):
+    """What the percentages are of."""
+    if question.measure == SHARE:
+        told = ", ".join(f"{hits} of {n}" for some in counts for hits, n in some)
+        return f"of the right answers withstand {label} ({told})"
+    sizes = " and ".join(dict.fromkeys(str(some[0][1]) for some in counts))
+    return f"of n = {sizes}" + ("" if question.against else f", {label}")
+
+
+def _compare(measure, a, b, labels, counts):
+    """The difference in the measure; raises ValueError where there is none."""
+    if measure != SHARE and {score.split for score in a} == {score.split for score in b}:
+        return difference(a, b, *labels)
+    check_attacks((*a, *b), labels[0])  # of other pictures, so nothing is paired
+    fewest = min(n for some in counts for _, n in some)
+    if measure == SHARE and fewest < FEWEST:
+        raise ValueError(f"one gives {fewest} right answers, and a share needs {FEWEST}")
+    return independent_difference(*counts)

@@ -1,0 +1,71 @@
+"""FAB, against what its paper writes and a linear program."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import linprog
+from small import generator
+from torch import nn
+
+from attacks import FAB
+from attacks.fab import _project
+
+
+def points_with_gradient(attack, model, images, labels):
+    """Where an attack asks for gradients, and where for answers only."""
+    asked, answered = [], []
+
+    class Noted(nn.Module):
+        def forward(self, x):
+            (asked if torch.is_grad_enabled() else answered).append(x.detach().clone())
+            return model(x)
+
+    attack(Noted(), images, labels, generator=torch.Generator().manual_seed(0))
+    return asked, answered
+
+
+def test_fab_goes_back_nine_tenths_after_a_success_that_is_too_far():
+    """A plane at a distance of 0.3, ε = 0.1: beyond it is won, not counted, and the next look is from nearer."""
+
+    class Plane(nn.Module):
+        def forward(self, x):
+            lead = 30 * (x.flatten(1).mean(1) - 0.8)
+            return torch.stack([-lead, lead], 1)
+
+    images, labels = torch.full((2, 3, 4, 4), 0.5), torch.zeros(2).long()
+    asked, answered = points_with_gradient(FAB(eps=0.1, steps=3), Plane(), images, labels)
+    over = answered[1]  # the first answer is that of the pictures themselves
+    assert torch.allclose(asked[0], images)
+    assert torch.allclose(over, images + 1.05 * 0.3, atol=1e-5)
+    assert torch.allclose(asked[1], images + 0.9 * (over - images), atol=1e-6)
+
+
+def test_the_projection_is_the_smallest_change():
+    """Against a linear program: least λ with |d| <= λ, normal · d = -value, and pixels within [0, 1]."""
+    random = generator(3)
+    points = torch.rand(20, 1, 3, 3, generator=random, dtype=torch.float64)
+    points[:5] = points[:5].round()  # at the borders of the range there is room in one direction only
+    normal = torch.randn(20, 1, 3, 3, generator=random, dtype=torch.float64)
+    value = torch.randn(20, generator=random, dtype=torch.float64)
+    change = _project(points, normal, value)
+    assert (points + change).min() >= 0
+    assert (points + change).max() <= 1
+    solved = 0
+    for x, w, v, d in zip(points, normal, value, change, strict=True):
+        x, w, d = (part.flatten().numpy() for part in (x, w, d))
+        ones = np.ones((9, 1))
+        best = linprog(
+            [*np.zeros(9), 1],
+            A_ub=np.block([[np.eye(9), -ones], [-np.eye(9), -ones]]),
+            b_ub=np.zeros(18),
+            A_eq=[[*w, 0]],
+            b_eq=[-float(v)],
+            bounds=[*zip(-x, 1 - x, strict=True), (0, None)],
+        )
+        if best.status == 0:
+            solved += 1
+            assert float(w @ d) == pytest.approx(-float(v), abs=1e-9)
+            assert np.abs(d).max() == pytest.approx(best.fun, abs=1e-9)
+        else:  # no point of the plane is a picture: everything that helps is used
+            assert np.isin(np.round(x + d, 9), (0, 1)).all()
+    assert solved >= 12

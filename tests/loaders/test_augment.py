@@ -1,0 +1,28 @@
+"""Shifted and mirrored pictures."""
+
+import torch
+
+from loaders import Split
+
+
+def test_augmentation_is_a_crop_of_the_padded_picture_or_its_mirror():
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(1, 256, (5, 3, 8, 8), generator=generator, dtype=torch.uint8)
+    split = Split(images, torch.arange(5), list("abcde"), "test")
+    padded = torch.nn.functional.pad(images, [4] * 4)
+    ways = [(flip, top, left) for flip in (0, 1) for top in range(9) for left in range(9)]
+    seen = set()
+
+    def cut(image, flip, top, left):
+        return (image.flip(2) if flip else image)[:, top : top + 8, left : left + 8].numpy().tobytes()
+
+    crops = [{cut(image, *way): way for way in ways} for image in padded]
+    for _ in range(400):
+        index = torch.randint(5, (7,), generator=generator)
+        batch, labels = split.batch(index, generator, augment=True)
+        assert torch.equal(labels, index)
+        assert torch.equal(batch, (255 * batch).round() / 255)
+        batch = (255 * batch).round().to(torch.uint8)
+        for image, label in zip(batch, labels.tolist(), strict=True):
+            seen.add(crops[label][image.numpy().tobytes()])
+    assert len(seen) > 150  # of the 162 ways to cut

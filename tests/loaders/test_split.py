@@ -1,0 +1,52 @@
+"""Splits: pictures and labels that belong together, in batches, shuffled and in order."""
+
+import pytest
+import torch
+
+from loaders import DataError, Split
+
+IMAGES, LABELS = torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.arange(4)
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (IMAGES[:0], LABELS[:0], "0 pictures and 0 labels"),
+        (IMAGES, LABELS[:3], "4 pictures and 3 labels"),
+        (IMAGES, LABELS.int(), "int64 labels"),
+        (IMAGES, LABELS.float(), "int64 labels"),
+        (IMAGES, LABELS + 1, "labels from 1 to 4; 0 to 3 is needed"),
+        (IMAGES, LABELS - 1, "labels from -1 to 2"),
+        (IMAGES[:, :1], LABELS, "uint8 images"),
+        (IMAGES[0], LABELS[:3], "uint8 images"),
+        (IMAGES / 255, LABELS, "torch.float32"),
+        (IMAGES, LABELS[:, None], r"\(4, 1\)"),
+    ],
+)
+def test_a_split_that_cannot_be_is_refused(images, labels, message):
+    with pytest.raises(DataError, match=f"few: .*{message}"):
+        Split(images, labels, list("abcd"), "few")
+
+
+def test_batches_are_pictures_in_0_1(shapes):
+    images, labels = shapes.train.batch(torch.tensor([5, 3]))
+    assert images.dtype == torch.float32
+    assert images.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal((images * 255).round().byte(), shapes.train.images[[5, 3]])
+    assert torch.equal(labels, shapes.train.labels[[5, 3]])
+
+
+def test_order_of_an_epoch(shapes):
+    batches = shapes.train.shuffled(100, seed=1)
+    assert [len(batch) for batch in batches] == [100] * (len(shapes.train) // 100)
+    assert len(torch.cat(batches).unique()) == 100 * len(batches)
+    assert torch.equal(torch.cat(batches), torch.cat(shapes.train.shuffled(100, seed=1)))
+    assert not torch.equal(torch.cat(batches), torch.cat(shapes.train.shuffled(100, seed=2)))
+    with pytest.raises(ValueError, match="batch_size=100000"):
+        shapes.train.shuffled(100_000, seed=0)
+
+
+def test_all_pictures_in_order(shapes):
+    labels = torch.cat([labels for _, labels in shapes.test.batches(64)])
+    assert torch.equal(labels, shapes.test.labels)
+    assert len(shapes.test.first(10)) == 10
