@@ -66,52 +66,40 @@ def _from_run(path):
     if not (path / "weights.safetensors").exists():
         raise SourceError(f"{path} is not finished: run its cell again, it goes on where it was")
     recipe = read_json(path / "recipe.json", ANEW)
-    shapes = header_of(path / "weights.safetensors")[1]
+    there = header_of(path / "weights.safetensors")[1]
     try:
-        _check_size(recipe["model"], shapes, path)
-        model = from_spec(recipe["model"])
+        with torch.device("meta"):  # it takes no memory until it is known to fit
+            model = from_spec(recipe["model"])
     except SourceError:
         raise
     except (KeyError, TypeError, AttributeError, ValueError, IndexError, RuntimeError) as error:
         raise SourceError(f"{path} describes no network that can be built ({error}). {ANEW}") from error
+    for name, value in model.state_dict().items():
+        if there.get(name) != value.shape:
+            raise SourceError(
+                f"{path}: recipe.json asks for {name!r} of shape {tuple(value.shape)}, weights.safetensors has "
+                f"{there.get(name, 'none')}: they do not belong together. {ANEW}"
+            )
     if structure(model) != recipe.get("structure"):
         raise SourceError(
             f"{path} is of a network that was changed after models.build() and adapt(): recipe.json cannot make "
             "it again. Build and change it the same way, then call train() with this folder: it loads the run"
         )
-    RunFolder(path).load_result(model)
+    RunFolder(path).load_result(model.to_empty(device="cpu"))
     return model
-
-
-def _check_size(spec, shapes, path):
-    """Refuse a recipe.json that asks for another network than the weights are of, before it takes any memory."""
-    with torch.device("meta"):
-        hollow = models.build(**_arguments(spec))
-    there = {low_rank.plain_name(name): shape for name, shape in shapes.items()}
-    for name, value in hollow.state_dict().items():
-        if not name.startswith(f"network.{hollow.head}.") and there.get(name) != value.shape:
-            raise SourceError(
-                f"{path}: recipe.json asks for {name!r} of shape {tuple(value.shape)}, weights.safetensors has "
-                f"{there.get(name, 'none')}: they do not belong together. {ANEW}"
-            )
 
 
 def from_spec(spec):
     """The model that a recipe.json describes, with fresh weights. Raises SourceError for models built by hand."""
-    model = models.build(**_arguments(spec))
-    for adapted in spec.get("adapted", []):
-        model = adapt(model, **adapted)
-    return model
-
-
-def _arguments(spec):
-    """Those of models.build; weights are not fetched."""
     if not isinstance(spec, dict):
         raise SourceError(
             f"the model {spec!r} was not made by models.build, so it cannot be made again from its name"
         )
-    arguments = {key: value for key, value in spec.items() if key != "adapted"}
-    return arguments | ({"pretrained": False} if arguments["name"].startswith("imagenet/") else {})
+    fresh = {"pretrained": False} if spec["name"].startswith("imagenet/") else {}
+    model = models.build(**{key: value for key, value in spec.items() if key != "adapted"} | fresh)
+    for adapted in spec.get("adapted", []):
+        model = adapt(model, **adapted)
+    return model
 
 
 def _read_weights(path):

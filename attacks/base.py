@@ -114,8 +114,9 @@ def evaluating(model):
     weights = [weight for module in modules for weight in module.parameters(recurse=False)]
     before = [(module, "training", module.training) for module in modules]
     before += [(weight, "requires_grad", True) for weight in weights if weight.requires_grad]
-    for owner, flag, _ in before:
-        setattr(owner, flag, False)
+    for owner, flag, on in before:
+        if on:
+            setattr(owner, flag, False)
     before += [(module, "_folds", module.keep_folds()) for module in modules if hasattr(module, "keep_folds")]
     try:
         yield

@@ -12,13 +12,14 @@ import argparse
 import time
 from pathlib import Path
 
+import pandas as pd
 import torch
 
 import utils
 from attacks import FGSM, NIFGSM, PGD, VMIFGSM
 from benchmarks.suite import RESULTS
 from evaluation.audit import audit
-from evaluation.flaws.catalogue import Lab, confusion, plant
+from evaluation.flaws.catalogue import FLAWS, Lab
 from evaluation.testing import test
 from finetune_framework import load_source
 from models.fingerprint import fingerprint
@@ -68,6 +69,34 @@ def labs(study, session, pictures):
         (robust,) = sorted(study.glob(f"{experiment}/pgd-seed0"))
         model, split = network(standard, session)
         yield name, Lab(model, network(robust, session)[0], split.first(pictures), PGD(eps=eps, step_size=eps / 4))
+
+
+def plant(lab, progress=None):
+    """Plant every flaw: a table with a row a flaw, and whether it was found by the right check."""
+    rows = []
+    for flaw in FLAWS:
+        hit, findings = flaw.found(lab)
+        everything = "; ".join(sorted({finding.check for finding in findings}))
+        rows.append([flaw.name, flaw.severity, flaw.check, hit, everything])
+        if progress:
+            progress(rows[-1])
+    return pd.DataFrame(rows, columns=["flaw", "severity", "check", "found", "all findings"])
+
+
+def confusion(planted, sound):
+    """How often the checks were right: a row a kind of evaluation.
+
+    `planted` maps names of labs to tables of `plant`, `sound` maps names of evaluations that nothing is wrong with
+    to their findings.
+    """
+    rows = {}
+    for name, table in planted.items():
+        for severity, part in table.groupby("severity"):
+            rows[f"{name}: planted, {severity}"] = {"evaluations": len(part), "as expected": int(part.found.sum())}
+    for severity in ("invalid", "suspect"):
+        clear = sum(all(finding.severity != severity for finding in found) for found in sound.values())
+        rows[f"sound: nothing {severity}"] = {"evaluations": len(sound), "as expected": clear}
+    return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def main():

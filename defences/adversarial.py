@@ -66,12 +66,9 @@ class Adversarial(TwoHalves):
         if not isinstance(self.attack, Attack):
             raise TypeError(f"attack={self.attack!r}: an attack is needed, for instance PGD()")
         check_settings(self)
-        try:
-            begin, end = self._ramp
-            fits = 0 <= begin <= end <= 1 and not {type(begin), type(end)} & {bool}
-        except (TypeError, ValueError):
-            fits = False
-        if not fits:
+        ramp = self._ramp
+        numbers = all(isinstance(share, (int, float)) and type(share) is not bool for share in ramp)
+        if not numbers or len(ramp) != 2 or not 0 <= ramp[0] <= ramp[1] <= 1:
             raise ValueError(
                 f"{type(self).__name__}: ramp={self.ramp}; a share of the training, 0 to 1, is needed, or two, "
                 "(0.25, 0.75), from where to where ε rises"
@@ -131,8 +128,7 @@ class Wrapped:
 
     def __post_init__(self):
         if not callable(getattr(self.defence, "loss", None)):
-            name = type(self).__name__
-            raise TypeError(f"{name}: defence={self.defence!r}; a defence such as Standard() is needed")
+            raise TypeError(f"{type(self).__name__}: defence={self.defence!r}; one such as Standard() is needed")
         check_settings(self)
 
     def at(self, progress):

@@ -27,9 +27,8 @@ class Penalty(Wrapped):
             raise TypeError(f"{type(self).__name__}: source={self.source!r}; the source model is needed")
         check_setting(self, "strength", 0, math.inf)
 
-    def loss(self, model, images, labels, *, progress, generator, smoothing=0.0, memory=None):
-        inner = {"progress": progress, "generator": generator, "smoothing": smoothing, "memory": memory}
-        loss, logits = self.defence.loss(model, images, labels, **inner)
+    def loss(self, model, images, labels, **rest):
+        loss, logits = self.defence.loss(model, images, labels, **rest)
         return loss + self.strength * self.distance(model, images, self.source.to(images.device)), logits
 
     def distance(self, model, images, source):

@@ -69,18 +69,17 @@ def build(name, num_classes, *, seed=0, mean=None, std=None, resize=None, **opti
     check_num_classes(num_classes)
     if resize is not None and (not isinstance(resize, int) or resize < 8):
         raise ValueError(f"resize={resize!r}: None or a side of at least 8 pixels is needed")
-    from_imagenet = name.startswith(backbones.PREFIX)
-    if not from_imagenet and name not in NETWORKS:
+    make, usual = NETWORKS.get(name), (CIFAR10_MEAN, CIFAR10_STD)
+    if name.startswith(backbones.PREFIX):
+        make = partial(backbones.backbone, name.removeprefix(backbones.PREFIX))
+        usual = backbones.MEAN, backbones.STD
+    elif make is None:
         known = ", ".join(sorted(NETWORKS))
         raise ValueError(f"model {name!r} is not known; the models are: {known}, and {backbones.PREFIX}<name>")
-    mean = mean or (backbones.MEAN if from_imagenet else CIFAR10_MEAN)
-    std = std or (backbones.STD if from_imagenet else CIFAR10_STD)
+    mean, std = mean or usual[0], std or usual[1]
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        if from_imagenet:
-            network = backbones.backbone(name.removeprefix(backbones.PREFIX), num_classes, **options)
-        else:
-            network = NETWORKS[name](num_classes, **options)
+        network = make(num_classes, **options)
     spec = {"name": name, "num_classes": num_classes, "seed": seed, "mean": list(mean), "std": list(std)}
     spec |= {"resize": resize} | options
     return Model(network, Normalise(mean, std), resize, spec).to(memory_format=torch.channels_last)

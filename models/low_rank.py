@@ -19,9 +19,8 @@ class LowRank(nn.Module):
         outputs, inputs = weight.shape[0], weight[0].numel()
         rank = min(rank, outputs, inputs)
         self.shape = tuple(weight.shape)
-        down = nn.init.kaiming_uniform_(
-            torch.empty(rank, inputs), a=math.sqrt(5)
-        )  # on the CPU: the same everywhere
+        # On the CPU: the same everywhere.
+        down = nn.init.kaiming_uniform_(torch.empty(rank, inputs), a=math.sqrt(5))
         self.up = nn.Parameter(torch.zeros(outputs, rank, device=weight.device, dtype=weight.dtype))
         self.down = nn.Parameter(down.to(weight.device, weight.dtype))
 
@@ -73,8 +72,3 @@ def is_adapted(module):
         return False
     there = [one for every in module.parametrizations.values() for one in every]
     return len(there) == 1 and isinstance(there[0], LowRank)
-
-
-def plain_name(name):
-    """The name that a layer's own weight has without an adapter."""
-    return name.replace(".parametrizations.weight.original", ".weight")

@@ -19,7 +19,7 @@ import ray
 import torch
 
 from processes.stopping import GRACE
-from storage.atomic_files import first_line, write_json
+from storage.atomic_files import Held, first_line, write_json
 from storage.paths import ROOT, data_root, runs_root
 
 TRIES = 4  # of a task whose process dies
@@ -34,8 +34,9 @@ class Died(RuntimeError):
 
 
 class Pool:
-    """The processes in which tasks run. `on`: "local", "local:3" (three at once), "ray", "ray:HOST:PORT" or "ray://HOST:PORT".
+    """The processes in which tasks run.
 
+    `on` is "local", "local:3" (three at once), "ray", or a cluster's address, "ray:HOST:PORT" or "ray://HOST:PORT".
     A task takes a GPU, or its share of one, or a CPU where there is no GPU. On this machine alone as many are at
     work as it has GPUs (times STUDY_PER_GPU), or else cores. Raises ValueError for any other `on`.
     """
@@ -57,13 +58,8 @@ class Pool:
 
     def submit(self, name, task):
         gpu = (NOTEBOOK if task.light else RUNS / per_gpu()) if self.gpus else 0
-        options = {
-            "num_cpus": 0 if task.light else 1,
-            "num_gpus": gpu,
-            "max_retries": TRIES - 1,
-            "name": str(name),
-        }
-        options["runtime_env"] = {"env_vars": self._variables()}
+        options = {"name": str(name), "num_cpus": 0 if task.light else 1, "num_gpus": gpu}
+        options |= {"max_retries": TRIES - 1, "runtime_env": {"env_vars": self._variables()}}
         return _perform.options(**options).remote(task.function, task.note, *task.arguments)
 
     def _variables(self):
@@ -171,6 +167,6 @@ def _perform(function, note, *arguments):
         write_json(note, {"where": f"{place}, process {os.getpid()}", "since": time.time()})
     try:
         return function(*arguments)
-    except Exception:
-        _failed = True
+    except Exception as error:
+        _failed = not isinstance(error, Held)  # which only means: later
         raise

@@ -179,31 +179,3 @@ FLAWS = (
     Flaw("PGD weaker than FGSM", "attack order", "suspect", _published(0.8, FGSM=0.4, PGD=0.45)),
     Flaw("a model at chance", "better than chance", "invalid", _published(0.11, FGSM=0.1, PGD=0.1)),
 )
-
-
-def plant(lab, progress=None):
-    """Plant every flaw: a table with a row a flaw, and whether it was found by the right check."""
-    rows = []
-    for flaw in FLAWS:
-        hit, findings = flaw.found(lab)
-        everything = "; ".join(sorted({finding.check for finding in findings}))
-        rows.append([flaw.name, flaw.severity, flaw.check, hit, everything])
-        if progress:
-            progress(rows[-1])
-    return pd.DataFrame(rows, columns=["flaw", "severity", "check", "found", "all findings"])
-
-
-def confusion(planted, sound):
-    """How often the checks were right: a row a kind of evaluation.
-
-    `planted` maps names of labs to tables of `plant`, `sound` maps names of evaluations that nothing is wrong with
-    to their findings.
-    """
-    rows = {}
-    for name, table in planted.items():
-        for severity, part in table.groupby("severity"):
-            rows[f"{name}: planted, {severity}"] = {"evaluations": len(part), "as expected": int(part.found.sum())}
-    for severity in ("invalid", "suspect"):
-        clear = sum(all(finding.severity != severity for finding in found) for found in sound.values())
-        rows[f"sound: nothing {severity}"] = {"evaluations": len(sound), "as expected": clear}
-    return pd.DataFrame.from_dict(rows, orient="index")

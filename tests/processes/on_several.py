@@ -1,4 +1,4 @@
-"""What test_data_parallel.py has several processes do: torchrun ... on_several.py <what> <folder>."""
+"""What test_data_parallel.py has several processes do: torchrun ... on_several.py <folder> <what> ..."""
 
 import sys
 from pathlib import Path
@@ -45,18 +45,18 @@ class Double(nn.Sequential):
 
 
 def defences(folder):
-    """Each defence in float64: where additions in another order do not count."""
+    """Each defence in float64, where additions in another order do not count; two parts of 63 are not equal."""
     network = Double(*small_network()).double()
     network[3] = nn.Identity()  # what dropout draws, each process draws for itself
     found = {}
     for name, (defence, options) in DEFENCES.items():
         asked = Recipe(
-            epochs=2, batch_size=64, defence=defence, precision="float32", validation_images=16, **options
+            epochs=2, batch_size=63, defence=defence, precision="float32", validation_images=16, **options
         )
         run = train(network, blobs(), asked, folder / name, progress=False)
         found[name] = run.model.state_dict(), run.history.drop(columns="time/epoch_s").to_dict("list")
     resnet = Double(models.build("resnet18", 4, width=4)).double()
-    recipe = Recipe(epochs=1, batch_size=64, precision="float32", validation_images=16)
+    recipe = Recipe(epochs=1, batch_size=63, precision="float32", validation_images=16)
     run = train(resnet, blobs(), recipe, folder / "resnet18", progress=False)
     found["resnet18"] = run.model.state_dict(), {}
     return found
@@ -91,14 +91,15 @@ def long(folder):
     """A run that lasts for some seconds, to be stopped or killed."""
     network = Double(*small_network()).double()
     network[3] = nn.Identity()
-    recipe = Recipe(epochs=40, batch_size=32, defence=Free(replays=3), precision="float32", validation_images=16)
+    recipe = Recipe(epochs=40, batch_size=33, defence=Free(replays=3), precision="float32", validation_images=16)
     return {"weights": train(network, blobs(), recipe, folder / "long", progress=False).model.state_dict()}
 
 
 WHAT = {function.__name__: function for function in (defences, steps, long)}
 
 if __name__ == "__main__":
-    what, folder = sys.argv[1], Path(sys.argv[2])
-    found = WHAT[what](folder)
-    if data_parallel.leads():
-        torch.save(found, folder / f"{what}.pt")
+    folder = Path(sys.argv[1])
+    for what in sys.argv[2:]:
+        found = WHAT[what](folder)
+        if data_parallel.leads():
+            torch.save(found, folder / f"{what}.pt")

@@ -58,12 +58,14 @@ def test_the_same_run_on_two_processes(tmp_path, monkeypatch, capsys):
         train(network(), blobs(), replace(recipe, learning_rate=0.2), tmp_path / "two", processes=2)
 
 
+@pytest.mark.long
 def test_what_they_raise_is_raised_here_at_once(tmp_path):
     (tmp_path / "run").write_text("no folder")
     with pytest.raises(OSError, match="run"):
         train(network(), blobs(), RECIPE, tmp_path / "run", processes=2, progress=False)
 
 
+@pytest.mark.long
 def test_a_notebook_that_dies_takes_them_along_and_they_save(tmp_path):
     script = f"""import sys; sys.path[:0] = {[str(ROOT), str(ROOT / "tests"), str(Path(__file__).parent)]}
 from dataclasses import replace
@@ -73,7 +75,7 @@ train(network(), blobs(), replace(RECIPE, epochs=100_000), Path({str(tmp_path)!r
     process = subprocess.Popen(
         [sys.executable, "-c", script], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    wait_for(tmp_path / "run" / "last.pt")
+    wait_for((tmp_path / "run" / "last.pt").exists)
     family = psutil.Process(process.pid).children(recursive=True)
     assert len(family) == 3  # torchrun and two processes
     process.kill()
@@ -87,7 +89,7 @@ train(network(), blobs(), replace(RECIPE, epochs=100_000), Path({str(tmp_path)!r
 
 def test_the_stop_button_saves(tmp_path, stop_button):
     def button():
-        wait_for(tmp_path / "run" / "last.pt")
+        wait_for((tmp_path / "run" / "last.pt").exists)
         os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=button).start()

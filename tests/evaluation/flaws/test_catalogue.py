@@ -69,16 +69,3 @@ def test_sound_evaluations_are_not_accused(planted_in, small_lab, blobs):
     assert [pair for pair in findings if pair[1].severity == "invalid"] == []
     suspect = {name for name, finding in findings}
     assert len(suspect) <= len(table) / 10, [f"{name}: {finding}" for name, finding in findings]
-
-
-def test_the_confusion_table_counts(small_lab, monkeypatch):
-    monkeypatch.setattr(
-        catalogue, "FLAWS", (*catalogue.FLAWS[-4:], catalogue.Flaw("missed", "claim", "invalid", lambda lab: []))
-    )
-    planted = catalogue.plant(small_lab)
-    assert list(planted.found) == [True] * 4 + [False]
-    table = catalogue.confusion({"lab": planted}, {"a": [], "b": catalogue.judge(0.1, {"PGD": 0.5})})
-    assert table.loc["lab: planted, invalid"].tolist() == [3, 2]
-    assert table.loc["lab: planted, suspect"].tolist() == [2, 2]
-    assert table.loc["sound: nothing invalid"].tolist() == [2, 1]
-    assert table.loc["sound: nothing suspect"].tolist() == [2, 2]
