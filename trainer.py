@@ -180,7 +180,7 @@ def _check(model, data, recipe):
 
 def _train(model, data, recipe, run, device, progress):
     steps = len(data.train) // recipe.batch_size
-    state = step.State(model, recipe, steps, device, data.train.images.shape[1:], run.path.name)
+    state = step.State(model, recipe, steps, device, run.path.name)
     state.resume(run)
     if state.step == 0 and state.good is None:
         state.keep()

@@ -74,8 +74,8 @@ def _speed(known, device):
         counts = " to ".join(map(str, dict.fromkeys([turns[0], turns[-1]])))
         parts.append(
             f"Pictures a second, medians of {counts} turns, and how many times as fast as its peers ours is, with "
-            f"the lowest and the highest of the turns. Training in batches of {known['batch']}, ours in whichever "
-            "precision has been measured to be faster there; evaluation in float32."
+            f"the lowest and the highest of the turns. Training in batches of {known['batch']}, ours in the "
+            "precision that auto means there; evaluation in float32."
         )
         head = [
             "",

@@ -143,7 +143,7 @@ def test_with_dropout_and_averaging_too(defence, blobs, tmp_path, monkeypatch):
 def test_swa_is_the_mean_of_the_weights_of_the_last_steps(blobs):
     recipe = replace(RECIPE, epochs=2, swa=0.25)
     model = small_network()
-    state = steps.State(model, recipe, 8, torch.device("cpu"), blobs.train.images.shape[1:])
+    state = steps.State(model, recipe, 8, torch.device("cpu"))
     seen = []
     for step in range(state.total):
         steps.train_step(state, *blobs.train.batch(torch.arange(32) + 8 * step))

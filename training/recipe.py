@@ -22,8 +22,8 @@ class Recipe:
     averaging, Izmailov et al. 2018, arXiv:1803.05407; against robust overfitting: Chen et al. 2021, ICLR). With
     one of them, the average is validated and returned. `low_resolution` is the side, in pixels, to which training
     pictures are shrunk for the first half of the training, which makes its steps cheaper: for networks that take
-    any size and do not enlarge their pictures themselves. `precision` "auto" is bfloat16 where precision.py has
-    measured that it is faster, else float32. Every epoch ends in a validation on the validation split; robust
+    any size and do not enlarge their pictures themselves. `precision` "auto" is bfloat16 on devices that have
+    it in hardware, else float32. Every epoch ends in a validation on the validation split; robust
     accuracy there is measured with `validation_attack` on the first `validation_images`.
     """
 

@@ -27,10 +27,10 @@ CACHE_BYTES = 2e9  # the most that the features of a frozen backbone may take
 class State:
     """Everything that a training step changes, which is what a checkpoint holds.
 
-    `size` is that of a picture, (C, H, W); `name` is the run's, for what is said about its steps.
+    `name` is the run's, for what is said about its steps.
     """
 
-    def __init__(self, model, recipe, steps, device, size=(3, 32, 32), name="this run"):
+    def __init__(self, model, recipe, steps, device, name="this run"):
         self.model, self.recipe, self.steps, self.device = model, recipe, steps, device
         self.total = steps * recipe.epochs
         self.average = copy.deepcopy(model).eval() if recipe.ema or recipe.swa else None
@@ -43,8 +43,7 @@ class State:
             fused=device.type in ("cpu", "cuda"),
         )
         data_parallel.part_of(recipe.batch_size)  # raises where there are too many processes
-        shape = (recipe.batch_size, *size)
-        self.precision = data_parallel.from_first(precision.chosen, recipe, model, shape, device)
+        self.precision = data_parallel.from_first(precision.chosen, recipe, device)
         self.generator = torch.Generator(device)
         self.graphed = Graphed(self.generator, name)
         self.step = 0
@@ -169,8 +168,7 @@ def _computing(state):
 
 def forecast(state, data, run):
     """Say what the run will cost, from a few steps of full strength on a copy: the first of them warm up."""
-    size = data.train.images.shape[1:]
-    trial = State(copy.deepcopy(state.model).train(), state.recipe, state.steps, state.device, size, "a trial")
+    trial = State(copy.deepcopy(state.model).train(), state.recipe, state.steps, state.device, "a trial")
     trial.step = trial.total  # the attack at its full ε
     if state.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(state.device)

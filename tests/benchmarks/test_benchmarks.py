@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import signal
 from types import SimpleNamespace
 
 import pytest
@@ -9,16 +10,32 @@ import torch
 
 import models
 from attacks import FGSM, NIFGSM, PGD, VMIFGSM
-from benchmarks import defences, devices, faults, gpu, peers, plan, plots, scaling, show, speed, suite, timing
+from benchmarks import (
+    defences,
+    devices,
+    faults,
+    gpu,
+    memory,
+    peers,
+    plan,
+    plots,
+    scaling,
+    show,
+    speed,
+    suite,
+    timing,
+)
 from storage.atomic_files import read_json, write_json
 
 
 @pytest.fixture(scope="module")
 def tiny(folders, tmp_path_factory):
-    """A folder with the results of the smallest run there is."""
+    """A folder with the results of the smallest run there is; memory is measured here, not in fresh processes."""
     folder = tmp_path_factory.mktemp("benchmarks")
-    for command in (speed, scaling):
-        command.main(["--tiny", "--output", str(folder)])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(memory, "peak", memory._peak)
+        for command in (speed, scaling):
+            command.main(["--tiny", "--output", str(folder)])
     return folder
 
 
@@ -43,6 +60,14 @@ def test_everything_is_measured_and_kept(tiny):
     assert {r["along"] for r in read(tiny, "scaling")["results"]} == set(plots.AXES)
 
 
+@pytest.mark.long
+def test_memory_is_measured_in_fresh_processes(folders, tmp_path):
+    speed.main(["--tiny", "--output", str(tmp_path), "--only", "memory"])
+    (result,) = read(tmp_path, "speed")["results"]
+    assert all(mib > 0 for mib in result["peak"].values())
+
+
+@pytest.mark.long
 def test_what_a_gpu_will_show_runs_here_at_its_smallest(folders, tmp_path):
     gpu.main(["--tiny", "--output", str(tmp_path)])
     known = read(tmp_path, "gpu")
@@ -55,7 +80,7 @@ def test_what_a_gpu_will_show_runs_here_at_its_smallest(folders, tmp_path):
 
 
 def test_every_defence_has_a_row_and_a_place_in_the_figure(folders, tmp_path):
-    tiny = ["--preset", "smoke", "--pictures", "128", "--epochs", "1", "--width", "4", "--tested", "20"]
+    tiny = ["--preset", "smoke", "--pictures", "128", "--epochs", "1", "--width", "2", "--tested", "10"]
     defences.main([*tiny, "--output", str(tmp_path)])
     known = read(tmp_path, "defences")
     assert [result["defence"] for result in known["results"]] == [*defences.DEFENCES, *defences.SMALL]
@@ -164,6 +189,17 @@ def test_numbers_show_what_counts(value, shown):
     assert plots.number(value) == shown
 
 
+def test_a_study_killed_in_training_and_in_a_test_ends_as_if_nothing_had_happened(tmp_path):
+    whole, killed = faults.Process(tmp_path / "whole"), tmp_path / "killed"
+    whole.through()
+    for phase in ("training", "AutoAttack"):
+        stop = faults.stopped(killed, phase, faults.length(whole)[phase] / 2, signal.SIGKILL)
+        assert stop["code"] == -signal.SIGKILL
+    faults.Process(killed).through()
+    assert faults.found(killed) == faults.found(tmp_path / "whole")
+
+
+@pytest.mark.long
 def test_a_study_killed_in_all_its_phases_ends_as_if_nothing_had_happened(tmp_path, capsys):
     """The short form of benchmarks/faults.py: ten kills, and five times SIGTERM."""
     assert faults.main(["--studies", "2", "--polite", "1", "--seed", "7", "--output", str(tmp_path)]) == 0
@@ -190,6 +226,7 @@ def test_a_study_that_ends_differently_is_told(tmp_path, monkeypatch, capsys):
     assert "1 times SIGKILL, and 1 of 1 ended differently" in said
 
 
+@pytest.mark.long
 def test_what_several_processes_gain_is_measured_and_told(folders, tmp_path):
     devices.main(["--tiny", "--output", str(tmp_path), "--only", "one run through Ray"])
     (result,) = read(tmp_path, "devices")["results"]

@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 LONG = """
@@ -43,6 +45,7 @@ print(*marks)
 """
 
 
+@pytest.mark.long
 def test_two_thousand_steps_and_two_hundred_tests_take_no_more_memory_than_the_first(tmp_path):
     """In a process of its own; within 2 % of what it has after a fifth of the way."""
     script = LONG.format(path=[str(ROOT / "tests"), str(ROOT)], folder=str(tmp_path / "run"))

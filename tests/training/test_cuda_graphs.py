@@ -80,7 +80,7 @@ def test_replayed_steps_reach_the_same_weights(request, blobs, defence, captures
     def trained(graph):
         torch.manual_seed(0)
         recipe = Recipe(epochs=4, batch_size=64, defence=defence, ema=0.9, precision="float32")
-        state = steps.State(small_network().to(device).train(), recipe, 4, device, (3, 8, 8))
+        state = steps.State(small_network().to(device).train(), recipe, 4, device)
         state.graphed.possible = graph
         for step in range(state.total):
             state.generator.manual_seed(step)
@@ -102,7 +102,7 @@ def test_replayed_steps_reach_the_same_weights(request, blobs, defence, captures
 
 def test_a_restored_state_is_captured_anew(recorded):
     recipe = Recipe(epochs=10, batch_size=8, precision="float32")
-    state = steps.State(small_network().train(), recipe, 1, torch.device("cpu"), (3, 8, 8))
+    state = steps.State(small_network().train(), recipe, 1, torch.device("cpu"))
     images, labels = torch.rand(8, 3, 8, 8), torch.arange(8) % 4
     for _ in range(WARM_UP + 1):
         steps.train_step(state, images, labels)
@@ -138,7 +138,7 @@ def test_a_defence_that_does_not_say_when_steps_are_alike_is_not_captured(record
             return torch.nn.functional.cross_entropy(logits, labels), logits
 
     recipe = Recipe(epochs=10, batch_size=8, defence=Own(), precision="float32")
-    state = steps.State(small_network().train(), recipe, 1, torch.device("cpu"), (3, 8, 8))
+    state = steps.State(small_network().train(), recipe, 1, torch.device("cpu"))
     for _ in range(WARM_UP + 2):
         steps.train_step(state, torch.rand(8, 3, 8, 8), torch.arange(8) % 4)
     assert state.graphed.captures == 0
@@ -167,7 +167,7 @@ SEEN = []
 def test_the_loss_of_a_subclass_is_the_one_that_counts(recorded, defence):
     SEEN.clear()
     recipe = Recipe(epochs=10, batch_size=8, defence=defence, precision="float32")
-    state = steps.State(small_network().train(), recipe, 1, torch.device("cpu"), (3, 8, 8))
+    state = steps.State(small_network().train(), recipe, 1, torch.device("cpu"))
     for _ in range(8):
         steps.train_step(state, torch.rand(8, 3, 8, 8), torch.arange(8) % 4)
         state.step += 1

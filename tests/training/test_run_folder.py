@@ -30,7 +30,6 @@ from models.fingerprint import fingerprint, structure
 from storage.atomic_files import Damaged, write_json
 from study import tables
 from trainer import Recipe, train
-from training import precision
 from training.run_folder import RunFolder, RunRefused
 from training.weights import RunDamaged
 
@@ -363,18 +362,6 @@ def test_batches_that_were_kept_and_are_broken_are_done_anew(how, small, tmp_pat
     how(kept)
     again = testing.test(model, small.test, [attack], progress=False, folder=tmp_path)
     assert all(torch.equal(whole.outcomes[label], again.outcomes[label]) for label in whole.outcomes)
-
-
-@pytest.mark.parametrize("how", [emptied, cut, page_instead, pickled], ids=name_of)
-def test_a_precision_that_cannot_be_read_is_measured_anew(how, tmp_path, monkeypatch):
-    monkeypatch.setenv("STUDY_RUNS", str(tmp_path))
-    monkeypatch.setattr(precision, "fast_bfloat16", lambda _: True)
-    recipe, shape = Recipe(epochs=1), (4, 3, 8, 8)
-    first = precision.chosen(recipe, small_network(), shape, torch.device("cpu"))
-    how(tmp_path / "precision.json")
-    assert precision.chosen(recipe, small_network(), shape, torch.device("cpu")) in ("float32", "bfloat16")
-    assert first in ("float32", "bfloat16")
-    assert len(json.loads((tmp_path / "precision.json").read_text())) == 2  # this network and the checksum
 
 
 def test_a_twin_that_is_broken_is_passed_over(small, tmp_path, monkeypatch):
