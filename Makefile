@@ -27,10 +27,16 @@ study: $(if $(ON),cluster,setup)
 	$(PYTHON) -m study --preset $(PRESET) --data $(DATA) $(if $(ON),--on $(ON))
 
 # Two tests at a time, a thread each: most of them are too small for more.
+TEST = OMP_NUM_THREADS=1 $(PYTHON) -m pytest --numprocesses 2 --dist loadfile
+
 test: cluster
 	$(PYTHON) -m ruff format --check --quiet . || { echo "not formatted: run make format"; exit 1; }
 	$(PYTHON) -m ruff check --quiet .
-	OMP_NUM_THREADS=1 $(PYTHON) -m pytest --numprocesses 2 --dist loadfile
+	$(TEST) -m "not long"
+
+# And what takes long by its nature: many kills, all backbones, the notebooks a second time, a cluster.
+test-all: cluster
+	$(TEST)
 
 format: setup
 	$(PYTHON) -m ruff format .
