@@ -26,17 +26,18 @@ cluster: setup
 study: $(if $(ON),cluster,setup)
 	$(PYTHON) -m study --preset $(PRESET) --data $(DATA) $(if $(ON),--on $(ON))
 
-# Two tests at a time, a thread each: most of them are too small for more.
-TEST = OMP_NUM_THREADS=1 $(PYTHON) -m pytest --numprocesses 2 --dist loadfile
+# Two files of tests at a time, a thread each, in their order: the last ones are short.
+TEST = OMP_NUM_THREADS=1 $(PYTHON) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test: cluster
 	$(PYTHON) -m ruff format --check --quiet . || { echo "not formatted: run make format"; exit 1; }
 	$(PYTHON) -m ruff check --quiet .
 	$(TEST) -m "not long"
 
-# And what takes long by its nature: many kills, all backbones, the notebooks a second time, a cluster.
+# And what takes long by its nature: many kills, drawn cases by the thousand, all backbones, the notebooks a second
+# time, a cluster that loses a node.
 test-all: cluster
-	$(TEST)
+	$(TEST) --hypothesis-profile many
 
 format: setup
 	$(PYTHON) -m ruff format .

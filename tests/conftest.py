@@ -1,10 +1,12 @@
 """What tests of several wings share: a session in temporary folders, small data, what is trained once for all."""
 
 import os
+import sys
 
 import pytest
 from hypothesis import settings
 from small import Blobs, small_network
+from xdist.scheduler import LoadFileScheduling
 
 import models
 import utils
@@ -15,9 +17,23 @@ from evaluation.flaws.catalogue import Lab
 from loaders import Data
 from trainer import Recipe, train
 
+sys.modules.setdefault("rfc3987_syntax", None)  # nbformat's: a grammar for URLs, which takes seconds to import
 settings.register_profile("few", max_examples=30, deadline=None, derandomize=True)
 settings.register_profile("many", max_examples=1200, deadline=None)
 settings.load_profile("few")
+
+RAY = ("processes/test_ray_cluster.py", "study/test_many_runs.py")  # starting it takes half a minute
+
+
+def pytest_xdist_make_scheduler(config, log):
+    """A file is one process's, and so is all that starts Ray."""
+
+    class ByFile(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            file = super()._split_scope(nodeid)
+            return "ray" if file.endswith(RAY) else file
+
+    return ByFile(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)

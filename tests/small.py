@@ -1,5 +1,6 @@
-"""What several tests need and no fixture can be: small data, a small network, the command line of a process."""
+"""What several tests need and no fixture can be: small data, small networks, threads for processes."""
 
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 
 import psutil
@@ -71,6 +72,26 @@ def small_split(count, labels=None, classes=4, name="few"):
 def late(*values):
     """Parameters of a test that takes long with them."""
     return pytest.param(*values, marks=pytest.mark.long)
+
+
+class Threads:
+    """A pool of threads, as ray_cluster.Pool is one of processes."""
+
+    def __init__(self, count=2):
+        self.pool, self.stopped = ThreadPoolExecutor(count), []
+
+    def submit(self, name, task):
+        assert task.note is None or not task.note.exists()  # it is of what was there before
+        return self.pool.submit(task.function, *task.arguments)
+
+    def done(self, futures, seconds):
+        return wait(futures, min(seconds, 0.01)).done
+
+    def result(self, future):
+        return future.result()
+
+    def stop(self, futures):
+        self.stopped += futures
 
 
 def command_of(process):

@@ -80,10 +80,16 @@ def test_a_file_is_about_one_thing(path):
     assert lines <= MOST_LINES, f"{lines} lines: are there two subjects in it?"
 
 
+# Tests that are of no single module.
+OF_MANY = {"project", "properties", "lab", "notebooks", "notebook_life", "twins", "benchmarks"}
+
+
 def test_tests_lie_as_the_code_does():
     for path in (ROOT / "tests").rglob("test_*.py"):
-        place = path.relative_to(ROOT / "tests").parent
+        place, name = path.relative_to(ROOT / "tests").parent, path.stem.removeprefix("test_")
         assert (ROOT / place).is_dir(), f"{path} is of no wing"
+        there = {module.stem.strip("_") for module in (ROOT / place).glob("*.py")}
+        assert name in there | OF_MANY, f"{path} is of no module"
 
 
 def test_the_readme_shows_the_plan():

@@ -1,6 +1,6 @@
 """Contracts that hold for whatever is asked, on cases that are drawn: attacks, data, recipes, files, scores.
 
-A few of them in every run; many, some 10,000, with `pytest tests/test_properties.py --hypothesis-profile=many`.
+A few of them in every run; many, some 10,000, with `--hypothesis-profile many`, as `make test-all` has it.
 """
 
 import json

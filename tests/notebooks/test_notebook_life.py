@@ -12,7 +12,7 @@ from finetune_framework import load_source
 from models.fingerprint import fingerprint
 from training.run_folder import RunFolder
 
-PARAMETERS = 'preset, data, epochs, learning_rate = "smoke", "shapes", 40, 0.1'
+PARAMETERS = 'preset, data, epochs, learning_rate = "smoke", "shapes", 20, 0.1'
 START = """import models, utils
 from attacks import PGD
 from trainer import Recipe, test, train
@@ -97,7 +97,7 @@ def test_a_life_of_a_notebook(notebook):
         notebook.cell(code)
     assert f"standard goes on from step {before} of" in notebook.cell(TRAIN)
     assert folder.finished
-    assert len(folder.load_history()) == 40
+    assert len(folder.load_history()) == 20
     assert "is finished: loaded, not trained again" in notebook.cell(TRAIN)  # the cell run twice
 
     notebook.cell("learning_rate = 0.05")  # edited, but the cell with the recipe was not run again

@@ -48,7 +48,7 @@ def test_form(path):
         assert not re.fullmatch(r"[0-9a-f-]{8,}|\d+", cell.id)
 
 
-SMALL = {"preset": "smoke", "test_pictures": 8}
+SMALL = {"preset": "smoke", "test_pictures": 8, "shares": [1]}
 AGAIN = "03_from_scratch"
 
 

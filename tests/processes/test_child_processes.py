@@ -16,24 +16,18 @@ from on_several import Double, blobs
 from small import command_of, small_network
 from test_data_parallel import distance, wait_for
 from torch import nn
-from torch.nn.functional import cross_entropy
 
+from defences import Free
 from processes import child_processes
 from trainer import Recipe, train
-from training.run_folder import RunRefused
+from training.run_folder import RunFolder, RunRefused
 
 ROOT = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)
-class FromACell:
+class FromACell(Free):
     """A defence that no other process can import."""
-
-    factor: float = 2.0
-
-    def loss(self, model, images, labels, *, progress, generator, smoothing=0.0, memory=None):
-        logits = model(images)
-        return self.factor * cross_entropy(logits, labels), logits
 
 
 def network():
@@ -45,17 +39,81 @@ def network():
 RECIPE = Recipe(epochs=2, batch_size=64, precision="float32", validation_images=16)
 
 
+def test_killed_and_stopped_on_two_processes_it_goes_on_on_one(tmp_path, monkeypatch, capsys, stop_button):
+    """Also what the defence keeps for each picture of a batch, of which each process has a part."""
+    monkeypatch.setattr(FromACell, "__module__", "__main__")
+    recipe = replace(RECIPE, epochs=39, batch_size=63, defence=FromACell(replays=3))
+    saved = tmp_path / "two" / "last.pt"
+
+    def kill_one_and_press_the_button():
+        wait_for(saved.exists)
+        torchrun = next(one for one in psutil.Process().children() if "distributed.run" in command_of(one))
+        first = min(torchrun.children(), key=lambda child: child.pid)  # the one that writes
+        first.kill()
+        first.wait()
+        begun = saved.stat().st_mtime_ns
+        wait_for(lambda: saved.stat().st_mtime_ns > begun)  # both have been started again
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=kill_one_and_press_the_button).start()
+    with pytest.raises(KeyboardInterrupt, match="two: stopped; the same again goes on from there"):
+        train(network(), blobs(), recipe, tmp_path / "two", processes=2)
+    assert not [one for one in psutil.Process().children(recursive=True) if "child_processes" in command_of(one)]
+    assert "/195" in capsys.readouterr().out  # the bar
+    assert RunFolder(tmp_path / "two").load_checkpoint("cpu")["memory"]["perturbation"].shape[0] == 63
+    resumed, alone = (
+        train(network(), blobs(), recipe, tmp_path / name, progress=False).model.state_dict()
+        for name in ("two", "one")
+    )
+    assert distance(resumed, alone) < 1e-9
+
+
+@pytest.mark.long
 def test_the_same_run_on_two_processes(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(FromACell, "__module__", "__main__")
-    recipe = replace(RECIPE, defence=FromACell())
+    recipe = replace(RECIPE, defence=FromACell(replays=2))
     run = train(network(), blobs(), recipe, tmp_path / "two", processes=2)
     assert "10/10" in capsys.readouterr().out  # the bar
-    assert (
-        distance(train(network(), blobs(), recipe, tmp_path / "one").model.state_dict(), run.model.state_dict())
-        < 1e-12
-    )
+    alone = train(network(), blobs(), recipe, tmp_path / "one", progress=False)
+    assert distance(alone.model.state_dict(), run.model.state_dict()) < 1e-12
+
+
+@pytest.mark.long
+def test_the_stop_button_saves(tmp_path, stop_button):
+    def button():
+        wait_for((tmp_path / "run" / "last.pt").exists)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=button).start()
+    with pytest.raises(KeyboardInterrupt, match="run: stopped; the same again goes on from there"):
+        train(network(), blobs(), replace(RECIPE, epochs=100_000), tmp_path / "run", processes=2, progress=False)
+    assert (tmp_path / "run" / "last.pt").exists()
+
+
+def test_what_is_returned_or_raised_there_is_returned_or_raised_here(monkeypatch):
+    def without_torchrun(folder, processes, errors):
+        command = [sys.executable, "-m", "processes.child_processes", str(folder)]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": errors}
+        return subprocess.Popen(command, env=environment, **pipes)
+
+    def wrong(progress):
+        raise RunRefused("as asked")
+
+    def right(progress):
+        return 42
+
+    monkeypatch.setattr(child_processes, "_torchrun", without_torchrun)
+    with pytest.raises(RunRefused, match="as asked") as caught:
+        child_processes.run(wrong, 2)
+    assert "In the process that did the work" in caught.value.__notes__[0]
+    assert child_processes.run(right, 2) == 42
+
+
+def test_another_run_is_refused(tmp_path):
+    train(network(), blobs(), RECIPE, tmp_path / "run", progress=False)
     with pytest.raises(RunRefused, match=r"learning_rate: 0\.1 in the folder, 0\.2 asked"):
-        train(network(), blobs(), replace(recipe, learning_rate=0.2), tmp_path / "two", processes=2)
+        train(network(), blobs(), replace(RECIPE, learning_rate=0.2), tmp_path / "run", processes=2)
 
 
 @pytest.mark.long
@@ -85,18 +143,6 @@ train(network(), blobs(), replace(RECIPE, epochs=100_000), Path({str(tmp_path)!r
         assert time.monotonic() < deadline
         time.sleep(0.1)
     assert (tmp_path / "run" / "last.pt").exists()
-
-
-def test_the_stop_button_saves(tmp_path, stop_button):
-    def button():
-        wait_for((tmp_path / "run" / "last.pt").exists)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    threading.Thread(target=button).start()
-    with pytest.raises(KeyboardInterrupt, match="run: stopped; the same again goes on from there"):
-        train(network(), blobs(), replace(RECIPE, epochs=100_000), tmp_path / "run", processes=2, progress=False)
-    assert (tmp_path / "run" / "last.pt").exists()
-    assert not [one for one in psutil.Process().children(recursive=True) if "child_processes" in command_of(one)]
 
 
 @pytest.mark.parametrize("processes", [0, -1, True, 1.5, "every", None])

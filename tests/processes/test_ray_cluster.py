@@ -91,19 +91,6 @@ def test_what_cannot_be_sent_is_a_failure_like_another(pool):
     assert states[-1] == {"bad": "failed", "good": "done"}
 
 
-def test_a_process_whose_task_failed_is_not_used_again(pool):
-    """It might fail all that come after."""
-
-    def poisoned():
-        if os.environ.get("POISON"):
-            raise RuntimeError("an illegal memory access was encountered")
-        os.environ["POISON"] = "yes"
-        raise ValueError("the first")
-
-    with pytest.raises(ValueError, match="the first"):
-        run_all({number: Task(by_value(poisoned)) for number in range(4)}, pool)
-
-
 def test_what_a_task_prints_and_warns(pool, capfd):
     def talks():
         logging.getLogger("study").info("nothing new")
@@ -119,13 +106,6 @@ def test_what_a_task_prints_and_warns(pool, capfd):
     assert "nothing new" not in said
 
 
-def test_one_that_dies_is_tried_again_but_not_for_ever(pool, tmp_path, monkeypatch):
-    monkeypatch.setattr(ray_cluster, "TRIES", 2)
-    assert run_all({"a": Task(dies_once, (str(tmp_path / "tries"),))}, pool) == {"a": "xx"}
-    with pytest.raises(Died, match="lost"):
-        run_all({"a": Task(dies)}, pool)
-
-
 def test_the_stop_button_lets_all_save(pool, tmp_path, stop_button):
     files = [tmp_path / "a", tmp_path / "b"]
 
@@ -138,6 +118,27 @@ def test_the_stop_button_lets_all_save(pool, tmp_path, stop_button):
     with pytest.raises(KeyboardInterrupt):
         run_all({file.name: Task(slow, (str(file),)) for file in files}, pool)
     assert [file.read_text() for file in files] == ["saved", "saved"]
+
+
+def test_a_process_whose_task_failed_is_not_used_again(pool):
+    """It might fail all that come after: it dies of the next one, which is tried again elsewhere."""
+
+    def poisoned():
+        if os.environ.get("POISON"):
+            raise RuntimeError("an illegal memory access was encountered")
+        os.environ["POISON"] = "yes"
+        raise ValueError("the first")
+
+    with pytest.raises(ValueError, match="the first"):
+        run_all({number: Task(by_value(poisoned)) for number in range(3)}, pool)  # more than processes
+
+
+@pytest.mark.long
+def test_one_that_dies_is_tried_again_but_not_for_ever(pool, tmp_path, monkeypatch):
+    monkeypatch.setattr(ray_cluster, "TRIES", 2)
+    assert run_all({"a": Task(dies_once, (str(tmp_path / "tries"),))}, pool) == {"a": "xx"}
+    with pytest.raises(Died, match="lost"):
+        run_all({"a": Task(dies)}, pool)
 
 
 @pytest.mark.long

@@ -3,33 +3,13 @@
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor, wait
 
 import pytest
+from small import Threads
 
 from processes import run_queue
 from processes.run_queue import Task, run_all
 from storage.atomic_files import Held
-
-
-class Threads:
-    """A pool of threads, as ray_cluster.Pool is one of processes."""
-
-    def __init__(self, count=2):
-        self.pool, self.stopped = ThreadPoolExecutor(count), []
-
-    def submit(self, name, task):
-        assert task.note is None or not task.note.exists()  # it is of what was there before
-        return self.pool.submit(task.function, *task.arguments)
-
-    def done(self, futures, seconds):
-        return wait(futures, min(seconds, 0.01)).done
-
-    def result(self, future):
-        return future.result()
-
-    def stop(self, futures):
-        self.stopped += futures
 
 
 def add(a, b):

@@ -12,17 +12,16 @@ from study import figures, transfer_figures
 
 def test_figures(study, tmp_path):
     session, data, runs, scores = study
-    named = {name: run.model for name, run in runs.items()}
+    named, few = {name: run.model for name, run in runs.items()}, data.test.first(40)
     along = {
-        name: diagnostics.accuracy_against_eps(m, data.test, PGD(), [0.1], progress=False)
-        for name, m in named.items()
+        name: diagnostics.accuracy_against_eps(m, few, PGD(), [0.1], progress=False) for name, m in named.items()
     }
     images, labels = data.test.batch(torch.arange(4))
     tables = {
-        "steps": diagnostics.accuracy_against_steps(named["other"], data.test, PGD(), [1, 3], progress=False),
-        "restarts": diagnostics.accuracy_against_restarts(named["other"], data.test, PGD(), 2, progress=False),
+        "steps": diagnostics.accuracy_against_steps(named["other"], few, PGD(), [1, 3], progress=False),
+        "restarts": diagnostics.accuracy_against_restarts(named["other"], few, PGD(), 2, progress=False),
     }
-    margins = diagnostics.margins(named["other"], data.test, FGSM())
+    margins = diagnostics.margins(named["other"], few, FGSM())
     claims = pd.DataFrame(
         {"claimed": [0.7], "true": [0.3], "low": [0.2], "high": [0.4], "n": [9]}, index=["stale"]
     )
@@ -40,9 +39,7 @@ def test_figures(study, tmp_path):
         "eps": figures.plot_against(along, "PGD-10"),
         "overfitting": figures.plot_overfitting(runs["standard"]),
         "classes": figures.plot_per_class(scores, data.test, "PGD-2"),
-        "carried": transfer_figures.plot_carried(
-            carried_matrix(named, data.test.first(20), FGSM(), progress=False)
-        ),
+        "carried": transfer_figures.plot_carried(carried_matrix(named, few, FGSM(), progress=False)),
         "plane": figures.plot_plane({"01_small": scores}, "PGD-2"),
     }
     for name, figure in drawn.items():

@@ -5,12 +5,14 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import nbformat
 import psutil
 import pytest
 import torch
+from small import Threads, late
 
 from storage.atomic_files import held
 from study import __main__
@@ -119,20 +121,23 @@ recipe = trainer.Recipe(epochs=2000, precision="float32", validation_images=16)
 run = trainer.train(models.build("shallow_cnn", 10), shapes, recipe, session.folder("run"))"""
 
 
-@pytest.fixture
-def training(notebooks, session, shapes):
-    """A study whose notebook trains for long, as soon as it has saved: its process, its kernel, its checkpoint."""
-    write(notebooks / "03_long.ipynb", *LONG.splitlines())
-    main = f"""import sys
+def script(notebooks):
+    """The command, for the notebooks of that folder."""
+    return f"""import sys
 from study import __main__
 __main__.NOTEBOOKS = __main__.utils.Path({str(notebooks)!r})
-sys.exit(__main__.main(["03", "--preset", "smoke"]))"""
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "STUDY_DATA": str(session.data)}
-    process = subprocess.Popen([sys.executable, "-c", main], env=environment, stderr=subprocess.PIPE, text=True)
-    checkpoint = notebooks / "runs" / "smoke-shapes" / "03_long" / "run" / "last.pt"
-    wait_until(checkpoint.exists)
+sys.exit(__main__.main(sys.argv[1:]))"""
+
+
+@contextmanager
+def at_work(notebooks, until):
+    """A study of 03_long, when that file is there: its process and its kernel."""
+    command = [sys.executable, "-c", script(notebooks), "03", "--preset", "smoke"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    wait_until(until.exists)
     (kernel,) = psutil.Process(process.pid).children()
-    yield process, kernel, checkpoint
+    yield process, kernel
     process.kill()
 
 
@@ -140,14 +145,16 @@ def gone(process):
     return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
-def test_a_study_that_is_stopped_saves_and_takes_its_kernel_along(training, number, code):
-    process, kernel, checkpoint = training
-    begun = time.monotonic()
-    process.send_signal(number)
-    _, said = process.communicate(timeout=30)
-    assert process.returncode == code
-    assert time.monotonic() - begun < 10
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), late(signal.SIGINT, 130)])
+def test_a_study_that_is_stopped_saves_and_takes_its_kernel_along(notebooks, shapes, number, code):
+    write(notebooks / "03_long.ipynb", *LONG.splitlines())
+    checkpoint = notebooks / "runs" / "smoke-shapes" / "03_long" / "run" / "last.pt"
+    with at_work(notebooks, checkpoint) as (process, kernel):
+        begun = time.monotonic()
+        process.send_signal(number)
+        _, said = process.communicate(timeout=30)
+        assert process.returncode == code
+        assert time.monotonic() - begun < 10
     assert "stopped; the same command goes on from here" in said
     assert "Traceback" not in said
     assert "while stopping" not in said
@@ -158,12 +165,15 @@ def test_a_study_that_is_stopped_saves_and_takes_its_kernel_along(training, numb
         pass
 
 
-def test_a_kernel_does_not_outlive_its_study(training):
+def test_a_kernel_does_not_outlive_its_study(notebooks):
     """SIGKILL, which nobody can pass on: the kernel sees that its parent is gone."""
-    process, kernel, _ = training
-    process.kill()
-    process.wait()
-    wait_until(lambda: gone(kernel))
+    begun = notebooks / "begun"
+    cell = f"import pathlib, time; pathlib.Path({str(begun)!r}).touch(); time.sleep(600)"
+    write(notebooks / "03_long.ipynb", cell)
+    with at_work(notebooks, begun) as (process, kernel):
+        process.kill()
+        process.wait()
+        wait_until(lambda: gone(kernel))
 
 
 def test_a_notebook_runs_once_at_a_time(notebooks, capsys):
@@ -175,39 +185,59 @@ def test_a_notebook_runs_once_at_a_time(notebooks, capsys):
     assert __main__.main(["01", "--preset", "smoke"]) == 0
 
 
-def test_all_at_once(notebooks, capsys):
-    """As one after the other; each in a process of its own, after those that it reads."""
-    book = nbformat.read(notebooks / "01_works.ipynb", 4)
-    book.cells[
-        1
-    ].source = "import pathlib, time, utils; time.sleep(1)\n(utils.runs_root() / 'first').touch()\nprint(word)"
-    nbformat.write(book, notebooks / "01_works.ipynb")
-    book.cells[1].source = "import utils; assert (utils.runs_root() / 'first').exists()"
+@pytest.fixture
+def chained(notebooks):
+    """The first notebook leaves a file that the third needs; how a part of the study is started."""
+    here = "import os, pathlib, time; first = pathlib.Path(os.environ['STUDY_RUNS']) / 'first'"
+    write(notebooks / "01_works.ipynb", f"{here}\ntime.sleep(1)\nfirst.touch()\nprint(word)")
+    write(notebooks / "03_reads_01.ipynb", f"{here}\nassert first.exists()\nprint('there')")
+    book = nbformat.read(notebooks / "03_reads_01.ipynb", 4)
     book.metadata["after"] = "01_works"
     nbformat.write(book, notebooks / "03_reads_01.ipynb")
+    (notebooks / "start.py").write_text(script(notebooks))
+    return [sys.executable, str(notebooks / "start.py")]
+
+
+def printed(notebooks, name):
+    book = nbformat.read(notebooks / "runs" / "smoke-shapes" / "notebooks" / f"{name}.ipynb", 4)
+    return [output.text for cell in book.cells for output in cell.get("outputs", []) if "text" in output]
+
+
+def test_all_at_once(notebooks, chained, capsys, monkeypatch):
+    """As one after the other; each in a process of its own, after those that it reads."""
+    for name, value in {"STUDY_ON": "", "STUDY_PER_GPU": "1", "PYTHONPATH": str(ROOT)}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(__main__, "SELF", chained)
+    monkeypatch.setattr(__main__.many_runs, "chosen", Threads)
+    book = nbformat.read(notebooks / "03_reads_01.ipynb", 4)
+    book.cells.append(nbformat.v4.new_code_cell("broken = 1 / 0"))
+    nbformat.write(book, notebooks / "03_reads_01.ipynb")
+    arguments = ["01", "03", "--preset", "smoke", "--on", "local:2", "-p", "word='at once'"]
+    assert __main__.main(arguments) == 1
+    said = capsys.readouterr()
+    assert "failed: 03_reads_01" in said.out
+    assert "ZeroDivisionError" in said.err
+    assert printed(notebooks, "01_works") == ["at once\n"]
+    assert printed(notebooks, "03_reads_01") == ["there\n"]
+
+
+@pytest.mark.long
+def test_all_at_once_on_ray(notebooks, chained):
+    book = nbformat.read(notebooks / "03_reads_01.ipynb", 4)
     book.cells[0].source += "\nonly_04 = 0"
     nbformat.write(book, notebooks / "04_reads_01.ipynb")
-    script = f"""import sys
-from study import __main__
-__main__.NOTEBOOKS = __main__.utils.Path({str(notebooks)!r})
-sys.exit(__main__.main(sys.argv[1:]))"""
-    (notebooks / "start.py").write_text(script)
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    again = [sys.executable, str(notebooks / "start.py")]
-    command = [sys.executable, "-c", f"from study import __main__; __main__.SELF = {again}\n" + script]
+    command = f"from study import __main__; __main__.SELF = {chained}\n" + script(notebooks)
     done = subprocess.run(
-        [*command, "--preset", "smoke", "--on", "local:2", "-p", "word='at once'", "-p", "only_04=1"],
-        env=environment,
+        [sys.executable, "-c", command, "--preset", "smoke", "--on", "local:2", "-p", "only_04=1"],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
     )
     assert done.returncode == 1
     assert "failed: 02_fails" in done.stdout
-    assert "03_reads_01" in done.stdout
     assert "ZeroDivisionError" in done.stderr
-    kept = notebooks / "runs" / "smoke-shapes" / "notebooks"
-    assert nbformat.read(kept / "01_works.ipynb", 4).cells[2].outputs[0].text == "at once\n"
-    assert (kept / "03_reads_01.ipynb").exists()
+    for name in ("03_reads_01", "04_reads_01"):
+        assert printed(notebooks, name) == ["there\n"]
 
 
 @pytest.mark.parametrize("on", ["slurm", "local:0"])

@@ -36,7 +36,8 @@ def both(tmp_path_factory, folders):
     results = {}
     for on in (None, "local:2"):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("STUDY_RUNS", str(tmp_path_factory.mktemp("runs")))
+            if on is None:  # the others go where all tests' runs do: Ray has processes that know the place
+                patch.setenv("STUDY_RUNS", str(tmp_path_factory.mktemp("runs")))
             patch.setenv("OMP_NUM_THREADS", "1")
             session = utils.start("grid", preset="smoke")
             data = utils.load_data("shapes10", session)
