@@ -169,4 +169,6 @@ def _perform(function, note, *arguments):
         return function(*arguments)
     except Exception as error:
         _failed = not isinstance(error, Held)  # which only means: later
+        if _failed:  # soon, when Ray has been told of the error: a task that met this process would lose a try
+            threading.Timer(2, os._exit, (1,)).start()
         raise

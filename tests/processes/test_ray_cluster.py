@@ -12,9 +12,11 @@ import time
 from pathlib import Path
 
 import on_ray
+import psutil
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from test_data_parallel import wait_for
 
 import utils
 from models.fingerprint import fingerprint
@@ -120,10 +122,19 @@ def test_the_stop_button_lets_all_save(pool, tmp_path, stop_button):
     assert [file.read_text() for file in files] == ["saved", "saved"]
 
 
-def test_a_process_whose_task_failed_is_not_used_again(pool):
-    """It might fail all that come after: it dies of the next one, which is tried again elsewhere."""
+@pytest.mark.long
+def test_one_that_dies_is_tried_again_but_not_for_ever(pool, tmp_path, monkeypatch):
+    monkeypatch.setattr(ray_cluster, "TRIES", 2)
+    assert run_all({"a": Task(dies_once, (str(tmp_path / "tries"),))}, pool) == {"a": "xx"}
+    with pytest.raises(Died, match="lost"):
+        run_all({"a": Task(dies)}, pool)
+
+
+def test_a_process_whose_task_failed_is_not_used_again(pool, tmp_path, monkeypatch):
+    """It might fail all that come after."""
 
     def poisoned():
+        (tmp_path / str(os.getpid())).touch()
         if os.environ.get("POISON"):
             raise RuntimeError("an illegal memory access was encountered")
         os.environ["POISON"] = "yes"
@@ -131,14 +142,9 @@ def test_a_process_whose_task_failed_is_not_used_again(pool):
 
     with pytest.raises(ValueError, match="the first"):
         run_all({number: Task(by_value(poisoned)) for number in range(3)}, pool)  # more than processes
-
-
-@pytest.mark.long
-def test_one_that_dies_is_tried_again_but_not_for_ever(pool, tmp_path, monkeypatch):
-    monkeypatch.setattr(ray_cluster, "TRIES", 2)
-    assert run_all({"a": Task(dies_once, (str(tmp_path / "tries"),))}, pool) == {"a": "xx"}
-    with pytest.raises(Died, match="lost"):
-        run_all({"a": Task(dies)}, pool)
+    wait_for(lambda: not any(psutil.pid_exists(int(used.name)) for used in tmp_path.iterdir()))
+    monkeypatch.setattr(ray_cluster, "TRIES", 1)
+    assert run_all({"next": Task(add, (1, 2))}, pool)["next"][0] == 3
 
 
 @pytest.mark.long
