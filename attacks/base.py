@@ -7,6 +7,7 @@ model that is passed and leaving it as it was found. An attack holds settings, n
 examples cannot come from another network than the one in the call.
 """
 
+import copy
 import math
 import warnings
 from contextlib import contextmanager
@@ -28,6 +29,8 @@ class Attack:
 
     # Ours have a gradient wherever the model has one; CW and others stop on purpose once they have won.
     zero_gradient_is_failure: ClassVar[bool] = True
+    # May ε and the step size be scalar tensors in `craft`? So one CUDA graph serves all sizes.
+    takes_tensors: ClassVar[bool] = False
 
     def __post_init__(self):
         largest = math.inf if getattr(self, "norm", "Linf") == "L2" else 1
@@ -76,6 +79,17 @@ class Attack:
             raise ValueError(f"{self} cannot be scaled: its ε is 0")
         sizes = {name: getattr(self, name) * factor for name in ("eps", "step_size") if hasattr(self, name)}
         return replace(self, **sizes)
+
+    def with_sizes(self, sizes):
+        """The same attack with other values for ε and the step size, which may be tensors; nothing is checked."""
+        other = copy.copy(self)
+        vars(other).update({name: value for name, value in sizes.items() if name in vars(self)})
+        return other
+
+    def __init_subclass__(cls, **settings):
+        super().__init_subclass__(**settings)
+        if "craft" in vars(cls):  # what is said of one craft does not hold for another
+            cls.takes_tensors = vars(cls).get("takes_tensors", False)
 
     @property
     def label(self):
@@ -145,6 +159,13 @@ def input_gradient(model, images, labels, targeted=False, scaled=False):
     if targeted:
         ascent = -ascent
     return torch.autograd.grad(logits, images, ascent, allow_unused=True, materialize_grads=True)[0]
+
+
+def moved(images, direction, size):
+    """Add `size`, a number or a scalar tensor, times a direction to the images, in place."""
+    if isinstance(size, torch.Tensor):
+        return images.addcmul_(direction, size)
+    return images.add_(direction, alpha=size)
 
 
 def logit_gradient(logits, labels, scaled=False):

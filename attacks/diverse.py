@@ -5,11 +5,10 @@ TI-FGSM      Dong et al. 2019, arXiv:1904.02884: the gradient is blurred, as if 
 SI-NI-FGSM   Lin et al. 2019, arXiv:1908.06281: over darker copies, with Nesterov's look ahead
 """
 
-import functools
 from dataclasses import dataclass
 
 import torch
-from torch.nn.functional import conv2d, interpolate, pad
+from torch.nn.functional import conv2d
 
 from attacks.base import input_gradient, setting
 from attacks.momentum import MIFGSM
@@ -20,29 +19,40 @@ class DIFGSM(MIFGSM):
     """MI-FGSM whose gradient is, with `probability`, that of pictures shrunk and put on black at random.
 
     The side shrinks to between `smallest` times itself and itself; at each step there is one draw for the batch.
-    Python reads it, so in training the device is waited for, and steps are no CUDA graph.
     """
 
     probability: float = setting(0.5, 0, 1)
     smallest: float = setting(0.9, 0, 1, open_low=True)
 
     def _gradient(self, model, images, labels, generator, targeted):
-        change, side, top, left = torch.rand(4, generator=generator, device=images.device).tolist()
-        if change >= self.probability:
-            return super()._gradient(model, images, labels, generator, targeted)
-        shrunk = functools.partial(_shrunk, smallest=self.smallest, side=side, top=top, left=left)
-        return input_gradient(lambda points: model(shrunk(points)), images, labels, targeted)
+        # Tensors, not numbers: the device decides, and nobody waits for it. Of full size nothing changes.
+        change, side, top, left = torch.rand(4, generator=generator, device=images.device)
+        side = torch.where(change < self.probability, side, 1)
+        return input_gradient(
+            lambda points: model(_shrunk(points, self.smallest, side, top, left)), images, labels, targeted
+        )
 
 
 def _shrunk(images, smallest, side, top, left):
-    """Smaller pictures on black, as large as before; `side`, `top` and `left`, 0 to 1, are from least to most."""
-    whole = images.shape[2:]
-    least = [max(1, int(smallest * length)) for length in whole]
-    size = [low + int(side * (length - low + 1)) for low, length in zip(least, whole, strict=True)]
-    spare = [length - small for length, small in zip(whole, size, strict=True)]
-    above, before = (int(share * (free + 1)) for share, free in zip((top, left), spare, strict=True))
-    small = interpolate(images, size=size, mode="bilinear", align_corners=False)
-    return pad(small, (before, spare[1] - before, above, spare[0] - above))
+    """Smaller pictures on black, as large as before; the scalar tensors, 0 to 1, are from least to most."""
+    down, across = (
+        _shrinking(length, smallest, side, shift).to(images.dtype)
+        for length, shift in zip(images.shape[2:], (top, left), strict=True)
+    )
+    with torch.autocast(images.device.type, enabled=False):
+        return down @ images @ across.T
+
+
+def _shrinking(length, smallest, side, shift):
+    """The matrix (length, length), float64, that shrinks lines bilinearly and puts them on black."""
+    least = max(1, int(smallest * length))
+    size = (least + (side * (length - least + 1)).floor()).clamp_max(length).double()
+    before = (shift * (length - size + 1)).floor()
+    places = torch.arange(length, device=side.device, dtype=torch.float64)
+    kept = places - before  # where each pixel is in the small line
+    source = ((kept + 0.5) * length / size - 0.5).clamp(0, length - 1)
+    weights = (1 - (source[:, None] - places).abs()).clamp_min(0)
+    return weights * ((kept >= 0) & (kept < size))[:, None]
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from attacks.base import Attack, input_gradient, setting
+from attacks.base import Attack, input_gradient, moved, setting
 from attacks.pgd import bounds
 from processes.data_parallel import drawn
 
@@ -24,6 +24,7 @@ class MIFGSM(Attack):
 
     look_ahead = False
     neighbours = 0
+    takes_tensors = True
 
     @property
     def label(self):
@@ -35,7 +36,11 @@ class MIFGSM(Attack):
         momentum = torch.zeros_like(images)
         variance = torch.zeros_like(images)
         for step in range(self.steps):
-            here = adversarial.add(momentum, alpha=self.decay * self.step_size) if self.look_ahead else adversarial
+            here = (
+                moved(adversarial.clone(), momentum, self.decay * self.step_size)
+                if self.look_ahead
+                else adversarial
+            )
             gradient = self._gradient(model, here, labels, generator, targeted)
             direction = gradient + variance
             # A zero gradient has no direction: it stays zero here, where 0/0 would be NaN.
@@ -43,7 +48,7 @@ class MIFGSM(Attack):
             momentum.mul_(self.decay).add_(direction.div_(size))
             if self.neighbours and step < self.steps - 1:  # the last variance would never be used
                 variance = self._neighbourhood(model, adversarial, labels, generator, targeted).sub_(gradient)
-            adversarial = adversarial.add(momentum.sign(), alpha=self.step_size).clamp_(lower, upper)
+            moved(adversarial, momentum.sign(), self.step_size).clamp_(lower, upper)
         return adversarial
 
     def _gradient(self, model, images, labels, generator, targeted):
@@ -54,7 +59,8 @@ class MIFGSM(Attack):
         reach = self.eps * self.radius
         total = torch.zeros_like(images)
         for _ in range(self.neighbours):
-            near = images + drawn(images, lambda noise: noise.uniform_(-reach, reach, generator=generator))
+            noise = drawn(images, lambda noise: noise.uniform_(-1, 1, generator=generator))
+            near = moved(images.clone(), noise, reach)
             total += input_gradient(model, near, labels, targeted, scaled=True)
         return total.div_(self.neighbours)
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from attacks.base import Attack, input_gradient, setting
+from attacks.base import Attack, input_gradient, moved, setting
 from processes.data_parallel import drawn
 
 
@@ -18,6 +18,8 @@ class FGSM(Attack):
     """One step of size ε along the sign of the gradient (L2: along the gradient itself), from the picture."""
 
     norm: str = field(default="Linf", metadata={"check": _check_norm})
+
+    takes_tensors = True
 
     def craft(self, model, images, labels, generator, targeted=False):
         gradient = input_gradient(model, images, labels, targeted)
@@ -37,6 +39,8 @@ class PGD(Attack):
     restarts: int = setting(1, 1)
     random_start: bool = True
     norm: str = field(default="Linf", metadata={"check": _check_norm})
+
+    takes_tensors = True
 
     def __post_init__(self):
         super().__post_init__()
@@ -64,8 +68,8 @@ class PGD(Attack):
         lower, upper = bounds(images, self.eps)
         adversarial = images.clone()
         if self.random_start:
-            adversarial += drawn(images, lambda noise: noise.uniform_(-self.eps, self.eps, generator=generator))
-            adversarial.clamp_(lower, upper)
+            noise = drawn(images, lambda noise: noise.uniform_(-1, 1, generator=generator))
+            moved(adversarial, noise, self.eps).clamp_(lower, upper)
         for _ in range(self.steps):
             gradient = input_gradient(model, adversarial, labels, targeted)
             _step(adversarial, gradient, self.step_size, self.norm).clamp_(lower, upper)
@@ -76,8 +80,8 @@ class PGD(Attack):
         if self.random_start:
             # A random direction, and a length uniform in [0, ε].
             offset = drawn(images, lambda noise: noise.normal_(generator=generator))
-            length = drawn(_length(offset), lambda length: length.uniform_(0, self.eps, generator=generator))
-            offset *= length / _length(offset)
+            length = drawn(_length(offset), lambda length: length.uniform_(0, 1, generator=generator))
+            offset *= length.mul_(self.eps) / _length(offset)
         adversarial = (images + offset).clamp_(0, 1)
         for _ in range(self.steps):
             gradient = input_gradient(model, adversarial, labels, targeted)
@@ -95,11 +99,11 @@ def bounds(images, eps):
 def _step(images, gradient, size, norm):
     """Move the images, in place, by `size` along the gradient's sign (L∞) or its direction (L2)."""
     if norm == "Linf":
-        return images.add_(gradient.sign_(), alpha=size)
+        return moved(images, gradient.sign_(), size)
     # Scaled by the largest entry first: the squares of a tiny gradient would underflow to length 0.
     largest = gradient.abs().amax((1, 2, 3), keepdim=True).clamp_min(torch.finfo(gradient.dtype).tiny)
     gradient = gradient / largest
-    return images.add_(gradient / _length(gradient), alpha=size)
+    return moved(images, gradient / _length(gradient), size)
 
 
 def _length(tensor):

@@ -9,13 +9,14 @@ of the images that the model was trained on, for the curve of training accuracy.
     replays                     the number of steps in a row that show the same batch
     single_step_eps(progress)   the ε (L∞) that it has reached, where a single step makes its examples, or None,
                                 for training/catastrophic_overfitting.py to watch over it
-    at(progress)                the defence that it is at that moment: steps of equal ones can be one CUDA graph
+    at(progress)                the defence that it is at that moment: steps of equal ones can be one CUDA graph,
+                                also where they differ in ε and step size alone: see with_sizes
 
 Where several processes share a batch (processes/data_parallel.py), each calls `loss` with its part of it. What is
 drawn for each picture goes through data_parallel.drawn, as if for the whole batch; else all draw the same.
 """
 
-from defences.adversarial import Adversarial, Standard, TwoHalves, Wrapped, innermost, moment
+from defences.adversarial import Adversarial, Standard, TwoHalves, Wrapped, innermost, moment, with_sizes
 from defences.free import Free
 from defences.single_step import NFGSM, Guided
 from defences.source_penalties import L2SP, FeatureDistillation, Penalty

@@ -140,6 +140,15 @@ class Wrapped:
         return getattr(self.defence, "replays", 1)
 
 
+def with_sizes(defence, sizes):
+    """The same defence with other values for its attack's ε and step size, if they may be tensors there."""
+    if isinstance(defence, Wrapped):
+        return replace(defence, defence=with_sizes(defence.defence, sizes))
+    if isinstance(defence, Adversarial) and defence.attack.takes_tensors:
+        return replace(defence, attack=defence.attack.with_sizes(sizes))
+    return defence
+
+
 def innermost(defence):
     """The defence that all the others are around."""
     return innermost(defence.defence) if isinstance(defence, Wrapped) else defence

@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from attacks import PGD, Attack, wide
-from attacks.base import setting
+from attacks.base import moved, setting
 from attacks.pgd import bounds
 from defences.adversarial import Adversarial
 from processes.data_parallel import drawn
@@ -49,7 +49,7 @@ class TRADES(Adversarial):
                 logits = model(points)
                 ascent = (wide(logits.detach()).softmax(1) - clean).to(logits.dtype)
                 gradient = torch.autograd.grad(logits, points, ascent)[0]
-            adversarial = adversarial.add(gradient.sign_(), alpha=attack.step_size).clamp_(lower, upper)
+            moved(adversarial, gradient.sign_(), attack.step_size).clamp_(lower, upper)
         return adversarial
 
     def objective(self, model, images, adversarial, labels, smoothing):

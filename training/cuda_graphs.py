@@ -1,8 +1,8 @@
 """Steps as CUDA graphs: launched at once, where kernel by kernel the device would wait for Python.
 
 A graph replays the same kernels on the same memory. So it serves steps that are alike: what differs between them
-must lie in tensors. Its key says what steps have in common; where that changes with every step (an ε that rises),
-steps run as they are written.
+(learning rate, an ε that rises) must lie in tensors. Its key says what steps have in common; where that changes
+with every step, they run as they are written.
 """
 
 import logging

@@ -10,7 +10,7 @@ import time
 import torch
 from torch.nn.functional import interpolate
 
-from defences import Standard, moment
+from defences import Standard, innermost, moment, with_sizes
 from models import Model, rate_of
 from processes import data_parallel
 from training import catastrophic_overfitting, precision
@@ -51,6 +51,7 @@ class State:
         self.seconds = 0.0  # spent in the current epoch before this start
         self.memory = {}  # what the defence keeps from step to step
         self.follow = {}  # how far the averaged weights follow in a step
+        self.sizes = {name: torch.zeros((), device=device) for name in ("eps", "step_size")}  # of a graph's attack
         self.rescued = None  # the epoch, from 1, in which single-step training collapsed
         self.ended = False  # it has collapsed again
         self.good = None  # where to return to from a collapse
@@ -208,7 +209,18 @@ def train_step(state, images, labels):
         if state.graphed.possible:
             state.graphed.give_up(f"{defence} has no at(progress), which would say when its steps are alike")
     _set_rates(state, progress)
-    return state.graphed(defence, functools.partial(_update, state, defence, progress), images, labels)
+    alike = defence
+    if state.graphed.possible:
+        alike, defence = _sizes_in_tensors(state, defence)
+    return state.graphed(alike, functools.partial(_update, state, defence, progress), images, labels)
+
+
+def _sizes_in_tensors(state, defence):
+    """What is alike in steps of any ε and step size; the defence that finds them where one graph can for all."""
+    attack = getattr(innermost(defence), "attack", None)
+    for name, tensor in state.sizes.items():
+        tensor.fill_(getattr(attack, name, 0))
+    return with_sizes(defence, dict.fromkeys(state.sizes, 1.0)), with_sizes(defence, state.sizes)
 
 
 def _set_rates(state, progress):
