@@ -32,7 +32,7 @@ from processes.stopping import Stop
 from training import catastrophic_overfitting, step
 from training.identity import identity_of
 from training.recipe import Recipe
-from training.run_folder import Onlooker, RunFolder, SameRunHeld
+from training.run_folder import Beside, Onlooker, RunFolder, SameRunHeld
 from training.tensorboard_log import Curves
 from training.validation import examples, validate
 
@@ -193,13 +193,13 @@ def _train(model, data, recipe, run, device, progress):
         curves = Curves(run.path, recipe, state.epoch) if leads else None
         kind, hidden = progress if callable(progress) else tqdm, not (progress and leads)
         bar = kind(total=state.total, initial=state.step, desc=run.path.name, disable=hidden, unit="step")
-        with bar, closing(curves) if leads else nullcontext():
+        with bar, closing(curves) if leads else nullcontext(), Beside() as beside:
             while not state.ended and (state.step < state.total or len(state.history) < recipe.epochs):
-                _one_epoch(state, data, run, stop, bar)
-                _close_epoch(state, data, run, curves, bar)
+                _one_epoch(state, data, run, stop, bar, beside)
+                _close_epoch(state, data, run, curves, bar, beside)
                 _agreed(stop)
                 if stop.requested and state.step < state.total:
-                    _save_and_leave(state, run, stop)
+                    _save_and_leave(state, run, stop, beside)
         result = state.result().eval()
         run.save_history(state.history)  # what was found, whatever happened to the file meanwhile
         run.finish(result, {"precision": state.precision})
@@ -213,13 +213,14 @@ def _agreed(stop, due=False):
     return due
 
 
-def _save_and_leave(state, run, stop):
-    state.save(run)
+def _save_and_leave(state, run, stop, beside):
+    beside.wait()
+    run.save_checkpoint(state.checkpoint())
     where = f"epoch {state.epoch + 1} of {state.recipe.epochs}, step {state.step} of {state.total}"
     stop.leave(f"{run.path.name}: stopped in {where}; saved. The same again goes on from there")
 
 
-def _one_epoch(state, data, run, stop, bar):
+def _one_epoch(state, data, run, stop, bar, beside):
     """The steps of the epoch that are still to be done."""
     recipe = state.recipe
     replays = getattr(state.defence, "replays", 1)  # steps in a row that show the same batch
@@ -246,17 +247,18 @@ def _one_epoch(state, data, run, stop, bar):
             bar.update(state.step - bar.n)
             checked, shown = index + 1, time.perf_counter()
         if stop.requested and not last:
-            _save_and_leave(state, run, stop)
+            _save_and_leave(state, run, stop, beside)
 
 
-def _close_epoch(state, data, run, curves, bar):
-    """Validate, write the curves, then the checkpoint: after a break in between, the epoch is done again."""
+def _close_epoch(state, data, run, curves, bar, beside):
+    """Validate and write the curves; the files of the run are written beside the next epoch."""
     recipe, epoch = state.recipe, state.epoch
     loss, clean, robust = validate(state, data.val)
     if not math.isfinite(loss):  # the last update can break the weights after the last loss was fine
         _diverged(state, run, f"the validation loss is {loss}", state.step)
     fgsm, collapse = catastrophic_overfitting.look(state, data.val, robust)
     if collapse is not None:
+        beside.wait()
         _rescue(state, run, collapse.message)
         return
     row = {
@@ -273,14 +275,12 @@ def _close_epoch(state, data, run, curves, bar):
     row |= {name: value for name, value in guarded.items() if value is not None}
     state.history.append(row)
     state.seconds = 0.0
-    if _best_epoch(state.history) == state.epoch:
-        run.save_best(state.result(), state.epoch)
     if curves is not None:
         curves.epoch(epoch + 1, row)
         curves.pictures(epoch + 1, *examples(state, data.val), recipe.validation_attack.eps)
-    run.save_history(state.history)
     state.keep()
-    state.save(run)
+    best = copy.deepcopy(state.result()) if _best_epoch(state.history) == state.epoch else None
+    beside(run.save_epoch, state.checkpoint(), best)
     bar.set_postfix(loss=f"{row['loss/train']:.3f}", **_latest(state))
 
 
@@ -295,7 +295,7 @@ def _rescue(state, run, what):
     back = f"the weights after epoch {epoch - 1}" if epoch > 1 else "the initial weights"
     if first is None:
         log.warning("%s: collapsed in epoch %d: %s. On from %s, with %s", name, epoch, what, back, state.defence)
-        state.save(run)
+        run.save_checkpoint(state.checkpoint())
         return
     log.error("%s: COLLAPSED AGAIN in epoch %d: %s. The run ENDS HERE, with %s", name, epoch, what, back)
     state.ended = True

@@ -29,7 +29,7 @@ from loaders import Data
 from models.fingerprint import fingerprint
 from models.low_rank import Packed
 from processes.seeds import derive_seed
-from storage.atomic_files import Held
+from storage.atomic_files import Held, NotWritten
 from trainer import Recipe, TrainingDiverged, train
 from training import step as steps
 from training.run_folder import RunFolder, RunRefused
@@ -100,6 +100,44 @@ def test_a_finished_run_is_loaded(blobs, tmp_path, monkeypatch):
     again = go(blobs, tmp_path / "run")
     assert weights(again) == weights(first)
     pd.testing.assert_frame_equal(again.history, first.history)
+
+
+def test_a_checkpoint_is_written_beside_the_next_epoch_and_holds_the_one_that_it_is_of(
+    blobs, tmp_path, uninterrupted, monkeypatch
+):
+    real_step, real_save, further = steps.train_step, RunFolder.save_checkpoint, threading.Event()
+
+    def step(state, *rest):
+        if state.step > state.steps:  # the second one of the second epoch
+            further.set()
+        return real_step(state, *rest)
+
+    def late(self, state):
+        assert further.wait(60)
+        real_save(self, state)
+        if not (tmp_path / "copy").exists():
+            shutil.copytree(self.path, tmp_path / "copy")
+
+    monkeypatch.setattr(steps, "train_step", step)
+    monkeypatch.setattr(RunFolder, "save_checkpoint", late)
+    assert weights(go(blobs, tmp_path / "run")) == weights(uninterrupted)
+    saved = RunFolder(tmp_path / "copy").load_checkpoint("cpu")
+    assert (saved["step"], len(saved["history"])) == (len(blobs.train) // 32, 1)
+    assert weights(go(blobs, tmp_path / "copy")) == weights(uninterrupted)
+
+
+def test_what_cannot_be_written_beside_the_training_ends_it(blobs, tmp_path, monkeypatch):
+    def refused(self, state):
+        raise NotWritten(28, "No space left on device", str(self.path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "save_checkpoint", refused)
+        with pytest.raises(NotWritten):
+            go(blobs, tmp_path / "run")
+        assert not RunFolder(tmp_path / "run").finished
+        with pytest.raises(NotWritten):  # nor is the last one of a run forgotten
+            go(blobs, tmp_path / "short", replace(RECIPE, epochs=1))
+        assert not RunFolder(tmp_path / "short").finished
 
 
 @pytest.mark.parametrize("step", [1, 8, 9, 15, 23])

@@ -18,6 +18,7 @@ import io
 import json
 import logging
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -100,6 +101,16 @@ class RunFolder:
         if self.claimed or not recipe.exists():
             return self.claimed
         return hashlib.sha256(json.dumps(read_json(recipe, ANEW), sort_keys=True).encode()).hexdigest()[:16]
+
+    def save_epoch(self, state, best=None):
+        """What an epoch ends in: its best model so far, if this is one, then the history, then the checkpoint.
+
+        After a break in between the epoch is done again.
+        """
+        if best is not None:
+            self.save_best(best, len(state["history"]))
+        self.save_history(state["history"])
+        self.save_checkpoint(state)
 
     def save_checkpoint(self, state):
         """Write the state; it counts when it has been read back, and the one before it is kept beside it."""
@@ -262,6 +273,31 @@ class Onlooker(RunFolder):
         pass
 
     note = save_checkpoint = save_history = save_best = finish = _nothing
+
+
+class Beside:
+    """Calls functions one after the other in a thread of their own, for files that need not be waited for."""
+
+    def __init__(self):
+        self.thread, self.last = ThreadPoolExecutor(1), None
+
+    def __call__(self, function, *arguments):
+        self.wait()
+        self.last = self.thread.submit(function, *arguments)
+
+    def wait(self):
+        """Until the last one is done. Raises what it raised."""
+        last, self.last = self.last, None
+        if last is not None:
+            last.result()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace):
+        self.thread.shutdown()
+        if kind is None:
+            self.wait()
 
 
 def _checked_content(path):

@@ -94,8 +94,9 @@ class State:
         if catastrophic_overfitting.eps_of(self.recipe.defence) is not None:
             self.good = copy.deepcopy(self.snapshot())
 
-    def save(self, run):
-        run.save_checkpoint(self.snapshot() | {"good": self.good})
+    def checkpoint(self):
+        """What `resume` goes on from, as it is now, whatever is trained meanwhile."""
+        return copy.deepcopy(self.snapshot()) | {"good": self.good}
 
     def resume(self, run):
         saved = data_parallel.from_first(run.load_checkpoint, self.device if data_parallel.world() == 1 else "cpu")
