@@ -11,7 +11,7 @@ import models
 import utils
 from attacks import FGSM, PGD, AutoAttack
 from defences import Adversarial
-from evaluation import per_example, unfinished
+from evaluation import batch_sizes, unfinished
 from study import figures, report
 from trainer import Recipe, test, train
 
@@ -22,7 +22,7 @@ def small_study(folder, say):
     """Data, training, evaluation, AutoAttack and report in a few seconds; `say` is told the phase that begins."""
     os.environ |= {"STUDY_RUNS": str(folder / "runs"), "STUDY_DATA": str(folder / "data")}
     torch.set_num_threads(1)
-    per_example.BATCH["cpu"] = 20
+    batch_sizes.BATCH["cpu"] = 20
     unfinished.SAVE_EVERY = 0.1
     say("data")
     session = utils.start("01_faults", preset="smoke", data="shapes")

@@ -7,7 +7,8 @@ import torch
 from tqdm.auto import tqdm
 
 from attacks import evaluating, input_gradient, margin
-from evaluation.per_example import BATCH, attacked, on_device_of, predict
+from evaluation.batch_sizes import BATCH, AnySize
+from evaluation.per_example import attacked, on_device_of, predict
 from evaluation.statistics import wilson
 from evaluation.testing import seed_for
 
@@ -64,7 +65,7 @@ def margins(model, split, attack, *, seed=0):
 
     A dictionary of two tensors (N,), by "clean" and the attack's label.
     """
-    model = on_device_of(split, model)
+    model = AnySize(on_device_of(split, model))
     parts = {"clean": [], attack.label: []}
     generator = torch.Generator(split.labels.device).manual_seed(seed)
     with evaluating(model):

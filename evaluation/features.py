@@ -14,7 +14,8 @@ from torch.nn.functional import cosine_similarity
 
 from attacks import evaluating
 from attacks.base import logit_gradient
-from evaluation.per_example import BATCH, in_float32, on_device_of
+from evaluation.batch_sizes import BATCH
+from evaluation.per_example import in_float32, on_device_of
 from evaluation.testing import seed_for
 
 PIXELS = "pixels"

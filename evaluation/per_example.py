@@ -11,11 +11,10 @@ from typing import NamedTuple
 import torch
 
 from attacks import evaluating
+from evaluation.batch_sizes import BATCH, AnySize
 from evaluation.unfinished import Kept
 from processes import data_parallel
 from processes.seeds import derive_seed
-
-BATCH = {"cpu": 250, "cuda": 1000}  # pictures at once
 
 
 class Extent(NamedTuple):
@@ -39,6 +38,7 @@ def on_device_of(split, model):
 
 def predict(model, split):
     """Logits (N, K) of the pictures of a split, in float32 and eval mode. ValueError for too few classes."""
+    model = AnySize(model)
     with evaluating(model), torch.no_grad(), in_float32(split):
         size = BATCH[split.labels.device.type]
 
@@ -103,6 +103,7 @@ def _judge(source, victim, attack, split, indices, generator):
     """
     begun = time.perf_counter()
     images, labels = split.batch(indices)
+    source, victim = AnySize(source), AnySize(victim)
     with evaluating(source), in_float32(split):
         adversarial = attack.craft(source, images.clone(), labels, generator)
     with evaluating(victim), torch.no_grad(), in_float32(split):

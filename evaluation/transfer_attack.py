@@ -8,7 +8,8 @@ import torch
 from tqdm.auto import tqdm
 
 from attacks import evaluating
-from evaluation.per_example import BATCH, in_float32, on_device_of, predict
+from evaluation.batch_sizes import BATCH, AnySize
+from evaluation.per_example import in_float32, on_device_of, predict
 from evaluation.testing import evaluate, named, seed_for
 
 
@@ -34,8 +35,11 @@ def carried_outcomes(victims, split, attack, *, sources=None, seed=0, progress=T
             raise ValueError(
                 f"{name!r} names a source and a victim that are two models: it would look like a white box"
             )
-    victims = {name: on_device_of(split, model) for name, model in victims.items()}
-    sources = victims if sources is None else {name: on_device_of(split, m) for name, m in sources.items()}
+    victims = {name: AnySize(on_device_of(split, model)) for name, model in victims.items()}
+    if sources is None:
+        sources = victims
+    else:
+        sources = {name: AnySize(on_device_of(split, model)) for name, model in sources.items()}
     right = {name: predict(model, split).argmax(1) == split.labels for name, model in victims.items()}
     stood = {(source, victim): [] for source in sources for victim in victims}
     for name, source in tqdm(sources.items(), desc=f"{attack.label}, carried", disable=not progress):

@@ -7,7 +7,7 @@ from torch import nn
 
 from attacks import evaluating
 from evaluation import checks
-from evaluation.per_example import BATCH
+from evaluation.batch_sizes import BATCH
 from loaders import Split
 
 

@@ -8,7 +8,7 @@ import torch
 from small import small_network
 
 from attacks import PGD, Attack, AutoAttack
-from evaluation import checks, per_example, testing, unfinished
+from evaluation import batch_sizes, checks, per_example, testing, unfinished
 
 CHEAP = AutoAttack(eps=6 / 255, steps=5, queries=20)
 
@@ -33,7 +33,7 @@ CALLS, LIMIT = [], [10**9]
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch):
     CALLS.clear()
-    monkeypatch.setitem(per_example.BATCH, "cpu", 20)
+    monkeypatch.setitem(batch_sizes.BATCH, "cpu", 20)
     monkeypatch.setattr(unfinished, "SAVE_EVERY", -1)
 
 

