@@ -32,6 +32,7 @@ from processes.stopping import Stop
 from training import catastrophic_overfitting, step
 from training.identity import identity_of
 from training.recipe import Recipe
+from training.rehearsal import rehearse
 from training.run_folder import Beside, Onlooker, RunFolder, SameRunHeld
 from training.tensorboard_log import Curves
 from training.validation import examples, validate
@@ -40,7 +41,7 @@ log = logging.getLogger("study")
 
 __all__ = ["Recipe", "Run", "TrainingDiverged", "test", "train", "transfer_attack"]
 
-LONG = 200  # steps from which a run is worth a few trial steps that tell what it will cost
+LONG = 200  # steps from which a run is worth a rehearsal, which tells what it will cost, on the CPU too
 
 
 class TrainingDiverged(RuntimeError):
@@ -187,8 +188,8 @@ def _train(model, data, recipe, run, device, progress):
         run.note(precision=state.precision)
     step.use_features(state, data, run)
     with Stop() as stop, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        if state.step == 0 and state.total >= LONG and state.features is None:
-            step.forecast(state, data, run)
+        if state.features is None and (device.type == "cuda" or (state.step == 0 and state.total >= LONG)):
+            rehearse(state, data, run)
         leads = data_parallel.leads()
         curves = Curves(run.path, recipe, state.epoch) if leads else None
         kind, hidden = progress if callable(progress) else tqdm, not (progress and leads)
@@ -235,7 +236,7 @@ def _one_epoch(state, data, run, stop, bar, beside):
         with data_parallel.sharing(recipe.batch_size) as mine:
             images, labels = step.batch(state, data, order[number - passes * state.steps][mine])
             seed_global(derive_seed(recipe.seed, 1, state.step, *data_parallel.number()), state.device)
-            state.losses[index], state.hits[index] = step.train_step(state, images, labels)
+            state.losses[index], state.hits[index] = _step(state, run, images, labels)
         state.step += 1
         state.seconds = before + time.perf_counter() - begun
         # Reading a loss waits for the device, so it is done now and then, not at each step.
@@ -248,6 +249,17 @@ def _one_epoch(state, data, run, stop, bar, beside):
             checked, shown = index + 1, time.perf_counter()
         if stop.requested and not last:
             _save_and_leave(state, run, stop, beside)
+
+
+def _step(state, run, images, labels):
+    try:
+        return step.train_step(state, images, labels)
+    except torch.OutOfMemoryError as error:
+        error.add_note(
+            f"{run.path.name}: it was enough when the run was rehearsed; does something else use the device now? "
+            "The same again goes on from the last checkpoint, in smaller parts where it must"
+        )
+        raise
 
 
 def _close_epoch(state, data, run, curves, bar, beside):

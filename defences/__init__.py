@@ -9,6 +9,7 @@ of the images that the model was trained on, for the curve of training accuracy.
     replays                     the number of steps in a row that show the same batch
     single_step_eps(progress)   the ε (L∞) that it has reached, where a single step makes its examples, or None,
                                 for training/catastrophic_overfitting.py to watch over it
+    whole_batch                 True where a loss of parts of a batch, weighed and added, is not that of the batch
     at(progress)                the defence that it is at that moment: steps of equal ones can be one CUDA graph,
                                 also where they differ in ε and step size alone: see with_sizes
 

@@ -139,6 +139,10 @@ class Wrapped:
     def replays(self):
         return getattr(self.defence, "replays", 1)
 
+    @property
+    def whole_batch(self):
+        return getattr(self.defence, "whole_batch", False)
+
 
 def with_sizes(defence, sizes):
     """The same defence with other values for its attack's ε and step size, if they may be tensors there."""

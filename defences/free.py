@@ -24,6 +24,7 @@ class Free(SingleStep):
 
     replays: int = setting(8, 1, 1000, hint="8 is usual for CIFAR-10, 4 for ImageNet")
 
+    whole_batch = True  # for which the perturbation is kept
     at = Standard.at  # it is the same at all moments
 
     def loss(self, model, images, labels, *, progress, generator, memory, smoothing=0.0):

@@ -26,6 +26,7 @@ class AWP(Wrapped):
 
     gamma: float = setting(0.005, 0, 1, open_high=True, hint="0.005 is usual")
 
+    whole_batch = True  # whose gradient moves the weights
     at = Wrapped.at  # it adds nothing that changes from moment to moment
 
     def __post_init__(self):

@@ -196,6 +196,19 @@ def sharing(whole):
         _shard = before
 
 
+@contextmanager
+def micro_batch(begin, end, count):
+    """Inside, these of the `count` pictures that this process has are at work: what is drawn is the batch's."""
+    global _shard
+    before = _shard
+    first, whole = (0, count) if before is None else (before.begin, before.whole)
+    _shard = Shard(first + begin, first + end, whole)
+    try:
+        yield
+    finally:
+        _shard = before
+
+
 def drawn(like, fill):
     """A tensor like this one, filled at random in place by `fill(tensor)`.
 
@@ -216,7 +229,7 @@ def weighed(mean):
 
 def mean(tensors):
     """The means of all processes."""
-    if _shard is None:
+    if _shard is None or world() == 1:
         return tensors
     flat = torch.cat([tensor.flatten() for tensor in tensors]) / world()
     dist.all_reduce(flat)

@@ -1,11 +1,8 @@
-"""One training step: what it changes, what it is given, and what it will cost."""
+"""One training step: what it changes, what it is given, what it does."""
 
 import copy
 import functools
 import logging
-import math
-import resource
-import time
 
 import torch
 from torch.nn.functional import interpolate
@@ -14,13 +11,13 @@ from defences import Standard, innermost, moment, with_sizes
 from models import Model, rate_of
 from processes import data_parallel
 from training import catastrophic_overfitting, precision
-from training.cuda_graphs import WARM_UP, Graphed
+from training.cuda_graphs import Graphed
 
 log = logging.getLogger("study")
 
 # Of a State: what has a state_dict, and what is saved as it is.
 STATEFUL = ("model", "average", "optimizer")
-PLAIN = ("precision", "step", "history", "seconds", "losses", "hits", "memory", "rescued")
+PLAIN = ("precision", "parts", "step", "history", "seconds", "losses", "hits", "memory", "rescued")
 CACHE_BYTES = 2e9  # the most that the features of a frozen backbone may take
 
 
@@ -46,6 +43,7 @@ class State:
         self.precision = data_parallel.from_first(precision.chosen, recipe, device)
         self.generator = torch.Generator(device)
         self.graphed = Graphed(self.generator, name)
+        self.parts = 1  # in which a batch goes through the network, where the memory takes no more
         self.step = 0
         self.history = []
         self.seconds = 0.0  # spent in the current epoch before this start
@@ -84,7 +82,7 @@ class State:
             if saved[name] is not None:
                 getattr(self, name).load_state_dict(saved[name])
         for name in PLAIN:
-            setattr(self, name, saved[name])
+            setattr(self, name, saved.get(name, 1) if name == "parts" else saved[name])  # older ones know none
         self.losses, self.hits = self.losses.to(self.device), self.hits.to(self.device)
         self.memory = data_parallel.part(self.memory, self.recipe.batch_size, self.device)
         self.graphed.forget()  # the optimizer's tensors are others now
@@ -168,35 +166,6 @@ def _computing(state):
     return torch.autocast(state.device.type, torch.bfloat16, enabled=state.precision == "bfloat16")
 
 
-def forecast(state, data, run):
-    """Say what the run will cost, from a few steps of full strength on a copy: the first of them warm up."""
-    trial = State(copy.deepcopy(state.model).train(), state.recipe, state.steps, state.device, "a trial")
-    trial.step = trial.total  # the attack at its full ε
-    if state.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(state.device)
-    indices = torch.arange(state.recipe.batch_size, device=state.device)
-    seconds = math.inf
-    with data_parallel.sharing(len(indices)) as mine:
-        images, labels = data.train.batch(indices[mine])
-        for _ in range(WARM_UP + 3 if trial.graphed.possible else 4):
-            trial.generator.manual_seed(0)
-            begun = time.perf_counter()
-            loss, _ = train_step(trial, images, labels)
-            float(loss)  # waits for the device
-            seconds = min(seconds, time.perf_counter() - begun)
-    if state.device.type == "cuda":
-        memory = torch.cuda.max_memory_allocated(state.device) / 2**20
-    else:
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-    minutes = seconds * state.total / 60
-    spent = f"{minutes:.0f} min" if minutes > 2 else f"{60 * minutes:.0f} s"
-    spent = f"{minutes / 60:.1f} hours" if minutes > 90 else spent
-    steps = f"{state.total} steps of {seconds:.3g} s ({len(indices)} pictures each)"
-    log.info(
-        "%s: %s will take about %s, and the validations; peak memory %.0f MB", run.path.name, steps, spent, memory
-    )
-
-
 def train_step(state, images, labels):
     """One update of the weights; returns the loss and the share of hits, still on the device.
 
@@ -210,6 +179,8 @@ def train_step(state, images, labels):
         if state.graphed.possible:
             state.graphed.give_up(f"{defence} has no at(progress), which would say when its steps are alike")
     _set_rates(state, progress)
+    if state.parts > 1:  # so much work does not wait for Python
+        return _update(state, defence, progress, images, labels)
     alike = defence
     if state.graphed.possible:
         alike, defence = _sizes_in_tensors(state, defence)
@@ -251,6 +222,31 @@ def _put(place, name, value, device):
 def _update(state, defence, progress, images, labels):
     """The step itself: nothing in it waits for the device, or changes from one step to the next but in tensors."""
     recipe, optimizer = state.recipe, state.optimizer
+    optimizer.zero_grad(set_to_none=True)
+    found = _in_parts(state, defence, progress, images, labels)
+    if recipe.clip_gradient is not None:
+        torch.nn.utils.clip_grad_norm_(state.model.parameters(), recipe.clip_gradient)
+    optimizer.step()
+    if state.average is not None:
+        _follow(state.average, state.model, state.follow["by"])
+    return data_parallel.mean(found)
+
+
+def _in_parts(state, defence, progress, images, labels):
+    """`_gradients` of as many parts of the batch as the memory asks for, which add up."""
+    if state.parts == 1:
+        return _gradients(state, defence, progress, images, labels)
+    found, draws = [], state.generator.get_state()
+    for part in torch.arange(len(images)).chunk(state.parts):
+        begin, end = int(part[0]), int(part[-1]) + 1
+        state.generator.set_state(draws)  # each picture gets what is drawn for it in the whole batch
+        with data_parallel.micro_batch(begin, end, len(images)):
+            found.append(_gradients(state, defence, progress, images[begin:end], labels[begin:end]))
+    return [sum(values) for values in zip(*found, strict=True)]
+
+
+def _gradients(state, defence, progress, images, labels):
+    """Add the gradients of these pictures to those of the weights; returns their part of the loss and the hits."""
     with _computing(state):
         loss, logits = state.learner.loss(
             defence,
@@ -258,18 +254,12 @@ def _update(state, defence, progress, images, labels):
             labels,
             progress=progress,
             generator=state.generator,
-            smoothing=recipe.label_smoothing,
+            smoothing=state.recipe.label_smoothing,
             memory=state.memory,
         )
-    optimizer.zero_grad(set_to_none=True)
     data_parallel.weighed(loss).backward()
-    if recipe.clip_gradient is not None:
-        torch.nn.utils.clip_grad_norm_(state.model.parameters(), recipe.clip_gradient)
-    optimizer.step()
-    if state.average is not None:
-        _follow(state.average, state.model, state.follow["by"])
     hits = (logits.detach().argmax(1) == labels).float().mean()
-    return data_parallel.mean([data_parallel.weighed(value) for value in (loss.detach(), hits)])
+    return [data_parallel.weighed(value) for value in (loss.detach(), hits)]
 
 
 @torch.no_grad()
