@@ -1,4 +1,4 @@
-# setup · study · test · test-all · format · bench · lab · cluster · lock — each sets up what it needs.
+# setup · study · test · test-all · test-gpu · format · bench · lab · cluster · lock — each sets up what it needs.
 
 PRESET ?= quick
 DATA ?= auto
@@ -8,7 +8,7 @@ TENSORBOARD_PORT ?= 6006
 PYTHON := .venv/bin/python
 HERE := $(CURDIR)
 
-.PHONY: setup study test test-all format bench lab cluster lock
+.PHONY: setup study test test-all test-gpu format bench lab cluster lock
 .SILENT:
 
 # The stamp holds the folder and the lock's checksum: a moved or updated clone sets itself up again.
@@ -38,6 +38,10 @@ test: cluster
 # time, a cluster that loses a node.
 test-all: cluster
 	$(TEST) --hypothesis-profile many
+
+# The contracts on a GPU, a few minutes on one card.
+test-gpu: setup
+	STUDY_TESTS_ON=cuda $(PYTHON) -m pytest -m gpu
 
 format: setup
 	$(PYTHON) -m ruff format .

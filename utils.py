@@ -4,6 +4,7 @@ session = start("01_shallow_cnn", preset="auto", seed=0)
 data = load_data(session.dataset("cifar10"), session)
 """
 
+import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +65,8 @@ def start(experiment, preset="auto", seed=0, data="auto", device="auto"):
     """
     cuda = torch.cuda.is_available()
     _check_choice("device", str(device).split(":")[0], ("auto", "cpu", "cuda"))
-    if not cuda and Path("/proc/driver/nvidia/version").exists():
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    if not cuda and not hidden and Path("/proc/driver/nvidia/version").exists():
         warnings.warn(
             f"this machine has an NVIDIA GPU, but torch {torch.__version__} cannot use it: the driver is older "
             f"than CUDA {torch.version.cuda} needs, or torch was built without CUDA. Update the driver, or "

@@ -18,6 +18,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
+LIFT = 128.0  # between what float16 loses, below 6e-8, and what it cannot hold, above 65,504
 EPS_HINT = "8/255 is usual; a plain 8 forgets the division"
 
 
@@ -146,7 +147,8 @@ def input_gradient(model, images, labels, targeted=False, scaled=False):
     the probability of the label and q the softmax over the other classes. For a confident model 1 - p
     underflows and an attack that follows the textbook formula stops without a word. The factor does not
     change the direction, so it is left out; with `scaled` it is kept, down to 1e-20, for the attacks
-    that mix gradients from several points (VMI, VNI).
+    that mix gradients from several points (VMI, VNI). What flows back in float16 is LIFT times as large, for
+    what is small there is lost.
 
     autograd.grad asks for the images alone, so no gradient of a weight is computed or stored.
     """
@@ -155,10 +157,14 @@ def input_gradient(model, images, labels, targeted=False, scaled=False):
         logits = model(images)
     if not logits.requires_grad:
         return torch.zeros_like(images)
-    ascent = logit_gradient(logits.detach(), labels, scaled)
-    if targeted:
-        ascent = -ascent
-    return torch.autograd.grad(logits, images, ascent, allow_unused=True, materialize_grads=True)[0]
+    ascent, doubt = logit_gradient(logits.detach(), labels)
+    lift = (LIFT if logits.dtype == torch.float16 else 1) * (-1 if targeted else 1)
+    if lift != 1:
+        ascent = ascent * lift
+    gradient = torch.autograd.grad(logits, images, ascent, allow_unused=True, materialize_grads=True)[0]
+    if abs(lift) != 1:
+        gradient = torch.nan_to_num(gradient / LIFT)
+    return gradient * doubt.clamp_min(1e-20)[:, None, None, None].to(gradient.dtype) if scaled else gradient
 
 
 def moved(images, direction, size):
@@ -168,16 +174,14 @@ def moved(images, direction, size):
     return images.add_(direction, alpha=size)
 
 
-def logit_gradient(logits, labels, scaled=False):
-    """Where, in the logits (N, K), cross-entropy rises; it never saturates: see input_gradient."""
+def logit_gradient(logits, labels):
+    """Where, in the logits (N, K), cross-entropy rises, never saturated, and the factor (N,) left out: 1 - p."""
     index = labels[:, None]
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
     others = wide.scatter(1, index, -math.inf)
     ascent = others.softmax(1).scatter_(1, index, -1)
-    if scaled:
-        doubt = torch.sigmoid(others.logsumexp(1, keepdim=True) - wide.gather(1, index))
-        ascent *= doubt.clamp_min(1e-20)
-    return ascent.to(logits.dtype)
+    doubt = torch.sigmoid(others.logsumexp(1) - wide.gather(1, index)[:, 0])
+    return ascent.to(logits.dtype), doubt
 
 
 def dead_gradients(gradient):

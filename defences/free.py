@@ -37,4 +37,5 @@ class Free(SingleStep):
         return cross_entropy(wide(logits), labels, label_smoothing=smoothing), logits
 
     def _move(self, kept, gradient):
-        kept.add_(gradient.sign(), alpha=self.eps).clamp_(-self.eps, self.eps)
+        # In float16 a gradient can overflow, and the perturbation stays.
+        kept.add_(torch.nan_to_num(gradient.sign()), alpha=self.eps).clamp_(-self.eps, self.eps)

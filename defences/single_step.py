@@ -6,7 +6,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from attacks import evaluating, input_gradient, wide
-from attacks.base import EPS_HINT, check_settings, setting
+from attacks.base import EPS_HINT, LIFT, check_settings, setting
 from attacks.pgd import bounds
 from defences.adversarial import Standard, TwoHalves
 from processes.data_parallel import drawn
@@ -81,7 +81,7 @@ class Guided(SingleStep):
             logits = model(points)
             climbed = cross_entropy(wide(logits), labels, reduction="sum")
             climbed = climbed + guided * _distance(clean, logits).sum()
-        gradient = torch.autograd.grad(climbed, points)[0]
+        gradient = torch.nan_to_num(torch.autograd.grad(LIFT * climbed, points)[0])
         return points.detach().add_(gradient.sign_(), alpha=self.eps).clamp_(*bounds(images, self.eps))
 
 

@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from attacks import PGD, Attack, wide
-from attacks.base import moved, setting
+from attacks.base import LIFT, moved, setting
 from attacks.pgd import bounds
 from defences.adversarial import Adversarial
 from processes.data_parallel import drawn
@@ -47,7 +47,7 @@ class TRADES(Adversarial):
             points = adversarial.detach().requires_grad_()
             with torch.enable_grad(), torch.autocast(kind, **computing | ({} if step else {"enabled": False})):
                 logits = model(points)
-                ascent = (wide(logits.detach()).softmax(1) - clean).to(logits.dtype)
+                ascent = (LIFT * (wide(logits.detach()).softmax(1) - clean)).to(logits.dtype)
                 gradient = torch.autograd.grad(logits, points, ascent)[0]
             moved(adversarial, gradient.sign_(), attack.step_size).clamp_(lower, upper)
         return adversarial

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch.func import functional_call
 
-from attacks.base import setting
+from attacks.base import LIFT, setting
 from defences.adversarial import Adversarial, TwoHalves, Wrapped
 from processes import data_parallel
 
@@ -55,7 +55,7 @@ class AWP(Wrapped):
             return {}
         statistics = {name: buffer.clone() for name, buffer in model.named_buffers()}  # moved, and forgotten
         loss, _ = inner(weights | statistics)
-        loss, matrices = data_parallel.weighed(loss), list(weights.values())
+        loss, matrices = LIFT * data_parallel.weighed(loss), list(weights.values())  # their lengths cancel
         slopes = torch.autograd.grad(loss, matrices, allow_unused=True, materialize_grads=True)
         slopes = data_parallel.mean(slopes)
         return {

@@ -150,7 +150,7 @@ def _with_gradients(model, images, labels):
     points = images.detach().clone().requires_grad_()
     with _watching(model) as seen, torch.enable_grad():
         logits = model(points)
-    places, uphill = {PIXELS: points} | seen, logit_gradient(logits.detach(), labels)
+    places, uphill = {PIXELS: points} | seen, logit_gradient(logits.detach(), labels)[0]
     slopes = torch.autograd.grad(logits, list(places.values()), uphill, allow_unused=True, materialize_grads=True)
     features = {name: place.detach() for name, place in places.items()}
     return features, dict(zip(places, slopes, strict=True))

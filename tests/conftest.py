@@ -22,6 +22,10 @@ settings.register_profile("few", max_examples=30, deadline=None, derandomize=Tru
 settings.register_profile("many", max_examples=1200, deadline=None)
 settings.load_profile("few")
 
+# Tests mean the CPU, on a machine with a GPU too; those of test_gpu.py mean the device that is named here.
+if os.environ.setdefault("STUDY_TESTS_ON", "cpu") == "cpu":
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
 RAY = ("processes/test_ray_cluster.py", "study/test_many_runs.py")  # starting it takes half a minute
 
 

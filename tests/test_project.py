@@ -81,7 +81,7 @@ def test_a_file_is_about_one_thing(path):
 
 
 # Tests that are of no single module.
-OF_MANY = {"project", "properties", "lab", "notebooks", "notebook_life", "twins", "benchmarks"}
+OF_MANY = {"project", "properties", "gpu", "lab", "notebooks", "notebook_life", "twins", "benchmarks"}
 
 
 def test_tests_lie_as_the_code_does():

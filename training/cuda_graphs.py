@@ -61,6 +61,8 @@ class Graphed:
         before = self.generator.get_state()
         self.inputs = [tensor.clone(memory_format=torch.preserve_format) for tensor in tensors]
         try:
+            if self.generator.device.type != "cuda":  # which torch 2.11 would not survive
+                raise RuntimeError(f"this is {self.generator.device.type}, not CUDA")
             graph = torch.cuda.CUDAGraph()
             graph.register_generator_state(self.generator)
             # Other threads (TensorBoard's writer) may go about their business meanwhile.

@@ -5,11 +5,35 @@ faster for every network that benchmarks/speed.py trains (README, Speed). Accura
 float32, whatever a run was trained in.
 """
 
+import torch
+
 from attacks import fast_bfloat16
+
+LOW = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+SCALE = 2.0**12  # of the loss in float16, at first: the largest at which the networks here have not overflowed
 
 
 def chosen(recipe, device):
-    """The precision, as in Recipe; "auto" is bfloat16 on devices that have it in hardware, else float32."""
+    """As the recipe says; "auto" is bfloat16 where it is in hardware, float16 on other GPUs, else float32."""
     if recipe.precision != "auto":
         return recipe.precision
-    return "bfloat16" if fast_bfloat16(device) else "float32"
+    if fast_bfloat16(device):
+        return "bfloat16"
+    return "float16" if device.type == "cuda" else "float32"
+
+
+def computing(precision, device):
+    """A context in which networks compute in that precision, and keep float32 for what needs it."""
+    return torch.autocast(device.type, LOW.get(precision, torch.bfloat16), enabled=precision in LOW)
+
+
+def scaler(precision, device, optimizer):
+    """What scales the loss, so that gradients are not lost in float16, and steps over those that overflow.
+
+    In the other precisions it does nothing.
+    """
+    if precision == "float16":  # a first step that is stepped over would leave them unset
+        for group in optimizer.param_groups:
+            for weight in group["params"]:
+                optimizer.state[weight].setdefault("momentum_buffer", torch.zeros_like(weight))
+    return torch.amp.GradScaler(device.type, init_scale=SCALE, enabled=precision == "float16")

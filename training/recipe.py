@@ -8,7 +8,7 @@ from attacks.base import check_choice, check_setting
 from defences import Standard
 
 SCHEDULES = ("one_cycle", "piecewise", "constant")
-PRECISIONS = ("auto", "bfloat16", "float32")
+PRECISIONS = ("auto", "bfloat16", "float16", "float32")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,8 @@ class Recipe:
     one of them, the average is validated and returned. `low_resolution` is the side, in pixels, to which training
     pictures are shrunk for the first half of the training, which makes its steps cheaper: for networks that take
     any size and do not enlarge their pictures themselves. `precision` "auto" is bfloat16 on devices that have
-    it in hardware, else float32. Every epoch ends in a validation on the validation split; robust
+    it in hardware, float16 on other GPUs, else float32; float16 comes with a loss that is scaled (Micikevicius et
+    al. 2018, arXiv:1710.03740). Every epoch ends in a validation on the validation split; robust
     accuracy there is measured with `validation_attack` on the first `validation_images`.
     """
 

@@ -8,7 +8,9 @@ import time
 
 import torch
 
+from attacks import dead_gradients, evaluating, input_gradient
 from processes import data_parallel
+from training import precision
 from training.cuda_graphs import WARM_UP
 from training.step import State, train_step
 
@@ -38,7 +40,27 @@ def rehearse(state, data, run):
             f"{run.path.name}: a batch of {state.recipe.batch_size} pictures does not fit into the memory, and "
             f"{type(state.defence).__name__} needs it whole. batch_size={size} fits, and is another run"
         )
+    if state.precision == "float16":
+        _compare_gradients(state, data, run)
     _say(state, run, seconds)
+
+
+def _compare_gradients(state, data, run):
+    """Say for how many pictures float16 loses the gradient: an attack could not move them."""
+    images, labels = data.train.batch(
+        torch.arange(min(state.recipe.batch_size // state.parts, 128), device=state.device)
+    )
+    dead = {}
+    for name in ("float16", "float32"):
+        with evaluating(state.model), precision.computing(name, state.device):
+            dead[name] = dead_gradients(input_gradient(state.model, images, labels))
+    lost = int((dead["float16"] & ~dead["float32"]).sum())
+    if lost:
+        log.warning(
+            "%s: in float16 the input gradient of %d of %d pictures is lost, so no attack can move them, and the "
+            'network would only look robust to training: precision="float32" keeps them, in another run',
+            *(run.path.name, lost, len(images)),
+        )
 
 
 def _trial(state, data, size):

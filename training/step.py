@@ -41,6 +41,7 @@ class State:
         )
         data_parallel.part_of(recipe.batch_size)  # raises where there are too many processes
         self.precision = data_parallel.from_first(precision.chosen, recipe, device)
+        self.scaler = precision.scaler(self.precision, device, self.optimizer)
         self.generator = torch.Generator(device)
         self.graphed = Graphed(self.generator, name)
         self.parts = 1  # in which a batch goes through the network, where the memory takes no more
@@ -75,6 +76,7 @@ class State:
         parts = {name: getattr(self, name) for name in STATEFUL}
         tensors = {name: None if part is None else part.state_dict() for name, part in parts.items()}
         plain = {name: getattr(self, name) for name in PLAIN}
+        plain["scaler"] = self.scaler.state_dict()
         return tensors | plain | {"memory": data_parallel.whole(self.memory, self.recipe.batch_size)}
 
     def restore(self, saved):
@@ -83,6 +85,8 @@ class State:
                 getattr(self, name).load_state_dict(saved[name])
         for name in PLAIN:
             setattr(self, name, saved.get(name, 1) if name == "parts" else saved[name])  # older ones know none
+        self.scaler = precision.scaler(self.precision, self.device, self.optimizer)
+        self.scaler.load_state_dict(saved.get("scaler", {}))
         self.losses, self.hits = self.losses.to(self.device), self.hits.to(self.device)
         self.memory = data_parallel.part(self.memory, self.recipe.batch_size, self.device)
         self.graphed.forget()  # the optimizer's tensors are others now
@@ -150,7 +154,7 @@ def use_features(state, data, run):
     if recipe.augment:
         log.info("%s trains a head alone: with augment=False it would need the backbone only once", run.path.name)
         return
-    with torch.no_grad(), _computing(state):
+    with torch.no_grad(), precision.computing(state.precision, state.device):
         logits, first = model.with_features(data.train.batch(torch.arange(2, device=state.device))[0])
         size = first[0].numel() * first.element_size() * len(data.train)
         if not torch.equal(head(first), logits) or size > CACHE_BYTES:
@@ -159,11 +163,6 @@ def use_features(state, data, run):
     state.learner, state.features = data_parallel.Learner(head), torch.cat(parts)
     what = f"{tuple(first.shape[1:])} features of each of the {len(data.train)} pictures, {size / 1e6:.1f} MB"
     log.info("%s trains a head alone: the %s were computed once", run.path.name, what)
-
-
-def _computing(state):
-    """The precision of the run."""
-    return torch.autocast(state.device.type, torch.bfloat16, enabled=state.precision == "bfloat16")
 
 
 def train_step(state, images, labels):
@@ -225,8 +224,10 @@ def _update(state, defence, progress, images, labels):
     optimizer.zero_grad(set_to_none=True)
     found = _in_parts(state, defence, progress, images, labels)
     if recipe.clip_gradient is not None:
+        state.scaler.unscale_(optimizer)
         torch.nn.utils.clip_grad_norm_(state.model.parameters(), recipe.clip_gradient)
-    optimizer.step()
+    state.scaler.step(optimizer)
+    state.scaler.update()
     if state.average is not None:
         _follow(state.average, state.model, state.follow["by"])
     return data_parallel.mean(found)
@@ -247,7 +248,7 @@ def _in_parts(state, defence, progress, images, labels):
 
 def _gradients(state, defence, progress, images, labels):
     """Add the gradients of these pictures to those of the weights; returns their part of the loss and the hits."""
-    with _computing(state):
+    with precision.computing(state.precision, state.device):
         loss, logits = state.learner.loss(
             defence,
             images,
@@ -257,7 +258,7 @@ def _gradients(state, defence, progress, images, labels):
             smoothing=state.recipe.label_smoothing,
             memory=state.memory,
         )
-    data_parallel.weighed(loss).backward()
+    state.scaler.scale(data_parallel.weighed(loss)).backward()
     hits = (logits.detach().argmax(1) == labels).float().mean()
     return [data_parallel.weighed(value) for value in (loss.detach(), hits)]
 
