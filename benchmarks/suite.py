@@ -7,13 +7,15 @@
 
 import argparse
 import importlib.metadata
+import math
 import sys
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import utils
 from processes.machine import environment
-from storage.atomic_files import write_json
+from storage.atomic_files import Damaged, read_json, write_json
 
 RESULTS = utils.ROOT / "benchmarks" / "results"
 PEERS = ("torchvision", "torchattacks", "foolbox")
@@ -62,6 +64,9 @@ def options(doc, arguments):
         "--only", nargs="+", default=[], metavar="NAME", help='cases with this in their name, "VMI"'
     )
     parser.add_argument("--tiny", action="store_true", help="the smallest sizes, one turn: does it run?")
+    parser.add_argument(
+        "--minutes", type=float, default=math.inf, help="begin no case after so many; the same again goes on"
+    )
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder (default: benchmarks/results)")
     chosen = parser.parse_args(arguments)
     if chosen.turns < 1:
@@ -72,24 +77,36 @@ def options(doc, arguments):
 
 
 def run(doc, name, cases, arguments=None):
-    """Measure the cases that are asked for. Broken off, it leaves the JSON of the cases that are done."""
+    """Measure the cases that are asked for. Broken off, it leaves the JSON of the cases that are done.
+
+    The same command goes on from there, on the same kind of machine, with the same code and versions.
+    """
+    begun = time.perf_counter()
     chosen = options(doc, arguments)
     session = utils.start("benchmark", preset="smoke" if chosen.tiny else "quick", data="shapes")
     setting = Setting(session, 1 if chosen.tiny else chosen.turns, chosen.tiny, chosen.output)
     target = chosen.output / f"{name}-{session.device.type}.json"
-    kept = header(name, setting, sys.argv[1:] if arguments is None else arguments)
+    kept = begun_before(target, header(name, setting, sys.argv[1:] if arguments is None else arguments))
+    done = {(result["group"], result["case"]) for result in kept["results"]}
     found = False
     for group, case, measure in cases(setting):
         title = f"{group}: {case}"
         if chosen.only and not any(wanted.lower() in title.lower() for wanted in chosen.only):
             continue
         found = True
+        if (group, case) in done:
+            print(f"{title:<52} is measured already")
+            continue
+        if time.perf_counter() - begun > 60 * chosen.minutes:
+            print(f"\n{chosen.minutes:g} minutes are over; the same command goes on from here")
+            return
         result = {"group": group, "case": case} | measure()
         print(f"{title:<52} {line(result)}", flush=True)
         kept["results"].append(result)
         write_json(target, kept)
     if not found:
         raise SystemExit(f"no case has {' or '.join(chosen.only)} in its name")
+    del kept["broken_off"]
     write_json(target, kept | {"complete": not chosen.only})
     print(f"\nwritten to {target}")
 
@@ -103,8 +120,20 @@ def header(name, setting, arguments):
         "batch": setting.batch,
         "tiny": setting.tiny,
         "complete": False,
+        "broken_off": True,
         "results": [],
     }
+
+
+def begun_before(path, kept):
+    """What the same command has left there when it was broken off, on the same machine; else `kept`."""
+    try:
+        known = read_json(path)
+    except (FileNotFoundError, Damaged):
+        return kept
+    same = all(known.get(key) == kept[key] for key in ("command", "versions", "batch", "tiny", "broken_off"))
+    where, there = ({**one["environment"], "started": None} for one in (kept, known))
+    return known if same and where == there else kept
 
 
 def _version(package):

@@ -73,7 +73,9 @@ def test_what_a_gpu_will_show_runs_here_at_its_smallest(folders, tmp_path):
     known = read(tmp_path, "gpu")
     assert known["complete"]
     groups = {result["group"]: result for result in known["results"]}
-    assert set(groups) == {"graphs", "training", "share", "record"}
+    assert set(groups) == {"graphs", "whole run", "record", "AutoAttack", "training", "share"}
+    assert 0 < groups["whole run"]["found"]["not training"] < 1
+    assert groups["AutoAttack"]["found"]["robust"] <= groups["AutoAttack"]["found"]["clean"]
     assert groups["graphs"]["weights_apart_after_20_steps"] == 0
     assert 0 <= groups["record"]["found"]["worst case"] <= groups["record"]["found"]["clean"]
     assert read(tmp_path, "fast_robust")["seeds"][0]["seed"] == 0
@@ -130,6 +132,27 @@ def test_a_run_that_is_broken_off_keeps_its_results(tmp_path):
     assert not known["complete"]
     with pytest.raises(SystemExit, match="no case has three"):
         suite.run("", "speed", cases, ["--tiny", "--output", str(tmp_path), "--only", "three"])
+
+
+def test_the_same_command_goes_on_where_it_was_broken_off(tmp_path, monkeypatch, capsys):
+    calls = []
+
+    def cases(setting):
+        for case in "abc":
+            yield "one", case, lambda case=case: calls.append(case) or {"unit": "s", "peak": {"ours": 1.0}}
+
+    command, now = ["--tiny", "--output", str(tmp_path), "--minutes", "1"], iter(range(0, 1000, 25))
+    monkeypatch.setattr(suite.time, "perf_counter", lambda: next(now))
+    suite.run("", "speed", cases, command)
+    assert calls == ["a", "b"]
+    assert "1 minutes are over" in capsys.readouterr().out
+    assert not read(tmp_path, "speed")["complete"]
+    suite.run("", "speed", cases, [*command, "--turns", "2"])  # another command begins anew
+    assert calls == ["a", "b"] * 2
+    for _ in range(2):  # the second time it is done, and begins anew, too
+        suite.run("", "speed", cases, [*command, "--turns", "2"])
+        assert read(tmp_path, "speed")["complete"] == (len(calls) == 5)
+    assert calls == ["a", "b"] * 2 + ["c"] + ["a", "b"]
 
 
 def test_turns_alternate_and_ratios_are_taken_turn_by_turn():
