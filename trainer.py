@@ -26,14 +26,14 @@ from evaluation.testing import test
 from evaluation.transfer_attack import transfer_attack
 from models.low_rank import Packed
 from processes import child_processes, data_parallel
-from processes.machine import own_device, prepare
+from processes.machine import own_device, prepare, ran_out_of_memory
 from processes.seeds import derive_seed, seed_global
 from processes.stopping import Stop
 from training import catastrophic_overfitting, step
 from training.identity import identity_of
 from training.recipe import Recipe
 from training.rehearsal import rehearse
-from training.run_folder import Beside, Onlooker, RunFolder, SameRunHeld
+from training.run_folder import Onlooker, RunFolder, SameRunHeld
 from training.tensorboard_log import Curves
 from training.validation import examples, validate
 
@@ -194,16 +194,16 @@ def _train(model, data, recipe, run, device, progress):
         curves = Curves(run.path, recipe, state.epoch) if leads else None
         kind, hidden = progress if callable(progress) else tqdm, not (progress and leads)
         bar = kind(total=state.total, initial=state.step, desc=run.path.name, disable=hidden, unit="step")
-        with bar, closing(curves) if leads else nullcontext(), Beside() as beside:
+        with bar, closing(curves) if leads else nullcontext(), run.beside:
             while not state.ended and (state.step < state.total or len(state.history) < recipe.epochs):
-                _one_epoch(state, data, run, stop, bar, beside)
-                _close_epoch(state, data, run, curves, bar, beside)
+                _one_epoch(state, data, run, stop, bar)
+                _close_epoch(state, data, run, curves, bar)
                 _agreed(stop)
                 if stop.requested and state.step < state.total:
-                    _save_and_leave(state, run, stop, beside)
+                    _save_and_leave(state, run, stop)
         result = state.result().eval()
         run.save_history(state.history)  # what was found, whatever happened to the file meanwhile
-        run.finish(result, {"precision": state.precision})
+        run.finish(result, {"precision": state.precision, "parts": state.parts})
     return Run(result, run.path, data_parallel.from_first(run.load_history))
 
 
@@ -214,14 +214,15 @@ def _agreed(stop, due=False):
     return due
 
 
-def _save_and_leave(state, run, stop, beside):
-    beside.wait()
-    run.save_checkpoint(state.checkpoint())
+def _save_and_leave(state, run, stop):
+    run.beside.wait()
+    if state.step > state.epoch * state.steps or not state.history:  # else the epoch's own is there
+        run.save_checkpoint(state.checkpoint())
     where = f"epoch {state.epoch + 1} of {state.recipe.epochs}, step {state.step} of {state.total}"
     stop.leave(f"{run.path.name}: stopped in {where}; saved. The same again goes on from there")
 
 
-def _one_epoch(state, data, run, stop, bar, beside):
+def _one_epoch(state, data, run, stop, bar):
     """The steps of the epoch that are still to be done."""
     recipe = state.recipe
     replays = getattr(state.defence, "replays", 1)  # steps in a row that show the same batch
@@ -248,21 +249,22 @@ def _one_epoch(state, data, run, stop, bar, beside):
             bar.update(state.step - bar.n)
             checked, shown = index + 1, time.perf_counter()
         if stop.requested and not last:
-            _save_and_leave(state, run, stop, beside)
+            _save_and_leave(state, run, stop)
 
 
 def _step(state, run, images, labels):
     try:
         return step.train_step(state, images, labels)
-    except torch.OutOfMemoryError as error:
-        error.add_note(
-            f"{run.path.name}: it was enough when the run was rehearsed; does something else use the device now? "
-            "The same again goes on from the last checkpoint, in smaller parts where it must"
-        )
+    except RuntimeError as error:
+        if ran_out_of_memory(error):
+            error.add_note(
+                f"{run.path.name}: the memory was enough before; does something else use the device now? "
+                "The same again goes on from the last checkpoint"
+            )
         raise
 
 
-def _close_epoch(state, data, run, curves, bar, beside):
+def _close_epoch(state, data, run, curves, bar):
     """Validate and write the curves; the files of the run are written beside the next epoch."""
     recipe, epoch = state.recipe, state.epoch
     loss, clean, robust = validate(state, data.val)
@@ -270,7 +272,7 @@ def _close_epoch(state, data, run, curves, bar, beside):
         _diverged(state, run, f"the validation loss is {loss}", state.step)
     fgsm, collapse = catastrophic_overfitting.look(state, data.val, robust)
     if collapse is not None:
-        beside.wait()
+        run.beside.wait()
         _rescue(state, run, collapse.message)
         return
     row = {
@@ -292,7 +294,7 @@ def _close_epoch(state, data, run, curves, bar, beside):
         curves.pictures(epoch + 1, *examples(state, data.val), recipe.validation_attack.eps)
     state.keep()
     best = copy.deepcopy(state.result()) if _best_epoch(state.history) == state.epoch else None
-    beside(run.save_epoch, state.checkpoint(), best)
+    run.beside(run.save_epoch, state.checkpoint(), best and best.cpu())
     bar.set_postfix(loss=f"{row['loss/train']:.3f}", **_latest(state))
 
 
@@ -331,6 +333,7 @@ def _check_losses(state, run, begin, end):
 
 
 def _diverged(state, run, what, step):
+    run.beside.wait()
     rate = state.recipe.learning_rate_at(step / state.total)
     kept = "the last good checkpoint is kept" if (run.path / "last.pt").exists() else "no epoch was completed"
     where = f"step {step} of {state.total} (epoch {state.epoch + 1}, learning rate {rate:.4g})"

@@ -158,13 +158,19 @@ def input_gradient(model, images, labels, targeted=False, scaled=False):
     if not logits.requires_grad:
         return torch.zeros_like(images)
     ascent, doubt = logit_gradient(logits.detach(), labels)
-    lift = (LIFT if logits.dtype == torch.float16 else 1) * (-1 if targeted else 1)
-    if lift != 1:
-        ascent = ascent * lift
+    lift = LIFT if _in_float16(logits) else 1
+    if targeted or lift != 1:
+        ascent = ascent * (-lift if targeted else lift)
     gradient = torch.autograd.grad(logits, images, ascent, allow_unused=True, materialize_grads=True)[0]
-    if abs(lift) != 1:
-        gradient = torch.nan_to_num(gradient / LIFT)
+    if lift != 1:
+        gradient = torch.nan_to_num(gradient / lift)
     return gradient * doubt.clamp_min(1e-20)[:, None, None, None].to(gradient.dtype) if scaled else gradient
+
+
+def _in_float16(logits):
+    kind = logits.device.type
+    autocast = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.float16
+    return autocast or logits.dtype == torch.float16
 
 
 def moved(images, direction, size):

@@ -1,5 +1,6 @@
 """Training on the pictures as they are, or on what an attack makes of them."""
 
+import copy
 import math
 from dataclasses import dataclass, replace
 
@@ -146,11 +147,14 @@ class Wrapped:
 
 def with_sizes(defence, sizes):
     """The same defence with other values for its attack's ε and step size, if they may be tensors there."""
+    inner = {}  # nothing is checked: these are no settings of anybody's
     if isinstance(defence, Wrapped):
-        return replace(defence, defence=with_sizes(defence.defence, sizes))
-    if isinstance(defence, Adversarial) and defence.attack.takes_tensors:
-        return replace(defence, attack=defence.attack.with_sizes(sizes))
-    return defence
+        inner["defence"] = with_sizes(defence.defence, sizes)
+    elif isinstance(defence, Adversarial) and defence.attack.takes_tensors:
+        inner["attack"] = defence.attack.with_sizes(sizes)
+    other = copy.copy(defence)
+    vars(other).update(inner)
+    return other
 
 
 def innermost(defence):

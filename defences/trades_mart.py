@@ -48,7 +48,7 @@ class TRADES(Adversarial):
             with torch.enable_grad(), torch.autocast(kind, **computing | ({} if step else {"enabled": False})):
                 logits = model(points)
                 ascent = (LIFT * (wide(logits.detach()).softmax(1) - clean)).to(logits.dtype)
-                gradient = torch.autograd.grad(logits, points, ascent)[0]
+                gradient = torch.nan_to_num(torch.autograd.grad(logits, points, ascent)[0])
             moved(adversarial, gradient.sign_(), attack.step_size).clamp_(lower, upper)
         return adversarial
 

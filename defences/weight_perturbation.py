@@ -57,7 +57,7 @@ class AWP(Wrapped):
         loss, _ = inner(weights | statistics)
         loss, matrices = LIFT * data_parallel.weighed(loss), list(weights.values())  # their lengths cancel
         slopes = torch.autograd.grad(loss, matrices, allow_unused=True, materialize_grads=True)
-        slopes = data_parallel.mean(slopes)
+        slopes = data_parallel.mean([torch.nan_to_num(slope, posinf=0, neginf=0) for slope in slopes])
         return {
             name: weight + slope * (self.gamma * weight.detach().norm() / (slope.norm() + TINY))
             for (name, weight), slope in zip(weights.items(), slopes, strict=True)

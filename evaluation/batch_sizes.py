@@ -12,6 +12,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
+from processes.machine import ran_out_of_memory
+
 BATCH = {"cpu": 250, "cuda": 1000}  # pictures at once
 MEASURED = 8  # pictures that say what one takes
 SPARE = 0.7  # the share of the free memory that the network may take: attacks keep pictures, too
@@ -30,102 +32,113 @@ def filled_up(count, device):
 
 
 class AnySize(nn.Module):
-    """The model, for pictures (n, C, H, W) of any n; what it says of one must not hang on those beside it."""
+    """The model, for pictures (n, C, H, W) of any n; what it says of one must not hang on those beside it.
+
+    Models that answer at random answer anew for each part, and for what a batch is filled up with.
+    """
 
     def __init__(self, model):
         super().__init__()
         self.model = model = model.model if isinstance(model, AnySize) else model
         self.most = _most.setdefault(model, {})
+        self.last = None  # what was asked for last, and for how many pictures
+
+    def __getattr__(self, name):
+        """Attacks of somebody's own may look into the model."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("model"), name)
 
     def forward(self, images):
         follows = torch.is_grad_enabled() and images.requires_grad
         kind = tuple(images.shape[1:]), images.device, follows
-        if kind not in self.most:
-            self.most[kind] = _measured(self.model, images, follows)
         missing = filled_up(len(images), images.device) - len(images)
         full = torch.cat([images, images[:1].expand(missing, -1, -1, -1)]) if missing > 0 else images
-        logits = _Followed.apply(full, self, kind) if follows else self.in_parts(self.model, kind, full)
+        if kind not in self.most and len(images) > MEASURED:
+            self.most[kind] = _measured(self.model, images, follows)
+        self.last = kind, len(full)
+        logits = None
+        if len(full) <= self.most.get(kind, math.inf):
+            try:
+                logits = self.model(full)
+            except RuntimeError as error:
+                self.halve(error)
+        if logits is None:
+            logits = _InParts.apply(full, self, kind) if follows else self.in_parts(self.model, kind, full)
         return logits[: len(images)] if missing > 0 else logits
 
     def in_parts(self, function, kind, *tensors):
         """What function(*tensors) is, row by row, from parts that fit."""
         found, begin, count = [], 0, len(tensors[0])
-        while begin < count or not found:
+        while begin < count:
             size = min(count - begin, self.most[kind])
+            self.last = kind, size
             try:
                 found.append(function(*(tensor[begin : begin + size] for tensor in tensors)))
                 begin += size
-            except torch.OutOfMemoryError as error:
-                self.halve(kind, size, error)
-        return torch.cat(found) if len(found) > 1 else found[0]
+            except RuntimeError as error:
+                self.halve(error)
+        return torch.cat(found)
 
-    def halve(self, kind, size, error):
-        if size <= 1:
+    def halve(self, error):
+        """From here on half as many pictures at once as last time; raises an error that is not of the memory."""
+        if not ran_out_of_memory(error) or self.last is None or self.last[1] <= 1:
             raise error
+        kind, size = self.last
         self.most[kind] = size // 2
         log.warning("%d pictures at once do not fit into the memory: %d from here on", size, size // 2)
 
+    def crafted(self, attack, images, labels, generator):
+        """What attack.craft gives on this network; where its gradients do not fit it begins again, in parts."""
+        before = generator.get_state()
+        while True:
+            generator.set_state(before)
+            try:
+                return attack.craft(self, images.clone(), labels, generator)
+            except RuntimeError as error:
+                self.halve(error)
+
 
 def _measured(model, images, follows):
-    """How many pictures at once the free memory takes, by what a few of them take."""
+    """How many pictures at once the free memory takes, by what a few of them take the second time."""
     device = images.device
     if device.type != "cuda":
         return math.inf
     few = images[:MEASURED].detach().requires_grad_(follows)
-    torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_allocated(device)
-    out = model(few)
-    if out.requires_grad:
-        torch.autograd.grad(out.sum(), few)
-    each = max(torch.cuda.max_memory_allocated(device) - before, 1) / max(len(few), 1)
+    with torch.random.fork_rng(devices=[device]):
+        for _ in range(2):
+            torch.cuda.reset_peak_memory_stats(device)
+            before = torch.cuda.memory_allocated(device)
+            out = model(few)
+            if out.requires_grad:
+                torch.autograd.grad(out.sum(), few, allow_unused=True)
+            del out
+    each = max(torch.cuda.max_memory_allocated(device) - before, 1) / len(few)
     kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return max(1, int(SPARE * (torch.cuda.mem_get_info(device)[0] + kept) / each))
 
 
-class _Followed(torch.autograd.Function):
-    """Logits of pictures whose gradient follows; what does not fit at once is computed twice for that."""
+class _InParts(torch.autograd.Function):
+    """Logits of pictures whose gradient follows, where it does not fit at once: each part is computed twice."""
 
     @staticmethod
     def forward(ctx, images, network, kind):
-        ctx.network, ctx.kind, ctx.whole, device = network, kind, None, images.device.type
+        device = images.device.type
+        ctx.network, ctx.kind = network, kind
         ctx.autocast = {"dtype": torch.get_autocast_dtype(device), "enabled": torch.is_autocast_enabled(device)}
-        if len(images) <= network.most[kind]:
-            points = images.detach().requires_grad_()
-            try:
-                with torch.enable_grad():
-                    logits = network.model(points)
-                ctx.whole = points, logits
-            except torch.OutOfMemoryError as error:
-                network.halve(kind, len(images), error)
-        if ctx.whole is None:
-            ctx.save_for_backward(images)
-            return network.in_parts(network.model, kind, images)
-        out = logits.detach()
-        if not logits.requires_grad:
-            ctx.mark_non_differentiable(out)
-        return out
+        ctx.save_for_backward(images)
+        return network.in_parts(network.model, kind, images)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, ascent):
-        network, kind = ctx.network, ctx.kind
-
-        def gradient(points, ascent, logits=None):
-            if logits is None:
-                points = points.detach().requires_grad_()
-                with torch.enable_grad(), torch.autocast(points.device.type, **ctx.autocast):
-                    logits = network.model(points)
+        def gradient(points, ascent):
+            points = points.detach().requires_grad_()
+            with torch.enable_grad(), torch.autocast(points.device.type, **ctx.autocast):
+                logits = ctx.network.model(points)
             if not logits.requires_grad:
                 return torch.zeros_like(points)
             return torch.autograd.grad(logits, points, ascent, allow_unused=True, materialize_grads=True)[0]
 
-        if ctx.whole is None:
-            (images,) = ctx.saved_tensors
-        else:
-            (images, logits), ctx.whole = ctx.whole, None
-            try:
-                return gradient(images, ascent, logits), None, None
-            except torch.OutOfMemoryError as error:
-                network.halve(kind, len(images), error)
-            del logits
-        return network.in_parts(gradient, kind, images, ascent), None, None
+        return ctx.network.in_parts(gradient, ctx.kind, *ctx.saved_tensors, ascent), None, None

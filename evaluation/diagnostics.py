@@ -70,7 +70,7 @@ def margins(model, split, attack, *, seed=0):
     generator = torch.Generator(split.labels.device).manual_seed(seed)
     with evaluating(model):
         for images, labels in split.batches(BATCH[split.labels.device.type]):
-            adversarial = attack.craft(model, images, labels, generator)
+            adversarial = model.crafted(attack, images, labels, generator)
             for name, points in zip(parts, (images, adversarial), strict=True):
                 with torch.no_grad():
                     parts[name].append(margin(model(points), labels))

@@ -69,6 +69,7 @@ def attacked(source, victim, split, attack, indices, seed, bar=None, kept=None):
     ones before have left, in full batches. `kept` holds the batches that an earlier, interrupted call has done.
     """
     device, kept = split.labels.device, Kept() if kept is None else kept
+    source, victim = AnySize(source), AnySize(victim)
     extents, standing = [[0.0, 0.0, 0.0, 0, 0, 0.0]], torch.ones_like(indices, dtype=torch.bool)
     left, stages = len(indices), attack.stages
     for number, stage in enumerate(stages):
@@ -77,8 +78,8 @@ def attacked(source, victim, split, attack, indices, seed, bar=None, kept=None):
         places = [kept.place(attack, seed, number, batch, indices[some]) for batch, some in enumerate(batches)]
 
         def judge(batch, number=number, stage=stage, batches=batches, places=places):
-            generator = torch.Generator(device).manual_seed(derive_seed(seed, number, batch))
             known = kept.get(places[batch])
+            generator = torch.Generator(device).manual_seed(derive_seed(seed, number, batch))
             return known or _judge(source, victim, stage, split, indices[batches[batch]], generator)
 
         for batch, (stood, extent) in data_parallel.shared_out(range(len(batches)), judge):
@@ -103,9 +104,8 @@ def _judge(source, victim, attack, split, indices, generator):
     """
     begun = time.perf_counter()
     images, labels = split.batch(indices)
-    source, victim = AnySize(source), AnySize(victim)
     with evaluating(source), in_float32(split):
-        adversarial = attack.craft(source, images.clone(), labels, generator)
+        adversarial = source.crafted(attack, images, labels, generator)
     with evaluating(victim), torch.no_grad(), in_float32(split):
         logits = victim(adversarial)
     broken = ~torch.isfinite(logits).all(1)

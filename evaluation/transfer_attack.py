@@ -49,7 +49,7 @@ def carried_outcomes(victims, split, attack, *, sources=None, seed=0, progress=T
                 with torch.no_grad():
                     guesses = source(images)
                 known = labels if guesses.shape[1] == split.num_classes else guesses.argmax(1)
-                adversarial = attack.craft(source, images, known, generator)
+                adversarial = source.crafted(attack, images, known, generator)
             for victim, model in victims.items():
                 with evaluating(model), torch.no_grad(), in_float32(split):
                     logits = model(adversarial)

@@ -74,6 +74,14 @@ def prepare(device):
         log.propagate = False
 
 
+# What libraries say, besides torch.OutOfMemoryError, when the memory of a device or of the machine is full.
+FULL = "out of memory", "ALLOC_FAILED", "can't allocate memory", "unable to find an engine"
+
+
+def ran_out_of_memory(error):
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in FULL)
+
+
 def _keep_freed_memory():
     """Have the C library keep freed blocks instead of returning them to the system.
 

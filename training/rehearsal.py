@@ -10,6 +10,7 @@ import torch
 
 from attacks import dead_gradients, evaluating, input_gradient
 from processes import data_parallel
+from processes.machine import ran_out_of_memory
 from training import precision
 from training.cuda_graphs import WARM_UP
 from training.step import State, train_step
@@ -27,8 +28,11 @@ def rehearse(state, data, run):
     while not fits:
         try:
             seconds, fits = _trial(state, data, size), True
-        except torch.OutOfMemoryError:
-            if size == 1 or 2 * state.parts > size:
+        except RuntimeError as error:
+            if not ran_out_of_memory(error) or size == 1 or 2 * state.parts > size:
+                raise
+            if data_parallel.world() > 1:  # the others wait for this one, in the middle of a step
+                error.add_note(f"{run.path.name}: more processes, or a smaller batch_size, which is another run")
                 raise
         # Outside of `except`, which would hold on to what had been computed.
         if not fits and getattr(state.defence, "whole_batch", False):
@@ -66,7 +70,7 @@ def _compare_gradients(state, data, run):
 def _trial(state, data, size):
     """The seconds of a step of so many pictures, at the attack's full ε: the fastest of a few."""
     trial = State(copy.deepcopy(state.model).train(), state.recipe, state.steps, state.device, "a trial")
-    trial.step, trial.parts = trial.total, state.parts
+    trial.step, trial.parts, trial.rescued = trial.total, state.parts, state.rescued
     if state.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(state.device)
     indices = torch.arange(size, device=state.device)
@@ -92,7 +96,8 @@ def _say(state, run, seconds):
     if state.parts > 1:
         log.warning(
             "%s: %d pictures at once do not fit into the memory. Each batch goes through the network in %d parts, "
-            "whose gradients add up to the same step; but BatchNorm takes its statistics over %d pictures each",
+            "whose gradients add up to the same step; but BatchNorm takes its statistics over %d pictures each, "
+            "and its running ones follow after each part",
             *(run.path.name, size, state.parts, -(-size // state.parts)),
         )
         run.note(parts=state.parts)

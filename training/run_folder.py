@@ -53,6 +53,7 @@ class RunFolder:
 
     def __init__(self, path):
         self.path = Path(path)
+        self.beside = Beside()
         self.claimed = None  # the identity under which this process writes, whatever recipe.json says later
 
     @property
@@ -279,10 +280,11 @@ class Beside:
     """Calls functions one after the other in a thread of their own, for files that need not be waited for."""
 
     def __init__(self):
-        self.thread, self.last = ThreadPoolExecutor(1), None
+        self.thread = self.last = None
 
     def __call__(self, function, *arguments):
         self.wait()
+        self.thread = self.thread or ThreadPoolExecutor(1)
         self.last = self.thread.submit(function, *arguments)
 
     def wait(self):
@@ -295,9 +297,17 @@ class Beside:
         return self
 
     def __exit__(self, kind, error, trace):
-        self.thread.shutdown()
-        if kind is None:
+        """Waits; what the last one raised goes before nothing else."""
+        try:
             self.wait()
+        except Exception as failed:
+            if error is None:
+                raise
+            error.add_note(f"And meanwhile: {failed}")
+        finally:
+            if self.thread is not None:
+                self.thread.shutdown()
+            self.thread = None
 
 
 def _checked_content(path):

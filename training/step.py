@@ -83,8 +83,9 @@ class State:
         for name in STATEFUL:
             if saved[name] is not None:
                 getattr(self, name).load_state_dict(saved[name])
+        parts = max(self.parts, saved.get("parts", 1))  # what has been found on this device, or on another
         for name in PLAIN:
-            setattr(self, name, saved.get(name, 1) if name == "parts" else saved[name])  # older ones know none
+            setattr(self, name, parts if name == "parts" else saved[name])
         self.scaler = precision.scaler(self.precision, self.device, self.optimizer)
         self.scaler.load_state_dict(saved.get("scaler", {}))
         self.losses, self.hits = self.losses.to(self.device), self.hits.to(self.device)
@@ -94,19 +95,30 @@ class State:
     def keep(self):
         """Remember these weights as good ones, where the guard may want them back. Checkpoints hold both."""
         if catastrophic_overfitting.eps_of(self.recipe.defence) is not None:
-            self.good = copy.deepcopy(self.snapshot())
+            self.good = _copied(self.snapshot())
 
     def checkpoint(self):
-        """What `resume` goes on from, as it is now, whatever is trained meanwhile."""
-        return copy.deepcopy(self.snapshot()) | {"good": self.good}
+        """What `resume` goes on from, as it is now, whatever is trained meanwhile; its tensors lie on the CPU."""
+        return _copied(self.snapshot()) | {"good": self.good}
 
     def resume(self, run):
-        saved = data_parallel.from_first(run.load_checkpoint, self.device if data_parallel.world() == 1 else "cpu")
+        saved = data_parallel.from_first(run.load_checkpoint, "cpu")
         if saved is None:
             return
         self.good = saved.pop("good")
         self.restore(saved)
         log.info("%s goes on from step %d of %d (epoch %d)", run.path.name, self.step, self.total, self.epoch + 1)
+
+
+def _copied(saved):
+    """Of dictionaries, lists and tensors, on the CPU: memory of the device is not for what is only kept."""
+    if isinstance(saved, torch.Tensor):
+        return saved.detach().to("cpu", copy=True)
+    if isinstance(saved, dict):
+        other = copy.copy(saved)  # with what else it says of itself
+        other.update({name: _copied(value) for name, value in saved.items()})
+        return other
+    return [_copied(value) for value in saved] if isinstance(saved, list) else saved
 
 
 def _parameter_groups(model):
@@ -189,6 +201,8 @@ def train_step(state, images, labels):
 def _sizes_in_tensors(state, defence):
     """What is alike in steps of any ε and step size; the defence that finds them where one graph can for all."""
     attack = getattr(innermost(defence), "attack", None)
+    if not getattr(attack, "takes_tensors", False):
+        return defence, defence
     for name, tensor in state.sizes.items():
         tensor.fill_(getattr(attack, name, 0))
     return with_sizes(defence, dict.fromkeys(state.sizes, 1.0)), with_sizes(defence, state.sizes)
@@ -213,7 +227,8 @@ def _put(place, name, value, device):
     if device.type != "cuda":
         place[name] = value
         return
-    if not isinstance(place.get(name), torch.Tensor):
+    known = place.get(name)
+    if not isinstance(known, torch.Tensor) or known.device != device:  # a checkpoint's lie on the CPU
         place[name] = torch.zeros((), device=device)
     place[name].fill_(value)
 
@@ -238,7 +253,7 @@ def _in_parts(state, defence, progress, images, labels):
     if state.parts == 1:
         return _gradients(state, defence, progress, images, labels)
     found, draws = [], state.generator.get_state()
-    for part in torch.arange(len(images)).chunk(state.parts):
+    for part in torch.arange(len(images)).tensor_split(state.parts):
         begin, end = int(part[0]), int(part[-1]) + 1
         state.generator.set_state(draws)  # each picture gets what is drawn for it in the whole batch
         with data_parallel.micro_batch(begin, end, len(images)):
@@ -248,6 +263,9 @@ def _in_parts(state, defence, progress, images, labels):
 
 def _gradients(state, defence, progress, images, labels):
     """Add the gradients of these pictures to those of the weights; returns their part of the loss and the hits."""
+    weights = [weight for group in state.optimizer.param_groups for weight in group["params"]]
+    before = [weight.grad for weight in weights]
+    state.optimizer.zero_grad(set_to_none=True)
     with precision.computing(state.precision, state.device):
         loss, logits = state.learner.loss(
             defence,
@@ -258,6 +276,8 @@ def _gradients(state, defence, progress, images, labels):
             smoothing=state.recipe.label_smoothing,
             memory=state.memory,
         )
+    for weight, gradient in zip(weights, before, strict=True):  # whatever a defence's crafting has left there
+        weight.grad = gradient
     state.scaler.scale(data_parallel.weighed(loss)).backward()
     hits = (logits.detach().argmax(1) == labels).float().mean()
     return [data_parallel.weighed(value) for value in (loss.detach(), hits)]

@@ -2,13 +2,14 @@
 
 import gc
 import weakref
+from contextlib import nullcontext
 
 import pytest
 import torch
 from small import Blobs, small_network
 from torch import nn
 
-from attacks import APGD, FAB, PGD, AutoAttack, Square, evaluating, input_gradient
+from attacks import APGD, FAB, FGSM, PGD, AutoAttack, Square, Torchattacks, evaluating, input_gradient
 from evaluation import batch_sizes, per_example
 from evaluation.batch_sizes import AnySize, filled_up
 
@@ -73,6 +74,41 @@ def test_a_device_that_runs_out_finds_what_one_without_limits_finds(sound, split
     before = len(warned)
     per_example.attacked(limited, limited, split, attack, indices, 0)
     assert len(warned) == before
+
+
+@pytest.mark.parametrize("name", ["DeepFool", "FAB"])
+def test_attacks_that_ask_twice_for_a_gradient_may(sound, split, name):
+    attack = Torchattacks(name)
+    stood, _ = per_example.attacked(sound["pgd"], sound["pgd"], split, attack, torch.arange(20), 0)
+    assert len(stood) == 20
+
+
+class OnFeatures(FGSM):
+    """An attack of somebody's own, which looks into the model."""
+
+    def craft(self, model, images, labels, generator, targeted=False):
+        seen = []
+        with torch.enable_grad(), model.features.register_forward_hook(lambda _, __, out: seen.append(out)):
+            points = images.requires_grad_()
+            model(points)
+            (gradient,) = torch.autograd.grad(seen[0].square().sum(), points)
+        return (images.detach() + self.eps * gradient.sign()).clamp(0, 1)
+
+
+def test_an_attack_may_look_into_the_model(sound, split):
+    network = Small(1000, sound["pgd"])
+    network.features = network.network[0]
+    _, extent = per_example.attacked(network, network, split, OnFeatures(), torch.arange(20), 0)
+    assert extent.largest == pytest.approx(8 / 255, abs=1e-6)
+
+
+def test_other_errors_are_what_they_were(split):
+    class Broken(nn.Module):
+        def forward(self, images):
+            raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        per_example.predict(Broken(), split)
 
 
 def test_one_picture_that_does_not_fit_is_the_error_it_was(split):
@@ -157,8 +193,9 @@ def test_the_first_size_follows_from_the_free_memory_and_what_a_few_pictures_tak
         "mem_get_info": lambda device: (600e6, 0),
     }.items():
         monkeypatch.setattr(torch.cuda, name, value)
+    monkeypatch.setattr(torch.random, "fork_rng", lambda devices: nullcontext())
     found = batch_sizes._measured(Counted(), Meta(1000), True)
-    assert asked == [batch_sizes.MEASURED]
+    assert asked == 2 * [batch_sizes.MEASURED]  # the first time also chooses its algorithms
     assert found == int(batch_sizes.SPARE * 700 / 3)
 
 

@@ -75,7 +75,10 @@ RISING = (
 )
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"])
+CUDA = [pytest.param("cuda", marks=pytest.mark.gpu)] if torch.cuda.is_available() else []
+
+
+@pytest.mark.parametrize("device", ["cpu", *CUDA])
 @pytest.mark.parametrize(
     ("defence", "captures"),
     [
@@ -186,6 +189,35 @@ def test_an_attack_of_ones_own_is_given_numbers():
         assert with_sizes(own, sizes) == own
         assert innermost(with_sizes(ours, sizes)).attack.step_size is sizes["step_size"]
         assert ours == around(Adversarial(PGD(), ramp=0.5))
+
+
+@dataclass(frozen=True)
+class Checked(Adversarial):
+    """A defence of one's own that checks what it is given, when it is made."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        assert 0 < self.attack.eps < 0.1
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Sizeless(Doubled):
+    step_size: float | None = None
+
+    def craft(self, model, images, labels, generator, targeted=False):
+        return images
+
+
+@pytest.mark.parametrize(
+    "defence", [Checked(PGD(steps=1), ramp=0.5), Adversarial(Sizeless())], ids=["checked", "sizeless"]
+)
+def test_settings_of_ones_own_are_not_looked_at(recorded, defence):
+    recipe = Recipe(epochs=10, batch_size=8, defence=defence, precision="float32")
+    state = steps.State(small_network().train(), recipe, 1, torch.device("cpu"))
+    for _ in range(8):
+        state.step += 1
+        steps.train_step(state, torch.rand(8, 3, 8, 8), torch.arange(8) % 4)
+    assert state.graphed.captures == 1
 
 
 class Growing(NFGSM):

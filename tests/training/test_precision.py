@@ -141,6 +141,17 @@ def test_what_is_small_in_float16_is_not_lost(blobs):
     assert (found == exact).double().mean() > 0.95
 
 
+def test_what_is_small_is_lifted_also_where_the_last_layer_is_float32(blobs):
+    class Wide(Faint):
+        def forward(self, images):
+            return super().forward(images).float()
+
+    images, labels = blobs.train.batch(torch.arange(64))
+    network = Wide(2e-7).eval()
+    with precision.computing("float16", CPU):
+        assert (input_gradient(network, images, labels) != 0).double().mean() > 0.95
+
+
 @pytest.mark.parametrize(("factor", "warnings"), [(1.0, 0), (1e-10, 1)])
 def test_gradients_that_float16_loses_are_told(blobs, tmp_path, monkeypatch, factor, warnings):
     said = []

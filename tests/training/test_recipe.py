@@ -24,7 +24,7 @@ from training.recipe import Recipe
         {"clip_gradient": 0},
         {"low_resolution": 0},
         {"low_resolution": 12.5},
-        {"precision": "float16"},
+        {"precision": "float8"},
         {"defence": "pgd"},
         {"validation_attack": None},
         {"seed": -1},

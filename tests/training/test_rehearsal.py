@@ -1,7 +1,8 @@
 """What a device that runs out of memory makes of a run: the same weights, or a number that fits."""
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -98,6 +99,61 @@ def test_a_defence_that_needs_the_whole_batch_is_told_what_fits(data, tmp_path, 
     with pytest.raises(torch.OutOfMemoryError, match=r"batch of 63 pictures .* batch_size=15 fits"):
         train(limited(20), data, recipe, tmp_path / "run", progress=False)
     train(limited(20), data, replace(recipe, batch_size=15), tmp_path / "other", progress=False)
+
+
+@dataclass(frozen=True)
+class Textbook:
+    """A defence of somebody's own, whose crafting leaves gradients of the weights behind."""
+
+    def loss(self, model, images, labels, *, progress, generator, smoothing=0.0, memory=None):
+        points = images.clone().requires_grad_()
+        nn.functional.cross_entropy(model(points), labels).backward()
+        adversarial = (images + 0.03 * points.grad.sign()).clamp(0, 1)
+        logits = model(adversarial)
+        return nn.functional.cross_entropy(logits, labels), logits
+
+
+@dataclass(frozen=True)
+class Clean(Textbook):
+    def loss(self, model, images, labels, **rest):
+        loss, logits = super().loss(model, images, labels, **rest)
+        for weight in model.parameters():
+            weight.grad = None
+        return loss, logits
+
+
+def test_what_crafting_leaves_in_the_weights_is_not_learned_from(data, tmp_path, warned):
+    runs = [
+        train(limited(most), data, replace(RECIPE, defence=defence), tmp_path / f"{most}{defence}", progress=False)
+        for most in (1000, 20)
+        for defence in (Clean(), Textbook())
+        if (most, type(defence)) != (20, Clean)
+    ]
+    assert distance(runs[0], runs[1]) == 0
+    assert distance(runs[0], runs[2]) < 1e-9
+
+
+def test_a_run_that_is_rescued_stays_in_its_parts(data, tmp_path, warned, monkeypatch):
+    """The weights to go back to were kept before it was known how many there are."""
+    looked = []
+
+    def look(state, split, robust):
+        looked.append(state.parts)
+        return 0.9, SimpleNamespace(message="made to collapse") if len(looked) == 1 else None
+
+    monkeypatch.setattr(trainer.catastrophic_overfitting, "look", look)
+    run = train(limited(20), data, replace(RECIPE, defence=NFGSM()), tmp_path / "run", progress=False)
+    assert looked == 4 * [4]
+    assert run.history["rescued"].tolist() == 3 * [1]
+
+
+def test_several_processes_do_not_wait_for_one_that_ran_out(data, tmp_path, warned, monkeypatch):
+    monkeypatch.setattr(rehearsal.data_parallel, "world", lambda: 2)
+    state = SimpleNamespace(recipe=RECIPE, parts=1, defence=Standard())
+    monkeypatch.setattr(rehearsal, "_trial", lambda *asked: limited(1)(torch.zeros(2, 3, 8, 8)))
+    with pytest.raises(torch.OutOfMemoryError) as caught:
+        rehearsal.rehearse(state, data, RunFolder(tmp_path / "run"))
+    assert "more processes, or a smaller batch_size" in caught.value.__notes__[0]
 
 
 def test_not_even_one_picture(data, tmp_path, warned):
