@@ -13,7 +13,8 @@ HERE := $(CURDIR)
 
 # The stamp holds the folder and the lock's checksum: a moved or updated clone sets itself up again.
 setup:
-	if [ "$$(cat .venv/.ready 2>/dev/null)" != "$(HERE) $$(cksum < requirements.lock)" ]; then sh .ci/setup; fi
+	if [ "$$(cat .venv/.ready 2>/dev/null)" != "$(HERE) $$(cksum < requirements.lock)" ] || \
+		[ -n "$$PYTHON_FOR_VENV" ]; then sh .ci/setup; fi
 
 # Ray, for many runs at once: python -m study --on local, --on ray
 cluster: setup
@@ -41,7 +42,7 @@ test-all: cluster
 
 # The contracts on a GPU, a few minutes on one card.
 test-gpu: setup
-	STUDY_TESTS_ON=cuda $(PYTHON) -m pytest -m gpu
+	STUDY_TESTS_ON=cuda $(PYTHON) -m pytest -m gpu tests/test_gpu.py tests/training/test_cuda_graphs.py
 
 format: setup
 	$(PYTHON) -m ruff format .

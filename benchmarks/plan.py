@@ -18,7 +18,6 @@ import numpy as np
 import pandas as pd
 
 import models
-from benchmarks.suite import RESULTS
 from benchmarks.timing import flops_of_step
 from storage.atomic_files import read_json, replacing
 from storage.paths import ROOT
@@ -153,7 +152,6 @@ def write(study, of_time, training, evaluation, price, target):
         "walls": _rows(spans),
         "chain": _long(chain),
         "longest": f"{longest.name.split(',')[0]} ({longest.kind}), {_long(seconds(longest) / 3600)}",
-        "measured": _measured(),
         "timed": _timed(of_time),
     }
     text = (Path(__file__).parent / "plan.md").read_text(encoding="utf-8")
@@ -222,21 +220,6 @@ def _machine(environment):
         f"{environment['device']}, {environment['cores']} cores, torch {environment['torch']}, "
         f"{environment['started'][:10]}"
     )
-
-
-def _measured():
-    """What was measured on the machine at hand."""
-    path = RESULTS / "devices-cpu.json"
-    if not path.exists():
-        return "Not measured yet: `python -m benchmarks.devices`."
-    known = read_json(path)
-    rows = [["", "", "ratio"]]
-    for result in known["results"]:
-        if "contenders" in result:
-            first, second = result["contenders"]
-            ratio = "{median:.2f} ({lowest:.2f}–{highest:.2f})".format(**result["contenders"][second]["ratio"])
-            rows.append([result["case"], f"{first} ÷ {second}, {result['unit']}", ratio])
-    return f"{_machine(known['environment'])}, `{known['command']}`:\n\n{_rows(rows)}"
 
 
 def main(arguments=None):

@@ -53,7 +53,7 @@ def constant_predictor(predictions, labels, num_classes):
 def better_than_chance(accuracy, chance):
     """Invalid: clean accuracy at most 2 points above always saying one class."""
     if accuracy <= chance + 0.02:
-        says = f"{100 * accuracy:.1f} % is within 2 points of the {100 * chance:.1f} % of always saying one class"
+        says = f"{100 * accuracy:.1f} %, where always saying one class gives {100 * chance:.1f} %"
         return Finding("better than chance", "invalid", accuracy, chance + 0.02, f"{says}; nothing was learned")
 
 

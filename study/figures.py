@@ -243,7 +243,7 @@ def plot_overfitting(run):
 def plot_per_class(scores, split, label):
     """Accuracy of each class under one attack (dots, with intervals), and clean (lines); one panel a model."""
     valid = {name: score for name, score in scores.items() if score.verdict(label) != "invalid"}
-    left_out = "; invalid left out" if len(valid) < len(scores) else ""
+    left_out = f"; invalid {'left out' if valid else 'shown: all are'}" if len(valid) < len(scores) else ""
     scores = valid or scores
     counts = torch.bincount(split.labels, minlength=split.num_classes).tolist()
     size = (1 + 2.2 * len(scores), 0.24 * len(counts) + 1)

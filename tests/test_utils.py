@@ -53,6 +53,7 @@ def test_bad_arguments_are_named(arguments):
 
 def test_a_gpu_that_torch_cannot_use_gives_a_warning(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")  # which says that nobody wants one
     real = utils.Path.exists
     monkeypatch.setattr(utils.Path, "exists", lambda p: "nvidia" in str(p) or real(p))
     with pytest.warns(RuntimeWarning, match="driver is older"):
