@@ -51,8 +51,9 @@ def _shrinking(length, smallest, side, shift):
     places = torch.arange(length, device=side.device, dtype=torch.float64)
     kept = places - before  # where each pixel is in the small line
     source = ((kept + 0.5) * length / size - 0.5).clamp(0, length - 1)
-    weights = (1 - (source[:, None] - places).abs()).clamp_min(0)
-    return weights * ((kept >= 0) & (kept < size))[:, None]
+    weights = 1 - (source[:, None] - places).abs()
+    shown = (weights > 1e-9) & ((kept >= 0) & (kept < size))[:, None]  # what rounding leaves has no say in a sign
+    return torch.where(shown, weights, 0)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
