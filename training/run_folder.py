@@ -297,7 +297,7 @@ class Beside:
         return self
 
     def __exit__(self, kind, error, trace):
-        """Waits; what the last one raised goes before nothing else."""
+        """Waits. What the last one raised is raised, or noted on the error that is under way."""
         try:
             self.wait()
         except Exception as failed:

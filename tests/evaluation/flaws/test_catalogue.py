@@ -13,8 +13,6 @@ from evaluation import testing
 from evaluation.audit import audit
 from evaluation.flaws import catalogue
 
-ON = ["blobs", late("shapes")]
-
 
 def test_there_are_thirty():
     assert len(catalogue.FLAWS) >= 30
@@ -31,11 +29,19 @@ def planted_in(request, small_lab):
     return small_lab if request.param == "blobs" else request.getfixturevalue("lab")
 
 
-@pytest.mark.parametrize("planted_in", ON, indirect=True)
-@pytest.mark.parametrize("flaw", catalogue.FLAWS, ids=lambda flaw: flaw.name)
+# On blobs a single step is nearly as strong as many (on 2,048 of them by 1.2 points), so there is nothing to find.
+PLANTED = [
+    (late if place == "shapes" else pytest.param)(flaw, place)
+    for place in ("blobs", "shapes")
+    for flaw in catalogue.FLAWS
+    if (place, flaw.name) != ("blobs", "FGSM alone")
+]
+
+
+@pytest.mark.parametrize(
+    ("flaw", "planted_in"), PLANTED, indirect=["planted_in"], ids=lambda case: str(getattr(case, "name", case))
+)
 def test_every_flaw_is_found(flaw, planted_in, small_lab):
-    if flaw.name == "FGSM alone" and planted_in is small_lab:
-        pytest.skip("on blobs a single step is nearly as strong as many: on 2,048 of them by 1.2 points")
     if flaw.name.startswith("stale") and planted_in is small_lab:  # by a few points: few pictures do not show it
         planted_in = replace(planted_in, split=Blobs().split(2048, 5, "many"), attack=PGD(eps=12 / 255))
     found, findings = flaw.found(planted_in)
