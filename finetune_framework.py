@@ -1,6 +1,6 @@
 """A source network becomes a network for the target task: a new head, and a choice of what trains.
 
-    source = load_source("imagenet/resnet18")                    # or a run's folder, or a file of weights
+    source = load_source("ours/cifar100-robust-w16")             # or "imagenet/resnet18", a run's folder, a file
     model = adapt(source, num_classes=10, train="head")          # or "last_stage", "all", or names of layers
     describe(model)                                              # stages, parameters, what trains, rates
 
@@ -22,13 +22,14 @@ from torch import nn
 
 import models
 from attacks import evaluating
-from models import low_rank
+from models import low_rank, ours
 from models.backbones import replace_head
 from models.fingerprint import structure
 from storage.atomic_files import first_line, read_json
 from training.run_folder import ANEW, RunFolder
 from training.weights import header_of
 
+OURS = "ours/"
 PICTURE = 32  # pixels a side, to see where the resolution falls
 
 # What others put in front of the names of a network's weights.
@@ -40,26 +41,42 @@ class SourceError(RuntimeError):
 
 
 def load_source(where, architecture=None, num_classes=None, **options):
-    """A trained model: from torchvision ("imagenet/resnet18"), a finished run's folder, or a file of weights.
+    """A trained model: one of ours, from torchvision ("imagenet/resnet18"), a finished run's folder, or a file.
 
+    "ours/cifar100-robust-w16" and its like lie in models/weights/, each with a card that says what it is worth;
+    a name that is not there is answered with those that are.
     A file, safetensors or a state dict saved by torch, needs `architecture` (a name for `models.build`) and
     the `num_classes` that it was trained for; prefixes such as "module." are undone. Nothing is unpickled
     but tensors. Raises SourceError for files that do not fit, WeightsError for failed downloads.
     """
     if str(where).startswith("imagenet/"):
         return models.build(str(where), 1000, **options)
+    if str(where).startswith(OURS):
+        return _ours(str(where).removeprefix(OURS), architecture, num_classes, options)
     path = Path(where)
     if (path / "recipe.json").exists():
         return _from_run(path)
     if path.is_dir():
         raise SourceError(f"{path} is no run: it has no recipe.json")
     if not path.exists():
-        raise SourceError(f"{path} does not exist: a run's folder, a file of weights or imagenet/<name> is needed")
+        known = ", ".join(OURS + name for name in ours.names())
+        raise SourceError(
+            f"{path} does not exist: a run's folder, a file of weights, imagenet/<name> or {known} is needed"
+        )
     if architecture is None or num_classes is None:
         raise SourceError(f"{path} holds weights only: say which architecture and num_classes they belong to")
     model = from_spec({"name": architecture, "num_classes": num_classes} | options)
     _fill(model.network, _read_weights(path), path, architecture)
     return model
+
+
+def _ours(name, *options):
+    if any(options):
+        raise SourceError(f"{OURS}{name}: its card says what it is, so it takes no architecture and no options")
+    try:
+        return ours.load(name)
+    except KeyError as error:
+        raise SourceError(error.args[0]) from None
 
 
 def _from_run(path):

@@ -1,0 +1,93 @@
+"""Train the small networks that lie in models/weights/ anew, and measure what is stored.
+
+    python -m study.make_weights                        all of them: some two hours on two CPU cores
+    python -m study.make_weights shapes100-robust-w16   one, and the standard network that it starts from
+
+First standard training, then adversarial training from these weights, as in the notebooks. Stopped, the same
+command goes on. Nothing is chosen by the test pictures: the last epoch is kept, whatever it is worth.
+"""
+
+import argparse
+import shlex
+
+import models
+import utils
+from attacks import FGSM, PGD, AutoAttack
+from defences import Adversarial
+from models import ours
+from processes.machine import environment
+from trainer import Recipe, test, train
+from training.identity import as_dict
+
+WIDTH, PICTURES, FEW = 16, 2000, 500  # test pictures, and those that AutoAttack is given
+NAMES = [
+    f"{data}-{kind}-w{WIDTH}"
+    for data in ("shapes10", "shapes100", "cifar10", "cifar100")
+    for kind in ("standard", "robust")
+]
+
+
+def recipes(family):
+    """The standard recipe and the adversarial one for "shapes" or "cifar"."""
+    watched = {"validation_attack": PGD(steps=3, step_size=6 / 255), "validation_images": 500}
+    if family == "shapes":
+        ramped = Adversarial(PGD(steps=2, step_size=6 / 255), ramp=0.5)
+        common = {"batch_size": 64, **watched}
+        return Recipe(epochs=16, **common), Recipe(epochs=12, learning_rate=0.05, defence=ramped, **common)
+    ramped = Adversarial(PGD(steps=3, step_size=4 / 255), ramp=0.5)
+    return Recipe(epochs=12, **watched), Recipe(epochs=15, defence=ramped, **watched)
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(
+        prog="python -m study.make_weights",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(NAMES))
+    parser.add_argument("--note", default="", help="what a reader of the cards should know besides")
+    options = parser.parse_args(arguments)
+    if unknown := set(options.names) - set(NAMES):
+        parser.error(f"{', '.join(sorted(unknown))}: the names are {', '.join(NAMES)}")
+    for name in options.names or NAMES:
+        make(name, options.note)
+
+
+def make(name, note=""):
+    """Train one, store it, and measure what is stored on test pictures."""
+    dataset, kind, _ = name.split("-")
+    family = dataset.rstrip("10")
+    session = utils.start("make_weights", preset="full", data=family)
+    data = utils.load_data(dataset, session)
+    model = models.build("resnet18", data.num_classes, width=WIDTH)
+    standard, robust = recipes(family)
+    run = train(model, data, standard, session.folder(f"{dataset}-standard"))
+    if kind == "robust":
+        run = train(run.model, data, robust, session.folder(f"{dataset}-robust"))
+    card = {
+        "name": name,
+        "recipe": as_dict(robust if kind == "robust" else standard),
+        "starts_from": f"{dataset}-standard-w{WIDTH}" if kind == "robust" else None,
+        "data": data.provenance,
+        "classes": data.classes,
+        "training_seconds": round(float(run.history["time/epoch_s"].sum())),
+        "command": shlex.join(["python", "-m", "study.make_weights", name, *(["--note", note] if note else [])]),
+        "environment": environment(session.device),
+        "note": note,
+    }
+    ours.store(run.model, name, card)
+    stored = ours.load(name)
+    attacks = [(data.test.first(PICTURES), [FGSM(), PGD(steps=20)])]
+    if family == "cifar":
+        attacks.append((data.test.first(FEW), [AutoAttack()]))
+    rows = []
+    for split, some in attacks:
+        scores = test(stored.to(session.device), split, some, folder=session.folder(f"{dataset}-{kind}"))
+        table = scores.table().rename_axis("evaluation").reset_index()
+        rows += table.drop(columns="carried_from").to_dict("records")
+    ours.store(run.model, name, card | {"scores": rows})
+    print(f"{ours.FOLDER / name}.safetensors and its card")  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()
