@@ -17,7 +17,7 @@ from processes import data_parallel
 from processes.machine import prepare
 from storage.paths import ROOT, data_root, runs_root
 
-PRESETS = ("smoke", "quick", "full")
+PRESETS = ("smoke", "quick", "hour", "full")
 
 __all__ = ["ROOT", "Data", "DataError", "Session", "Split", "load_data", "start"]
 
@@ -39,10 +39,10 @@ class Session:
         """The seeds to train with: three in the full preset, one elsewhere."""
         return tuple(range(self.seed, self.seed + 3)) if self.preset == "full" else (self.seed,)
 
-    def pick(self, *, quick, full, smoke=None):
-        """The value for this preset; smoke takes quick's where it has none of its own."""
-        values = {"smoke": quick if smoke is None else smoke, "quick": quick, "full": full}
-        return values[self.preset]
+    def pick(self, *, quick, full, smoke=None, hour=None):
+        """The value for this preset; smoke takes quick's, hour takes full's, where they have none of their own."""
+        own = {"smoke": smoke, "hour": hour}.get(self.preset)
+        return own if own is not None else quick if self.preset in ("smoke", "quick") else full
 
     def dataset(self, name):
         """The data set to use for `name`: itself, or its drawn stand-in where the session runs on Shapes."""
@@ -58,10 +58,11 @@ class Session:
 def start(experiment, preset="auto", seed=0, data="auto", device="auto"):
     """Begin an experiment: seed torch, choose device, preset and data, and say so in one line.
 
-    preset: "smoke" (seconds), "quick" (minutes on two CPU cores), "full" (the study, three seeds), or
-    "auto", which is "full" where torch has a CUDA device and "quick" elsewhere. data: "cifar", "shapes"
-    or "auto" (CIFAR in the full preset). STUDY_RUNS and STUDY_DATA in the environment move the folders
-    `runs/` and `data/` away from the repository. Raises ValueError for any other value.
+    preset: "smoke" (seconds), "quick" (minutes on two CPU cores), "hour" (the study on one GPU, one seed),
+    "full" (three seeds, for papers), or "auto", which is "hour" where torch has a CUDA device and "quick"
+    elsewhere. data: "cifar", "shapes" or "auto" (CIFAR in the presets hour and full). STUDY_RUNS and STUDY_DATA
+    in the environment move the folders `runs/` and `data/` away from the repository. Raises ValueError for any
+    other value.
     """
     cuda = torch.cuda.is_available()
     _check_choice("device", str(device).split(":")[0], ("auto", "cpu", "cuda"))
@@ -85,8 +86,8 @@ def start(experiment, preset="auto", seed=0, data="auto", device="auto"):
     if gpu and chosen.index is None and processes > 1:
         chosen = torch.device("cuda", data_parallel.own_gpu())
     if preset == "auto":
-        preset, why = ("full", " (on a CUDA device)") if gpu else ("quick", " (no CUDA device)")
-    family = data if data != "auto" else "cifar" if preset == "full" else "shapes"
+        preset, why = ("hour", " (on a CUDA device)") if gpu else ("quick", " (no CUDA device)")
+    family = data if data != "auto" else "cifar" if preset in ("hour", "full") else "shapes"
     torch.manual_seed(seed)
     runs = runs_root() / f"{preset}-{family}" / experiment
     where = torch.cuda.get_device_name(chosen) if gpu else f"CPU, {torch.get_num_threads()} threads"

@@ -25,7 +25,10 @@ from trainer import Recipe, test, train
 from training.identity import as_dict
 
 GOAL = {"worst_case": 0.48, "seconds": 120}
-WIDTH = {"quick": 8, "full": 64, "smoke": 4}
+
+
+def width(session):
+    return session.pick(smoke=4, quick=8, full=64)
 
 
 def recipe_for(session, epochs, seed):
@@ -44,7 +47,7 @@ def recipe_for(session, epochs, seed):
 
 def one_seed(session, data, seed, options):
     """Train, then AutoAttack; a row of the record."""
-    model = models.build("resnet18", data.num_classes, width=WIDTH[session.preset], seed=seed)
+    model = models.build("resnet18", data.num_classes, width=width(session), seed=seed)
     folder = session.folder(f"resnet18-epochs{options.epochs}" if options.epochs else "resnet18", seed)
     fresh, begun, timed = not folder.exists(), time.perf_counter(), folder / "wall.json"
     run = train(model, data, recipe_for(session, options.epochs, seed), folder)
@@ -70,18 +73,16 @@ def main(arguments=None):
     parser.add_argument("--seeds", type=int, default=3, help="how many (default: 3)")
     parser.add_argument("--epochs", type=int, help="another length than the record's")
     parser.add_argument("--pictures", type=int, help="test pictures for AutoAttack (default: all 10,000)")
-    parser.add_argument("--preset", default="auto", help="smoke, quick or full (default: full with a GPU)")
+    parser.add_argument("--preset", default="auto", help="smoke, quick or full (default: hour with a GPU)")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder (default: benchmarks/results)")
     options = parser.parse_args(arguments)
     session = utils.start("fast_robust", preset=options.preset)
-    data = utils.load_data(
-        session.dataset("cifar10"), session, validation=0.02 if session.preset == "full" else 0.1
-    )
+    data = utils.load_data(session.dataset("cifar10"), session, validation=session.pick(quick=0.1, full=0.02))
     known = {
         "environment": environment(session.device),
         "preset": session.preset,
         "data": data.provenance,
-        "width": WIDTH[session.preset],
+        "width": width(session),
         "recipe": as_dict(recipe_for(session, options.epochs, 0)),
         "goal": GOAL,
         "seeds": [],
@@ -97,7 +98,7 @@ def main(arguments=None):
             f"seed {seed}: {wall}, of that {row['steps_seconds']:.1f} s in training steps\n{scores}\n", flush=True
         )
     print(over_seeds(scored).round(2).to_string())
-    rehearsal = "" if session.preset == "full" else " (a rehearsal: the goal is for the full preset)"
+    rehearsal = session.pick(quick=" (a rehearsal: the goal is for the presets hour and full)", full="")
     print(f"\n{reached(known['seeds'])}{rehearsal}\nwritten to {target}")
 
 

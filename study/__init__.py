@@ -3,4 +3,4 @@
 `python -m study` runs every notebook; `from study import figures, tables` are what they show with.
 """
 
-from study.many_runs import test_all, train_all
+from study.many_runs import ready_run, test_all, train_all

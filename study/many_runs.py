@@ -4,15 +4,17 @@ import functools
 import os
 import time
 
+import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
 from evaluation.testing import test, test_here
+from finetune_framework import load_source
 from models.low_rank import Packed
 from processes import data_parallel
 from processes.run_queue import Task, run_all
 from storage.atomic_files import Damaged, write_json
-from trainer import train, train_here
+from trainer import Run, train, train_here
 from training.identity import identity_of
 from training.run_folder import RunFolder
 
@@ -69,6 +71,16 @@ def train_all(asked, session, *, on=None, progress=True):
                     "STUDY_RUNS can name a shared folder"
                 )
     return {key: run_of(key) for key in asked}
+
+
+def ready_run(session, dataset, kind, name):
+    """One of the small networks that lie in the repository, as a run that others start from; nothing is trained.
+
+    dataset: "cifar10" or "cifar100", on Shapes its stand-in; kind: "standard" or "robust". The run has no history;
+    its folder, of this name, takes its scores.
+    """
+    model = load_source(f"ours/{session.dataset(dataset)}-{kind}-w16").to(session.device)
+    return Run(model, session.folder(name, session.seed), pd.DataFrame())
 
 
 def _needed(start):

@@ -34,6 +34,9 @@ def test_presets(monkeypatch):
     assert full.pick(quick=1, full=2) == 2
     assert full.seeds == (5, 6, 7)
     assert full.dataset("cifar100") == "cifar100"
+    hour = start("x", preset="hour", seed=5)
+    assert (hour.pick(quick=1, full=2), hour.pick(quick=1, full=2, hour=0), hour.seeds) == (2, 0, (5,))
+    assert hour.dataset("cifar10") == "cifar10"
     assert start("x", preset="smoke").pick(quick=1, full=2) == 1
     assert start("x", preset="smoke").pick(quick=1, full=2, smoke=3) == 3
     assert start("x", preset="quick").dataset("cifar100") == "shapes100"
