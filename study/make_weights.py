@@ -19,7 +19,7 @@ from processes.machine import environment
 from trainer import Recipe, test, train
 from training.identity import as_dict
 
-WIDTH, PICTURES, FEW = 16, 2000, 500  # test pictures, and those that AutoAttack is given
+WIDTH, PICTURES, FEW = 16, 2000, 250  # test pictures, and those that AutoAttack is given
 NAMES = [
     f"{data}-{kind}-w{WIDTH}"
     for data in ("shapes10", "shapes100", "cifar10", "cifar100")
@@ -35,7 +35,7 @@ def recipes(family):
         common = {"batch_size": 64, **watched}
         return Recipe(epochs=16, **common), Recipe(epochs=12, learning_rate=0.05, defence=ramped, **common)
     ramped = Adversarial(PGD(steps=3, step_size=4 / 255), ramp=0.5)
-    return Recipe(epochs=12, **watched), Recipe(epochs=15, defence=ramped, **watched)
+    return Recipe(epochs=10, **watched), Recipe(epochs=10, defence=ramped, **watched)
 
 
 def main(arguments=None):
