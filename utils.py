@@ -5,8 +5,9 @@ data = load_data(session.dataset("cifar10"), session)
 """
 
 import os
+import time
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -14,7 +15,9 @@ import torch
 import loaders
 from loaders import DATASETS, Data, DataError, Split, stratified
 from processes import data_parallel
+from processes.device_speed import gflops
 from processes.machine import prepare
+from storage.atomic_files import read_json
 from storage.paths import ROOT, data_root, runs_root
 
 PRESETS = ("smoke", "quick", "hour", "full")
@@ -33,6 +36,7 @@ class Session:
     device: torch.device
     runs: Path  # runs/<preset>-<family>/<experiment>
     data: Path
+    begun: float = field(default_factory=time.monotonic, compare=False)
 
     @property
     def seeds(self):
@@ -96,7 +100,22 @@ def start(experiment, preset="auto", seed=0, data="auto", device="auto"):
         line = f"{experiment} · preset {preset}{why} · data {family} · seed {seed} · {where} · {runs}"
         print(line)  # noqa: T201
     prepare(chosen)
+    if data_parallel.leads() and (estimate := _estimate(experiment, f"{preset}-{family}", chosen)):
+        print(estimate)  # noqa: T201
     return Session(experiment, preset, family, seed, chosen, runs, data_root())
+
+
+def _estimate(experiment, study, device):
+    """A line that says how long a notebook takes here; None where nothing is known of it (lengths.json)."""
+    known = read_json(ROOT / "notebooks" / "lengths.json", sealed=False).get(study, {})
+    if experiment not in known.get("seconds", {}) or os.environ.get("STUDY_ON"):
+        return None
+    here = gflops(device)
+    minutes = known["seconds"][experiment] * known["gflops"] / here / 60
+    return (
+        f"about {minutes:.1f} minutes here, where nothing is done yet ({known['how']}; "
+        f"this device trains at {here:,.0f} GFLOP/s, that one at {known['gflops']:,.0f})"
+    )
 
 
 def _check_choice(name, value, allowed):

@@ -2,7 +2,7 @@
 
 from attacks.apgd import APGD
 from attacks.autoattack import AutoAttack
-from attacks.autoattack_search import fast_bfloat16, margin, wide
+from attacks.autoattack_search import margin, wide
 from attacks.base import Attack, dead_gradients, evaluating, in_255ths, input_gradient
 from attacks.blackbox import Noise, Square
 from attacks.diverse import DIFGSM, SINIFGSM, TIFGSM

@@ -5,14 +5,9 @@ from contextlib import contextmanager
 
 import torch
 
+from processes.machine import fast_bfloat16
+
 PRECISIONS = ("auto", "bfloat16", "float32")
-
-
-def fast_bfloat16(device):
-    """Does the device compute in bfloat16 (CUDA from Ampere on, CPUs with AVX-512 BF16 or AMX)?"""
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    return device.type == "cpu" and getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
 
 
 class Search:

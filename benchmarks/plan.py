@@ -3,13 +3,16 @@
     python -m benchmarks.plan STUDY TIMED            finished studies: smoke, and quick with nothing beside it
     python -m benchmarks.plan STUDY TIMED --training 300 --evaluation 40 --price 2.5
 
-Which runs there are, and which need which, is read from the folders of the smoke study; lengths are those that the
-notebooks' full preset asks for. The arithmetic of a step is counted. What a GPU does of it in a second is assumed
-until benchmarks.gpu has measured it. How well counting tells time is seen in the study that was timed.
+It also writes notebooks/lengths.json, what each notebook says at its beginning: how long quick took, and what is
+counted for the presets hour and full. Which runs there are, and which need which, is read from the folders of the
+smoke study; lengths are read from the notebooks. The arithmetic of a step is counted. What a GPU does of it in a
+second is assumed until benchmarks.gpu has measured it. How well counting tells time is seen in the study that was
+timed.
 """
 
 import argparse
 import functools
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,22 +22,31 @@ import pandas as pd
 
 import models
 from benchmarks.timing import flops_of_step
+from processes.device_speed import gflops
+from processes.machine import own_device
 from storage.atomic_files import read_json, replacing
 from storage.paths import ROOT
 from training.run_folder import RunFolder
 
-SEEDS, TRAINING_PICTURES, WIDTH, STEPS = 3, 45_000, 64, 10  # of the full preset
+TRAINING_PICTURES, WIDTH = 45_000, 64  # of the presets hour and full
 VALIDATION = 500 * (1 + 2 * 10)  # forward passes after an epoch: some pictures, clean and under PGD
 SHARES = (0.01, 0.05, 0.1, 0.25)  # of the target's pictures, in notebook 06
-EPOCHS = {  # by the beginning of a run's name, as in the notebooks
-    "01": {"": 40},
-    "02": {"source": 40, "scratch": 60, "": 30},
-    "03": {"pgd-long": 120, "": 40},
-    "04": {"": 40},
-    "05": {"": 40},
-    "06": {"source": 40, "": 30},
-    "07": {"": 40},
+EPOCHS = {  # the notebook's own name for them, by the beginning of a run's
+    "01": {"": "epochs"},
+    "02": {
+        "source-standard": "epochs",
+        "source": "robust_epochs",
+        "scratch": "scratch_epochs",
+        "": "tuning_epochs",
+    },
+    "03": {"pgd-long": "long_epochs", "pgd": "robust_epochs", "": "epochs"},
+    "04": {"resnet": "epochs", "": "01 epochs"},
+    "05": {"resnet": "03 epochs", "": "01 epochs"},
+    "06": {"source": "epochs", "": "tuning_epochs"},
+    "07": {"": "epochs"},
 }
+SEEDS = {"hour": 1, "full": 3}
+TESTED = {"hour": (2000, 1000), "full": (10_000, 2000)}  # test pictures, and those of notebook 06
 # Gradients of the pictures in a training step, and further passes of the update, in thirds of one.
 CRAFTING = {"Standard": 0, "Free": 0, "NFGSM": 1, "FeatureDistillation": 0, "L2SP": 0}
 MORE = {"TRADES": 3, "MART": 3, "AWP": 3, "FeatureDistillation": 1}
@@ -55,9 +67,21 @@ class Job:
     after: str | None = None
 
 
-def jobs_of(study):
-    """All trainings and tests of the full study, each run once, whatever notebooks ask for it."""
-    for seed in range(SEEDS):
+def lengths(notebook, preset):
+    """What a notebook's cells pick for a preset, by name: `epochs = session.pick(smoke=1, quick=6, full=40)`."""
+    (path,), found = (ROOT / "notebooks").glob(f"{notebook}_*.ipynb"), {}
+    for cell in read_json(path, sealed=False)["cells"]:
+        for name, picks in re.findall(
+            r"^(\w+) = session\.pick\(([\w=, .]*)\)", "".join(cell["source"]), re.MULTILINE
+        ):
+            values = dict(pair.split("=") for pair in picks.split(", "))
+            found[name] = values.get(preset, values["full"])
+    return found
+
+
+def jobs_of(study, preset="full"):
+    """All trainings and tests of a study with this preset, each run once, whatever notebooks ask for it."""
+    for seed in range(SEEDS[preset]):
         for path in sorted(Path(study).glob("0*/*/recipe.json")):
             if "same_run_as" in read_json(path.parent / "environment.json"):
                 continue
@@ -65,7 +89,7 @@ def jobs_of(study):
             notebook = path.parents[1].name[:2]
             flops = _flops(recipe["model"]["name"], recipe["model"]["num_classes"])
             for share in SHARES if run.endswith("-16-pictures") else (1,):
-                yield from _jobs(notebook, run, recipe["recipe"]["defence"], flops, share, seed)
+                yield from _jobs(preset, notebook, run, recipe["recipe"]["defence"], flops, share, seed)
 
 
 @functools.cache
@@ -76,14 +100,16 @@ def _flops(name, classes, width=WIDTH):
     return {"gradient": gradient, "update": flops_of_step(model, 0), "forward": gradient / 2}
 
 
-def _jobs(notebook, run, defence, flops, share, seed):
-    epochs = next(n for beginning, n in EPOCHS[notebook].items() if run.startswith(beginning))
-    epochs /= share**0.5
+def _jobs(preset, notebook, run, defence, flops, share, seed):
+    its_name = next(name for beginning, name in EPOCHS[notebook].items() if run.startswith(beginning))
+    *where, variable = its_name.split()
+    there = lengths(*where or [notebook], preset)
+    epochs, steps = int(there[variable]) / share**0.5, int(there.get("steps", 10))
     name = f"{notebook}/{run}{'' if share == 1 else share}, {seed}"
-    epoch = share * TRAINING_PICTURES * _step(defence, flops, STEPS) + VALIDATION * flops["forward"]
+    epoch = share * TRAINING_PICTURES * _step(defence, flops, steps) + VALIDATION * flops["forward"]
     yield Job(name, epochs * epoch, "training", _needs(notebook, run, seed))
-    tested, sought = (2000, notebook == "06" and share == 1) if notebook == "06" else (10_000, False)
-    spent = sum(ATTACKS.values() if share == 1 else (2, 40)) * RIGHT
+    tested, sought = TESTED[preset][notebook == "06"], notebook == "06" and share == 1
+    spent = sum(ATTACKS.values() if share == 1 and (preset, notebook) != ("hour", "06") else (2, 40)) * RIGHT
     yield Job(f"{name}, test", tested * spent * flops["forward"], "test", name)
     if sought:
         standing = ROBUST if defence["kind"] != "Standard" else 0.0
@@ -162,6 +188,30 @@ def write(study, of_time, training, evaluation, price, target):
     print(f"written to {target}")
 
 
+def write_lengths(study, timed, training, evaluation, target):
+    """How long each notebook takes, in seconds: quick as it was timed here, hour and full as counted."""
+    executed = {path.stem: read_json(path, sealed=False) for path in sorted(timed.glob("notebooks/[0-9]*.ipynb"))}
+    machine = read_json(min(timed.glob("0*/*/environment.json")))
+    found = {
+        timed.name: {
+            "how": f"measured on {_machine(machine)}",
+            "gflops": gflops(own_device("cpu")),
+            "seconds": {name: book["metadata"]["papermill"]["duration"] for name, book in executed.items()},
+        }
+    }
+    for preset in SEEDS:
+        seconds = {}
+        for job in jobs_of(study, preset):
+            name = next(name for name in executed if name.startswith(job.name[:2]))
+            rate = 1e12 * (training if job.kind == "training" else evaluation)
+            seconds[name] = seconds.get(name, 0) + job.flops / rate
+        how = f"counted, for a GPU that trains at {training:g} TFLOP/s and tests at {evaluation:g}"
+        found[f"{preset}-cifar"] = {"how": how, "gflops": 1000 * training, "seconds": seconds}
+    with replacing(target) as partial:
+        partial.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    print(f"written to {target}")
+
+
 def _kinds(jobs):
     return dict.fromkeys(job.kind for job in jobs)
 
@@ -230,11 +280,13 @@ def main(arguments=None):
     parser.add_argument("--evaluation", type=float, default=30, help="the same in tests, float32 (default: 30)")
     parser.add_argument("--price", type=float, default=3, help="of a GPU hour, in dollars (default: 3)")
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "scaling.md")
+    parser.add_argument("--lengths", type=Path, default=ROOT / "notebooks" / "lengths.json")
     chosen = parser.parse_args(arguments)
     for study, preset in ((chosen.study, "smoke"), (chosen.timed, "quick")):
         if not list(study.glob("0*/*/recipe.json")):
             parser.error(f"{study} holds no runs; make one with: python -m study --preset {preset}")
     write(chosen.study, chosen.timed, chosen.training, chosen.evaluation, chosen.price, chosen.output)
+    write_lengths(chosen.study, chosen.timed, chosen.training, chosen.evaluation, chosen.lengths)
 
 
 if __name__ == "__main__":

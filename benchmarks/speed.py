@@ -17,7 +17,7 @@ import torch
 
 import models
 import utils
-from attacks import FGSM, NIFGSM, PGD, VMIFGSM, evaluating, fast_bfloat16
+from attacks import FGSM, NIFGSM, PGD, VMIFGSM, evaluating
 from benchmarks import memory, suite
 from benchmarks.peers import (
     our_batches,
@@ -33,6 +33,7 @@ from benchmarks.peers import (
 )
 from benchmarks.timing import compare, flops_of_step, matmul, summary
 from evaluation.per_example import BATCH, attacked, predict
+from processes.machine import fast_bfloat16
 
 TRAINING = {
     "standard": None,

@@ -74,6 +74,13 @@ def prepare(device):
         log.propagate = False
 
 
+def fast_bfloat16(device):
+    """Does the device compute in bfloat16 (CUDA from Ampere on, CPUs with AVX-512 BF16 or AMX)?"""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return device.type == "cpu" and getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
+
+
 # What libraries say, besides torch.OutOfMemoryError, when the memory of a device or of the machine is full.
 FULL = "out of memory", "ALLOC_FAILED", "can't allocate memory", "unable to find an engine"
 

@@ -4,6 +4,7 @@ Intervals are 95 % Wilson intervals; what the audit found invalid is struck out.
 """
 
 import re
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -177,11 +178,12 @@ def findings(scores):
 
 
 def written(session):
-    """What an experiment has written, a row a folder: for the last cell of a notebook."""
+    """What an experiment has written, a row a folder, and how long it took: for the last cell of a notebook."""
     sizes = {}
     for path in sorted(session.runs.rglob("*")):
         if path.is_file():
             folder = path.parent.relative_to(session.runs.parent)
             sizes.setdefault(str(folder), []).append(path.stat().st_size)
     rows = {folder: [len(some), sum(some) / 1e6] for folder, some in sizes.items()}
+    print(f"{session.experiment}: {(time.monotonic() - session.begun) / 60:.1f} minutes")  # noqa: T201
     return pd.DataFrame.from_dict(rows, orient="index", columns=["files", "MB"]).round(2)

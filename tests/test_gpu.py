@@ -32,12 +32,12 @@ from attacks import (
     VNIFGSM,
     AutoAttack,
     Square,
-    fast_bfloat16,
 )
 from defences import AWP, L2SP, MART, NFGSM, TRADES, Adversarial, Free, Guided, Standard
 from evaluation import batch_sizes, per_example, testing
 from evaluation.audit import audit
 from loaders import Data
+from processes.machine import fast_bfloat16
 from trainer import Recipe, train
 from training import step as steps
 from training.cuda_graphs import WARM_UP

@@ -1,5 +1,7 @@
 """The session, and the data that load_data() gives."""
 
+import json
+
 import pytest
 import torch
 from small import small_split
@@ -41,6 +43,20 @@ def test_presets(monkeypatch):
     assert start("x", preset="smoke").pick(quick=1, full=2, smoke=3) == 3
     assert start("x", preset="quick").dataset("cifar100") == "shapes100"
     assert start("x", preset="quick", data="cifar").dataset("cifar10") == "cifar10"
+
+
+def test_a_notebook_says_how_long_it_takes_on_a_device_of_another_speed(monkeypatch, tmp_path, capsys):
+    (tmp_path / "notebooks").mkdir()
+    known = {"quick-shapes": {"how": "measured on a toaster", "gflops": 100, "seconds": {"01_x": 90}}}
+    (tmp_path / "notebooks" / "lengths.json").write_text(json.dumps(known))
+    monkeypatch.setattr(utils, "ROOT", tmp_path)
+    monkeypatch.setattr(utils, "gflops", lambda device: 50.0)
+    start("01_x", preset="quick")
+    assert "about 3.0 minutes here" in (said := capsys.readouterr().out)
+    assert "measured on a toaster" in said
+    start("02_y", preset="quick")
+    start("01_x", preset="smoke")
+    assert "minutes" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ float32, whatever a run was trained in.
 
 import torch
 
-from attacks import fast_bfloat16
+from processes.machine import fast_bfloat16
 
 LOW = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 SCALE = 2.0**12  # of the loss in float16, at first: the largest at which the networks here have not overflowed

@@ -287,7 +287,9 @@ def test_the_plan_counts_each_run_once_and_more_gpus_are_never_slower(tmp_path, 
             write_json(folder / "environment.json", twin)
     jobs = list(plan.jobs_of(study))
     trained = [job for job in jobs if job.kind == "training"]
-    assert len(trained) == plan.SEEDS * (3 + len(plan.SHARES))  # a twin is not trained, one stands for four shares
+    assert len(trained) == plan.SEEDS["full"] * (
+        3 + len(plan.SHARES)
+    )  # a twin is not trained, one stands for four shares
     step = {job.name: job.flops for job in trained}
     assert step["02/source-robust, 0"] > 5 * step["02/source-standard, 0"]
     assert {job.after for job in trained if "from-robust" in job.name} == {
@@ -298,7 +300,15 @@ def test_the_plan_counts_each_run_once_and_more_gpus_are_never_slower(tmp_path, 
     assert walls[0] == pytest.approx(sum(job.flops for job in jobs))
     chain = step["02/source-standard, 0"] + step["02/source-robust, 0"] + step["02/from-robust-all-pgd, 0"]
     assert walls[-1] >= chain
-    plan.main([str(study), str(timed), "--output", str(tmp_path / "scaling.md")])
+    (timed / "notebooks").mkdir()
+    for name in ("01_shallow_cnn", *names):
+        write_json(timed / "notebooks" / f"{name}.ipynb", {"metadata": {"papermill": {"duration": 60}}})
+    outputs = ["--output", str(tmp_path / "scaling.md"), "--lengths", str(tmp_path / "lengths.json")]
+    plan.main([str(study), str(timed), *outputs])
+    known = read_json(tmp_path / "lengths.json", sealed=False)
+    assert known["timed"]["seconds"]["02_transfer_learning"] == 60
+    hour, full = (known[f"{preset}-cifar"]["seconds"]["02_transfer_learning"] for preset in ("hour", "full"))
+    assert 0 < 3 * hour < full
     text = (tmp_path / "scaling.md").read_text()
     assert "| 64 |" in text
     assert "| shallow_cnn | training | 2 |" in text
