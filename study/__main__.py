@@ -306,25 +306,20 @@ def _copy(study, target):
 
 
 def _report(study, keep):
-    """Write the page; returns False where a damaged file was in the way."""
+    """Write the page and say what matters most; returns False where a damaged file was in the way."""
     from study import answers, report, tables
 
     try:
         experiments = answers.load_study(study)
-        page = report.write_page(study, answers.tables(experiments) if experiments else None)
-        print(f"\nreport: {page}\nscores: {study / 'scores.csv'}")
+        page = report.write_page(study)
         if keep:
             report.keep(study, keep)
     except (FileNotFoundError, Damaged) as error:
         print(f"no report: {error}", file=sys.stderr)
         return not isinstance(error, Damaged)
-    found = {name: tables.findings(scores) for name, scores in experiments.items()}
-    invalid = [
-        (name, row) for name, rows in found.items() for row in rows.itertuples() if row.severity == "invalid"
-    ]
-    print(f"\n{len(invalid)} findings say that a number is invalid" + (":" if invalid else ""))
-    for experiment, row in invalid:
-        print(f"INVALID: {experiment}, {row.model}, {row.rows}: {row.check}: {row.why}")
+    print("", *(answers.highlights(experiments) or ["no question is answered by these runs"]), sep="\n")
+    print(f"\nfigure: {report.telling(study) or 'none'}\nreport: {page.resolve().as_uri()}")
+    print(f"scores: {study / 'scores.csv'}\n", *tables.invalid(experiments), sep="\n")
     return True
 
 

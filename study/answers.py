@@ -1,7 +1,8 @@
 """What a study found: each question answered in a sentence that is computed from the scores of the runs.
 
-Nothing here trains or attacks. An answer needs both of its numbers to be valid, an interval of their difference
-that leaves out zero, and all seeds on one side; otherwise it says that it cannot be told, and why.
+Nothing here trains or attacks. Yes and no need both numbers to be valid, an interval of their difference that
+leaves out zero, and all seeds on one side. An interval that holds zero says how large a difference can be at most.
+Otherwise it cannot be told, and why is said.
 """
 
 import tomllib
@@ -18,6 +19,8 @@ from study.tables import load_scores, taken_from, without_seed
 FEWEST = 30  # right answers that a share of them may be computed from
 SHARE = "share kept"  # robust accuracy as a share of clean accuracy: comparable between numbers of classes
 AUTOATTACK = "AutoAttack"  # or, where that was not run, AutoAttack cut short
+NULL = "no difference seen"
+ANSWERED = ("yes", "no", NULL)
 EARLIER = ROOT / "notebooks" / "earlier_study.csv"
 
 
@@ -25,7 +28,8 @@ EARLIER = ROOT / "notebooks" / "earlier_study.csv"
 class Question:
     """Is `a` above `b`? Both are "experiment/run"; `measure` is "clean", an attack's label, AUTOATTACK or `SHARE`.
 
-    `against` is what b is to withstand, where that is something else than for a.
+    `against` is what b is to withstand, where that is something else than for a. A text with {a} and {b}, which
+    stand for the two numbers, is no question but the answer's own words.
     """
 
     text: str
@@ -54,6 +58,7 @@ class Conclusion:
 
 ASKED = tomllib.loads(Path(__file__).with_name("questions.toml").read_text(encoding="utf-8"))
 QUESTIONS = [Question(*asked) for asked in ASKED["questions"]]
+FIRST = [Question(*asked) for asked in ASKED.get("first", [])]
 CONCLUSIONS = [
     Conclusion(one["text"], one["published"], [Question(*asked) for asked in one["questions"]])
     for one in ASKED["conclusions"]
@@ -85,21 +90,39 @@ def every_score(experiments, study):
     return found
 
 
-def questions(experiments, of=None, among=QUESTIONS):
-    """A row a question, of one experiment or of all: "yes", "no", "cannot be told" or "not run", and why.
+def questions(experiments, of=None, among=QUESTIONS, missing=True):
+    """A row a question, of one experiment or of all; without `missing`, only of those that have runs here.
 
-    `experiments` is what `load_study` returns.
+    The answer is "yes", "no", NULL, "cannot be told", "not asked" (by the runs of this preset) or "not run" (the
+    notebook). `experiments` is what `load_study` returns.
     """
-    asked = [question for question in among if of in (None, question.experiment)]
-    return pd.DataFrame([_answer(question, experiments) for question in asked])
+    rows = [_answer(question, experiments) for question in among if of in (None, question.experiment)]
+    table = pd.DataFrame(rows, columns=["experiment", "question", "answer", "why"])
+    return table if missing else table[~table.answer.isin(["not asked", "not run"])]
 
 
-def tables(experiments):
-    """What the report begins with: headings and tables."""
-    return {
-        "Question by question": questions(experiments),
-        "The five conclusions of the earlier study": conclusions(experiments),
-    }
+def left_out(experiments, of=None, among=QUESTIONS):
+    """Which questions have no runs here, and who has them: a sentence, "" where there are none."""
+    table, sentence = questions(experiments, of, among), ""
+    if len(some := table[table.answer == "not asked"]):
+        texts = " ".join(some.question)
+        sentence += f"Left to the presets hour and full, {len(some)} of {len(table)} questions: {texts} "
+    if len(some := table[table.answer == "not run"]):
+        names = ", ".join(some.experiment.unique())
+        sentence += f"Left to notebooks that were not run, {len(some)} of {len(table)} questions: {names}."
+    return sentence.strip()
+
+
+def highlights(experiments, most=3, first=FIRST, among=QUESTIONS):
+    """What matters most, in full sentences: those of `first` that are answered, then the other answers."""
+    sentences = {}
+    for question in (*first, *among):
+        row = _answer(question, experiments)
+        if row["answer"] in ANSWERED:
+            own = "{a}" in question.text
+            sentence = row["why"] if own else f"{question.text} {row['answer'].capitalize()}: {row['why']}"
+            sentences.setdefault((question.a, question.b, question.measure), sentence)
+    return list(sentences.values())[:most]
 
 
 def conclusions(experiments, of=CONCLUSIONS):
@@ -119,8 +142,10 @@ def conclusions(experiments, of=CONCLUSIONS):
 
 
 def _answer(question, experiments):
-    a, b = _seeds(question.a, experiments), _seeds(question.b, experiments)
-    answer, sentence = _judge(question, a, b)
+    if question.experiment in experiments:
+        answer, sentence = _judge(question, _seeds(question.a, experiments), _seeds(question.b, experiments))
+    else:
+        answer, sentence = "not run", f"The notebook {question.experiment} was not run."
     return {"experiment": question.experiment, "question": question.text, "answer": answer, "why": sentence}
 
 
@@ -144,7 +169,7 @@ def _judge(question, a, b):
     names = [name.partition("/")[2] for name in (question.a, question.b)]
     for name, label, some in zip(names, labels, (a, b), strict=True):
         if not some or any(label not in score.outcomes for score in some):
-            return "not run", f"There are no scores of {name} under {label}."
+            return "not asked", f"There are no scores of {name} under {label}."
     found = [
         (finding.severity, finding.message)
         for some, label in ((a, labels[0]), (b, labels[1]))
@@ -162,16 +187,21 @@ def _judge(question, a, b):
         return "cannot be told", f"They cannot be compared: {error}."
     if question.against:
         names = [f"{name}, {label}" for name, label in zip(names, labels, strict=True)]
-    values = [100 * sum(hits / max(n, 1) for hits, n in some) / len(some) for some in counts]
-    shown = " against ".join(f"{value:.1f} % ({name})" for value, name in zip(values, names, strict=True))
+    values = [f"{100 * sum(hits / max(n, 1) for hits, n in some) / len(some):.1f} %" for some in counts]
     doubts = sorted({message for _, message in found})
     suspect = f"; suspect: {doubts[0]}" if doubts else ""
-    seeds = f"{len(a)} seed{'s' if len(a) > 1 else ''}"
-    sentence = f"{shown} {_of_what(question, counts, labels[0])}, {seeds}: {gap}{suspect}"
+    of = f"{_of_what(question, counts, labels[0])}, {len(a)} seed{'s' if len(a) > 1 else ''}"
+    if "{a}" in question.text:
+        sentence = f"{question.text.format(a=values[0], b=values[1])} ({of.removeprefix('of ')}): {gap}"
+    else:
+        sentence = f"{values[0]} ({names[0]}) against {values[1]} ({names[1]}) {of}: {gap}"
+    if gap.sign == 0 and not gap.consistent and not gap.low <= 0 <= gap.high:
+        return "cannot be told", f"{sentence}; the seeds disagree{suspect}."
     if gap.sign == 0:
-        why = "the interval holds zero" if gap.consistent else "the seeds disagree"
-        return "cannot be told", f"{sentence}; {why}."
-    return "yes" if gap.sign > 0 else "no", f"{sentence}."
+        bound = f"no difference of more than {100 * max(-gap.low, gap.high):.1f} points"
+        mean = " in the mean of the seeds" if len(a) > 1 else ""
+        return NULL, f"{sentence}: {bound}{mean}{suspect}."
+    return "yes" if gap.sign > 0 else "no", f"{sentence}{suspect}."
 
 
 def _counts(measure, scores, label):

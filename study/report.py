@@ -12,7 +12,7 @@ from pathlib import Path
 from jinja2 import Template
 
 from storage.atomic_files import read_json, replacing, write_json
-from study import tables
+from study import answers, tables
 from study.figures import STYLE
 from training.run_folder import RunFolder
 
@@ -20,14 +20,13 @@ QUIET = logging.getLogger("study.page")  # nbconvert asks for alt texts of figur
 QUIET.setLevel(logging.ERROR)
 
 
-def write_page(study, answers=None):
+def write_page(study):
     """Write report.html and scores.csv into a study's folder, from its run folders; returns the page's path.
 
-    `answers` maps headings to tables to show at the top, those of answers.py.
     Raises FileNotFoundError where there is no scored run.
     """
     study = Path(study)
-    experiments, everything = [], {}
+    experiments, everything, known = [], {}, {}
     ran = {path.stem for path in study.glob("notebooks/[!.]*.ipynb")}
     there = {path.name for path in study.iterdir() if path.is_dir()} - {"notebooks"}
     for name in sorted(there | ran):
@@ -35,16 +34,24 @@ def write_page(study, answers=None):
         if scores or name in ran:
             experiments.append(_experiment(study, name, scores))
             everything |= {f"{name}/{run}": score for run, score in scores.items()}
+            known |= {name: scores} if scores else {}
     if not everything:
         raise FileNotFoundError(f"{study} holds no scored run yet; run a notebook first")
     first = sorted(study.glob("*/*/environment.json"), key=lambda path: path.stat().st_mtime)
+    figure = telling(study)
     page = Template(Path(__file__).with_suffix(".html").read_text(encoding="utf-8")).render(
         title=f"Adversarial attacks and transfer learning: {study.name}",
         demo=any(score.split.startswith("shapes") for score in everything.values()),
         invalid=sum(score.verdict() == "invalid" for score in everything.values()),
         seeds=len({seed for run in everything for seed in re.findall(r"-seed(\d+)", run)}),
         experiments=experiments,
-        answers={heading: table.to_html(index=False) for heading, table in (answers or {}).items()},
+        figure=_figure(figure) if figure else None,
+        highlights=[
+            re.sub(r" (?=[%=<])|(?<=[=<]) ", "\u00a0", sentence) for sentence in answers.highlights(known)
+        ],
+        questions=answers.questions(known, missing=False).to_dict("records"),
+        left_out=answers.left_out(known),
+        conclusions=answers.conclusions(known).to_html(index=False),
         environment=read_json(first[0]) if first else {},
     )
     with replacing(study / "scores.csv") as partial:
@@ -54,24 +61,60 @@ def write_page(study, answers=None):
     return study / "report.html"
 
 
+def telling(study):
+    """The path of the figure that shows most; None where there is none."""
+    places = ("06*/figures/1_clean_against_robust.png", "99*/figures/[!.]*.png", "*/figures/[!.]*.png")
+    return next((path for place in places for path in sorted(Path(study).glob(place))), None)
+
+
 def _experiment(study, name, scores):
     """What the page says of one experiment."""
     # Without the seed in the names, where there is one only.
-    short = [re.sub(r"-seed\d+$", "", label) for label in scores]
+    short = [tables.without_seed(label) for label in scores]
     named = dict(zip(short, scores.values(), strict=True)) if len(set(short)) == len(short) else scores
-    found = tables.findings(named)
     folders = sorted({study / name / label.removesuffix(", best") for label in scores})
     taken = [folder for folder in folders if tables.taken_from(folder)]
     histories = [RunFolder(folder).load_history() for folder in folders if folder not in taken]
     return _notebook(study / "notebooks" / f"{name}.ipynb") | {
         "name": html.escape(name),
-        "runs": len(folders),
         "shared": len(taken),
         "seconds": sum(history["time/epoch_s"].sum() for history in histories if len(history)),
-        "table": tables.accuracies(named).to_html() if scores else None,
+        "valid": _part(name, scores, named, invalid=False),
+        "invalid": _part(name, scores, named, invalid=True),
         "seeds": combined.to_html() if (combined := tables.seeds(scores)) else None,
-        "findings": found.to_html(index=False) if len(found) else None,
+        "folders": [_run(study, folder) for folder in folders],
         "figures": [_figure(path) for path in sorted((study / name / "figures").glob("[!.]*.png"))],
+    }
+
+
+def _part(name, scores, named, invalid):
+    """Of the evaluations that hold a valid number, or of those that hold none: the table and the findings."""
+    some, linked = {}, {}
+    for run, (short, score) in zip(scores, named.items(), strict=True):
+        if invalid == all(score.verdict(label) == "invalid" for label in score.outcomes):
+            target = html.escape(f"{name}/{run.removesuffix(', best')}")
+            some[short] = linked[f'<a href="#{target}">{html.escape(short)}</a>'] = score
+    if some:
+        found = tables.findings(some)
+        listed = found.to_html(index=False) if len(found) else None
+        return {"n": len(some), "table": tables.accuracies(linked).to_html(), "findings": listed}
+
+
+def _run(study, folder):
+    """Of a run: its accuracies by epoch, as points of an SVG of 300 by 100, and its recipe and environment."""
+    history, curves = RunFolder(folder).load_history(), {}
+    for kind in ("clean", "robust"):
+        shares = history[f"accuracy/{kind}"].dropna() if f"accuracy/{kind}" in history else []
+        step = 300 / max(1, len(shares) - 1)
+        curves[kind] = " ".join(
+            f"{step * place:.1f},{100 - 100 * share:.1f}" for place, share in enumerate(shares)
+        )
+    files = [folder / "recipe.json", folder / "environment.json"]
+    return {
+        "name": folder.relative_to(study).as_posix(),
+        "epochs": len(history),
+        "curves": curves,
+        "files": {path.name: json.dumps(read_json(path), indent=1) for path in files if path.exists()},
     }
 
 
@@ -117,7 +160,12 @@ def _figure(path):
     content = path.read_bytes()
     width = int.from_bytes(content[16:20], "big")  # of the header that every PNG begins with
     inches = width / STYLE["savefig.dpi"]
-    return {"name": path.stem, "width": round(96 * inches), "data": base64.b64encode(content).decode()}
+    return {
+        "name": path.stem,
+        "of": path.parts[-3],
+        "width": round(96 * inches),
+        "data": base64.b64encode(content).decode(),
+    }
 
 
 def keep(study, target):

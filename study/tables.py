@@ -21,6 +21,15 @@ from training.weights import weights_in
 
 WEIGHTS = {"last": "weights.safetensors", "best": "best.safetensors"}  # what scores are of, by their epoch
 
+# What to do about a number that is invalid, where the finding does not say it.
+REMEDIES = {
+    "better than chance": "train for more epochs, or start from trained weights",
+    "constant predictor": "train for more epochs, or start from trained weights",
+    "masked gradient": "believe attacks that follow no gradient: Square, or examples carried from another network",
+    "catastrophic overfitting": "believe PGD's row, and train with more steps, N-FGSM or a smaller ε",
+    "collapse": "believe another attack, with more steps or without gradients",
+}
+
 
 def load_scores(folder):
     """The saved scores of every run below an experiment's folder: {run's name: Scores}, in order of training.
@@ -175,6 +184,21 @@ def findings(scores):
         for found in score.findings
     ]
     return pd.DataFrame(rows, columns=["model", "rows", "severity", "check", "why"])
+
+
+def invalid(experiments):
+    """What is invalid in a study, in a line each kind: how often and where, an example, and what to do about it.
+
+    `experiments` maps names to what load_scores returns.
+    """
+    found = pd.concat([findings(scores).assign(experiment=name) for name, scores in experiments.items()])
+    lines = []
+    for check, some in found[found.severity == "invalid"].groupby("check"):
+        where = ", ".join(f"{name} {n}" for name, n in some.experiment.value_counts(sort=False).items())
+        one, remedy = some.iloc[0], REMEDIES.get(check)
+        lines += [f"INVALID: {check}, {len(some)} in all ({where}); {one.model}, {one.rows}: {one.why}"]
+        lines += [f"    what to do: {remedy}"] if remedy else []
+    return lines or ["no number is invalid"]
 
 
 def written(session):

@@ -1,5 +1,7 @@
 """The answers: computed from the scores, and withheld where the scores do not carry them."""
 
+import re
+
 import pytest
 import torch
 
@@ -42,15 +44,25 @@ def test_a_run_that_was_taken_over_is_listed_again_where_more_was_measured(tmp_p
     assert listed["02 d"] is more
 
 
-def test_yes_no_and_cannot_be_told():
+def test_yes_no_and_no_difference():
     high, low, close = scores(300, 200), scores(350, 20), scores(300, 196, shift=3)
     answer, why = ask(ABOVE, a=high, b=low)
     assert answer == "yes"
     assert why.startswith("50.0 % (a) against 5.0 % (b) of n = 400, PGD-20, 1 seed: +45.0 points [")
     assert ask(ABOVE, a=low, b=high)[0] == "no"
     answer, why = ask(ABOVE, a=high, b=close)
-    assert answer == "cannot be told"
-    assert "the interval holds zero" in why
+    assert answer == answers.NULL
+    low, high = map(float, re.search(r"\[(.*?), (.*?)\]", why).groups())
+    assert low < 0 < high
+    assert why.endswith(f": no difference of more than {max(-low, high):.1f} points.")
+
+
+def test_what_seeds_disagree_on_is_bounded_where_their_mean_holds_zero():
+    a = {"a-seed0": scores(300, 130), "a-seed1": scores(300, 125)}
+    b = {"b-seed0": scores(300, 128), "b-seed1": scores(300, 128)}
+    answer, why = ask(ABOVE, **a, **b)
+    assert answer == answers.NULL
+    assert re.search(r"no difference of more than \d\.\d points in the mean of the seeds\.$", why)
 
 
 def test_seeds_must_agree():
@@ -99,9 +111,37 @@ def test_a_finding_about_another_row_does_not_matter():
 
 
 def test_what_was_not_run_is_said_to_be_so():
-    assert ask(ABOVE, a=scores(300, 200)) == ("not run", "There are no scores of b under PGD-20.")
+    assert ask(ABOVE, a=scores(300, 200)) == ("not asked", "There are no scores of b under PGD-20.")
     without = Scores("cifar10 test", {"clean": torch.ones(N, dtype=torch.bool)})
-    assert ask(ABOVE, a=without, b=without)[0] == "not run"
+    assert ask(ABOVE, a=without, b=without)[0] == "not asked"
+    row = answers.questions({"02_y": {}}, among=[ABOVE]).iloc[0]
+    assert (row.answer, row.why) == ("not run", "The notebook 01_x was not run.")
+
+
+def test_what_has_no_runs_is_left_out_and_named():
+    elsewhere, unasked = Question("Is it elsewhere?", "02_y/a", "02_y/b"), Question("Is c?", "01_x/c", "01_x/b")
+    among, experiments = [ABOVE, elsewhere, unasked], {"01_x": {"a": A, "b": B}}
+    assert list(answers.questions(experiments, among=among).answer) == ["yes", "not run", "not asked"]
+    assert list(answers.questions(experiments, among=among, missing=False).question) == [ABOVE.text]
+    assert answers.left_out(experiments, among=among) == (
+        "Left to the presets hour and full, 1 of 3 questions: Is c? "
+        "Left to notebooks that were not run, 1 of 3 questions: 02_y."
+    )
+    assert answers.left_out(experiments, "02_y", among).startswith("Left to notebooks that were not run, 1 of 1")
+    assert answers.left_out(experiments | {"02_y": experiments["01_x"]}, "02_y", among) == ""
+    assert answers.questions({}, missing=False).empty
+
+
+def test_what_matters_most_is_said_first_and_once():
+    again = Question("First {a}, then {b}", "01_x/c", "01_x/d")
+    open_one, same = Question("Is e?", "01_x/e", "01_x/a"), Question("Is c above d?", "01_x/c", "01_x/d")
+    asked = {"first": [Question("No {a} or {b}", "02_y/c", "02_y/d"), again], "among": [open_one, ABOVE, same]}
+    experiments = {"01_x": {"a": A, "b": B, "c": A, "d": OPEN}}
+    own, question = answers.highlights(experiments, **asked)
+    assert own.startswith("First 50.0 %, then 49.0 % (n = 400, PGD-20, 1 seed): +1.0 points [")
+    assert question.startswith("Is a above b? Yes: 50.0 % (a) against 5.0 % (b) of n = 400")
+    assert answers.highlights(experiments, most=1, **asked) == [own]
+    assert answers.highlights({}) == []
 
 
 def test_shares_of_right_answers_compare_different_tasks():
@@ -115,8 +155,9 @@ def test_shares_of_right_answers_compare_different_tasks():
 
 
 def test_every_question_names_two_runs_of_an_experiment():
-    for question in answers.QUESTIONS:
-        assert question.text.endswith("?")
+    for question in (*answers.QUESTIONS, *answers.FIRST):
+        assert question.text.endswith("?") or question in answers.FIRST
+        assert question in answers.QUESTIONS or re.findall("{.}", question.text) == ["{a}", "{b}"]
         assert question.experiment == question.b.partition("/")[0]
 
 
@@ -153,7 +194,7 @@ def test_autoattack_is_asked_for_however_long_it_was():
         answer, why = ask(question, **under(label, 200, 20))
         assert (answer, label in why) == ("yes", True)
     mixed = under("AutoAttack", 200, 20) | {"b": under("AutoAttack, cut short", 200, 20)["b"]}
-    assert ask(question, **mixed)[0] == "not run"
+    assert ask(question, **mixed)[0] == "not asked"
 
 
 def test_accuracies_on_other_pictures_are_not_paired():
@@ -183,6 +224,7 @@ def test_a_conclusion_holds_where_all_its_questions_say_yes(runs, verdict):
     assert row.verdict == verdict
     assert row["its numbers"] == "43 % PGD (pgd)"
     assert row.here.startswith("Is a above b?: ")
+    assert ("no difference of more than" in row.here) == (runs.get("d") is OPEN)
     assert "Is c above d?: " in row.here
 
 
@@ -191,4 +233,3 @@ def test_the_five_conclusions_stand_on_numbers_that_were_published():
     assert len(table) == 5
     assert set(table.verdict) == {"cannot be told"}
     assert "74.4 % PGD (ResNet-18 from scratch: pgd 100 epochs)" in table["its numbers"][0]
-    assert list(answers.tables({})) == ["Question by question", "The five conclusions of the earlier study"]

@@ -7,9 +7,11 @@ import shutil
 import nbformat
 import pandas as pd
 import pytest
+import torch
 
+from evaluation.scores import Scores
 from storage.atomic_files import read_json
-from study import figures, report
+from study import __main__, figures, report
 
 
 def test_the_page_is_whole_and_self_contained(study, tmp_path):
@@ -82,10 +84,66 @@ def test_a_notebook_that_is_just_being_written_has_no_place_yet(study):
         partial.unlink()
 
 
-def test_the_answers_stand_at_the_top(study):
-    answers = pd.DataFrame([{"question": "Is it?", "answer": "yes", "why": "50 % against 5 %"}])
-    page = report.write_page(study[0].runs.parent, {"One by one": answers, "Of old": answers}).read_text()
-    assert page.index("<h3>One by one</h3>") < page.index("50 % against 5 %") < page.index("<h3>Of old</h3>")
-    assert page.rindex("50 % against 5 %") < page.index("Accuracy in %")
-    assert "broke off with an error" not in page
+def test_the_figure_and_the_answers_stand_at_the_top(study, tmp_path):
     assert 'id="answers"' not in report.write_page(study[0].runs.parent).read_text()
+    folder = shutil.copytree(study[0].runs, tmp_path / "smoke-shapes" / "01_shallow_cnn")
+    (folder / "other").rename(folder / "pgd")
+    figures.save(figures.plot_scores(study[3]), study[0], "scores")
+    shutil.copytree(study[0].runs / "figures", folder / "figures", dirs_exist_ok=True)
+    assert "no question is answered by these runs" in report.write_page(folder.parent).read_text()
+    for name, share in (("standard", 0.9), ("pgd", 0.6)):
+        score = Scores.load(folder / name)
+        right = torch.arange(score.n) < share * score.n
+        score.outcomes, score.findings = dict.fromkeys(score.outcomes, right), []
+        score.save(folder / name)
+    page = report.write_page(folder.parent).read_text()
+    order = (
+        "<figure>",
+        "Yes: 90.0\u00a0% (standard) against",
+        "<h2 ",
+        "<td>90.0 % (standard) against",
+        "Accuracy in %",
+    )
+    places = [page.index(text) for text in order]
+    assert places == sorted(places)
+    assert "Left to notebooks that were not run" in page
+    assert "broke off with an error" not in page
+
+
+def test_the_figure_that_shows_most(tmp_path):
+    assert report.telling(tmp_path) is None
+    for name in ("01_x/figures/1_a.png", "99_y/figures/.2.png", "99_y/figures/1_b.png", "06_z/figures/2_c.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert report.telling(tmp_path).name == "1_b.png"
+    (tmp_path / "06_z" / "figures" / "1_clean_against_robust.png").touch()
+    assert report.telling(tmp_path).parts[-3] == "06_z"
+
+
+def test_each_name_leads_to_its_run_and_what_is_invalid_is_folded(study, tmp_path):
+    folder = shutil.copytree(study[0].runs, tmp_path / "smoke-shapes" / "01_small")
+    good = Scores.load(folder / "standard")
+    good.findings = []
+    good.save(folder / "standard")
+    page = report.write_page(folder.parent).read_text()
+    shown, folded = page.index('<a href="#01_small/standard">'), page.index('<a href="#01_small/other">')
+    assert shown < page.index("<details><summary>1 evaluation(s) without a valid number") < folded
+    for name in ("standard", "other"):
+        run = page.split(f'id="01_small/{name}">')[1].split('<div class="run"')[0]
+        clean, _ = re.findall(r'points="(.*?)"', run)
+        assert clean.startswith("0.0,")
+        assert " 300.0," in clean
+        assert "&#34;epochs&#34;: 2" in run
+        assert "&#34;torch&#34;" in run
+
+
+def test_a_study_ends_with_what_matters_and_where_it_is(study, capsys):
+    folder = study[0].runs.parent
+    figures.save(figures.plot_scores(study[3]), study[0], "scores")
+    assert __main__._report(folder, None)
+    said = capsys.readouterr().out.strip().splitlines()
+    assert said[0] == "no question is answered by these runs"
+    assert f"figure: {study[0].runs / 'figures' / 'scores.png'}" in said
+    assert f"report: {(folder / 'report.html').as_uri()}" in said
+    assert f"scores: {folder / 'scores.csv'}" in said
+    assert any(line.startswith("INVALID: ") for line in said)

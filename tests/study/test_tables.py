@@ -1,10 +1,12 @@
 """Tables from run folders: what is invalid is struck out, what lies beside the scores counts."""
 
+import inspect
 import re
 
 import pandas as pd
 import torch
 
+from evaluation import checks
 from evaluation.finding import Finding
 from evaluation.scores import Scores
 from storage.atomic_files import write_json
@@ -30,6 +32,30 @@ def test_scores_are_read_back_in_order_of_training(study):
 def test_what_was_written(study):
     session, _, runs, _ = study
     assert {f"{session.experiment}/{name}" for name in runs} <= set(tables.written(session).index)
+
+
+def test_what_is_invalid_is_told_in_a_line_a_kind(study):
+    right = torch.arange(10) < 5
+
+    def score(*findings):
+        return Scores("x test", {"clean": right, "FGSM": right}, {"FGSM": "FGSM"}, findings=list(findings))
+
+    learned, odd = Finding("better than chance", "invalid", 1, 0, "nothing"), Finding("odd", "invalid", 1, 0, "so")
+    doubt = Finding("step size", "suspect", 1, 0, "short")
+    lines = tables.invalid(
+        {"01": {"a": score(learned, doubt), "b": score(learned)}, "02": {"c": score(learned, odd)}}
+    )
+    assert lines == [
+        "INVALID: better than chance, 3 in all (01 2, 02 1); a, all: nothing",
+        f"    what to do: {tables.REMEDIES['better than chance']}",
+        "INVALID: odd, 1 in all (02 1); c, all: so",
+    ]
+    assert tables.invalid({"01": {"a": score(doubt)}, "02": {"b": score()}}) == ["no number is invalid"]
+
+
+def test_every_remedy_is_of_a_check():
+    code = inspect.getsource(checks)
+    assert all(f'"{name}", "invalid"' in code for name in tables.REMEDIES)
 
 
 def test_overfitting_is_looked_for_where_somebody_trained_adversarially(tmp_path):
