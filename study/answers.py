@@ -113,6 +113,15 @@ def left_out(experiments, of=None, among=QUESTIONS):
     return sentence.strip()
 
 
+def shown(experiments, of=None):
+    """The questions of one experiment, or of all, for a notebook; below the table, those without runs."""
+    table = questions(experiments, of, missing=False).style.hide()
+    table = table.set_properties(**{"text-align": "left", "white-space": "normal"})
+    return table.set_caption(left_out(experiments, of)).set_table_styles(
+        [{"selector": "caption", "props": "caption-side: bottom; text-align: left"}]
+    )
+
+
 def highlights(experiments, most=3, first=FIRST, among=QUESTIONS):
     """What matters most, in full sentences: those of `first` that are answered, then the other answers."""
     sentences = {}

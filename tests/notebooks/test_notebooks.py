@@ -43,7 +43,7 @@ def test_form(path):
             isinstance(node, (ast.FunctionDef, ast.ClassDef)) for node in ast.walk(ast.parse(cell.source))
         )
         lines += len([line for line in cell.source.splitlines() if line.strip()])
-    assert lines <= 120
+    assert lines <= 125
     for cell in book.cells:  # ids with a meaning, which stay when cells are moved
         assert not re.fullmatch(r"[0-9a-f-]{8,}|\d+", cell.id)
 
@@ -186,7 +186,7 @@ def assert_nothing_is_trained_twice(folder):
 def test_every_question_of_the_summary_was_put_to_runs_that_exist(study):
     answered = answers.questions(answers.load_study(study[0]))
     assert len(answered) == len(answers.QUESTIONS)
-    assert "not run" not in set(answered.answer)
+    assert not {"not run", "not asked"} & set(answered.answer)
 
 
 def test_the_page_holds_all_notebooks(study, tmp_path):
