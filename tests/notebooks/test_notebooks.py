@@ -100,6 +100,40 @@ def test_again_it_loads_what_was_trained_and_finds_the_same(study):
     assert "is finished: loaded, not trained again" in text
 
 
+TINY = {
+    "quick": {"epochs": None, "robust_epochs": None, "width": None, "pictures": 100},  # from our own networks
+    "hour": {"epochs": 1, "robust_epochs": 1, "width": 4, "pictures": 100},
+}
+TINY_TOO = {
+    "long_epochs": 1,
+    "tuning_epochs": 1,
+    "scratch_epochs": 1,
+    "steps": 1,
+    "shares": [1],
+    "test_pictures": 8,
+}
+WEAK = {"autoattack": {"steps": 1, "targets": 1, "queries": 2}}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("preset", TINY)
+def test_the_other_presets_run_too(tmp_path, preset):
+    """With few pictures and epochs; 05 and 07, which have no parameters for them, are left out."""
+    folder = tmp_path / "runs" / f"{preset}-shapes"
+    environment = os.environ | {"STUDY_RUNS": str(tmp_path / "runs"), "OMP_NUM_THREADS": "1"}
+    some = ["01", "02", "03", "04", "06", "99"]
+    command = [sys.executable, "-m", "study", *some, "--preset", preset, "--data", "shapes"]
+    for name, value in (TINY[preset] | TINY_TOO | WEAK).items():
+        command += ["-p", f"{name}={value!r}"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert set(answers.load_study(folder)) >= {"01_shallow_cnn", "02_transfer_learning", "06_robust_transfer"}
+    trained = {path.parent.name for path in folder.glob("*/*/recipe.json")}
+    assert ("source-robust-seed0" in trained) == (preset == "hour")
+    assert "from-robust-head-seed0" in trained
+    assert ("from-robust-awp-seed0" in trained) == (preset == "hour")
+
+
 @pytest.mark.long
 def test_each_twice_in_a_process_of_its_own(tmp_path):
     (tmp_path / "elsewhere").mkdir()
