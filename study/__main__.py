@@ -307,13 +307,13 @@ def _copy(study, target):
 
 def _report(study, keep):
     """Write the page and say what matters most; returns False where a damaged file was in the way."""
-    from study import answers, report, tables
+    from study import answers, kept, report, tables
 
     try:
         experiments = answers.load_study(study)
         page = report.write_page(study)
         if keep:
-            report.keep(study, keep)
+            kept.keep(study, keep)
     except (FileNotFoundError, Damaged) as error:
         print(f"no report: {error}", file=sys.stderr)
         return not isinstance(error, Damaged)

@@ -1,4 +1,4 @@
-"""The page of a study, and what is kept of it."""
+"""The page of a study."""
 
 import html
 import re
@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from evaluation.scores import Scores
-from storage.atomic_files import read_json
 from study import __main__, figures, report
 
 
@@ -35,20 +34,6 @@ def test_the_page_is_whole_and_self_contained(study, tmp_path):
     assert len(table) == 2 * 4
     accuracy = table[(table.model == "01_small <experiment>/other") & (table.evaluation == "FGSM")].accuracy.item()
     assert accuracy == pytest.approx(100 * scores["other"].robust_accuracy("FGSM"), abs=1e-3)
-
-
-def test_what_is_kept_for_readers(study, tmp_path):
-    session, _, _, scores = study
-    folder = session.runs.parent
-    figures.save(figures.plot_scores(scores), session, "scores")
-    (folder / "command.txt").write_text("python -m study\n")
-    report.keep(folder, tmp_path / "expected")
-    kept = {str(path.relative_to(tmp_path / "expected")) for path in (tmp_path / "expected").rglob("*.*")}
-    assert {"scores.csv", "provenance.json", f"{session.experiment}/figures/scores.png"} <= kept
-    assert not [name for name in kept if name.endswith((".safetensors", ".pt", ".pdf"))]
-    provenance = read_json(tmp_path / "expected" / "provenance.json")
-    assert provenance["commands"] == ["python -m study"]
-    assert [group["runs"] for group in provenance["environments"]] == [2]
 
 
 def test_a_folder_without_runs(tmp_path):
