@@ -1,6 +1,6 @@
 # setup · study · test · test-all · test-gpu · format · bench · lab · cluster · lock — each sets up what it needs.
 
-PRESET ?= quick
+PRESET ?= auto
 DATA ?= auto
 ON ?=
 JUPYTER_PORT ?= 8888

@@ -1,6 +1,6 @@
 """The main job: run the notebooks headless, one after the other, then write the report.
 
-    python -m study                          every notebook, the quick preset
+    python -m study                          every notebook, the preset that suits this machine
     python -m study 01 --preset full         one notebook, by the beginning of its name
     python -m study --data cifar -p epochs=3 any parameter of the notebooks' first cell
     python -m study --on local               runs and tests at once, on all GPUs or cores; --on ray: on a cluster
@@ -18,12 +18,12 @@ import shutil
 import signal
 import sys
 import tempfile
-import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 
 import psutil
 
+import loaders
 import utils
 from processes.child_processes import end_with_starter
 from processes.run_queue import Task, run_all, run_command
@@ -48,9 +48,11 @@ def main(arguments=None):
     if options.part:
         end_with_starter()
         return 1 if [path for path in notebooks if not _ran(path, study, parameters[path])] else 0
+    options.preset, options.data = session.preset, session.family  # for other machines, which may have a GPU
+    _fetch(session)
     _note(shlex.join(["python", "-m", "study", *(sys.argv[1:] if arguments is None else arguments)]), study)
     begun = time.monotonic()
-    failures = _at_once(notebooks, options, study) if options.on else _one_by_one(parameters, study, begun)
+    failures = _at_once(notebooks, options, study) if options.on else _one_by_one(parameters, study)
     if not _report(study, options.keep):
         failures.append("the report")
     if target and not _copy(study, target):
@@ -60,21 +62,21 @@ def main(arguments=None):
     return 1 if failures else 0
 
 
-def _one_by_one(parameters, study, begun):
+def _fetch(session):
+    """Have CIFAR, where it is asked for, before the first notebook starts; ends where it cannot be had."""
+    try:
+        for name in ("cifar10", "cifar100") if session.family == "cifar" else ():
+            loaders.load(name, session.data)
+    except utils.DataError as error:
+        sys.exit(f"{error}\nWithout CIFAR, on pictures that the program draws: make study DATA=shapes")
+
+
+def _one_by_one(parameters, study):
     """Run the notebooks with their parameters; returns the names of those that failed."""
-    failures = []
-    for number, (notebook, its_own) in enumerate(parameters.items(), 1):
-        so_far = minutes(time.monotonic() - begun)
-        print(f"\n[{number}/{len(parameters)}] {notebook.stem} · {so_far} so far", flush=True)
-        print("watch its curves: make lab", flush=True)
-        ended = threading.Event()
-        threading.Thread(target=_watch, args=(study / notebook.stem, ended), daemon=True).start()
-        try:
-            if not _ran(notebook, study, its_own):
-                failures.append(notebook.stem)
-        finally:
-            ended.set()
-    return failures
+    print("watch its curves: make lab", flush=True)
+    expected = progress_table.minutes_in(NOTEBOOKS / "expected" / study.name)
+    line = progress_table.Line(study, [notebook.stem for notebook in parameters], expected)
+    return [path.stem for path, its_own in parameters.items() if not _ran(path, study, its_own, line)]
 
 
 def _at_once(notebooks, options, study):
@@ -94,7 +96,7 @@ def _at_once(notebooks, options, study):
             tasks = {notebook.stem: _task(notebook, some, options, study) for notebook in some}
             codes |= run_all(tasks, pool, table.show)
     except (KeyboardInterrupt, SystemExit) as stop:
-        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        _aside("stopped; the same command goes on from here")
         raise SystemExit(getattr(stop, "code", None) or 128 + signal.SIGINT) from None
     for name in (failed := [name for name, code in codes.items() if code]):
         print(f"{name}:\n{(study / 'notebooks' / f'{name}.log').read_text()[-2000:]}", file=sys.stderr)
@@ -119,7 +121,7 @@ def _parse(arguments):
         prog="python -m study", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("notebooks", nargs="*", help="beginnings of notebooks' names; without any, all run")
-    parser.add_argument("--preset", default="quick", help="smoke, quick, full or auto (default: quick)")
+    parser.add_argument("--preset", default="auto", help="smoke, quick, full or auto (default: auto)")
     parser.add_argument("--data", default="auto", help="cifar, shapes or auto (default: auto)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("-p", "--parameter", action="append", default=[], metavar="NAME=VALUE")
@@ -180,11 +182,12 @@ def _parameters_of(notebooks, asked):
     return known
 
 
-def _ran(notebook, study, parameters):
+def _ran(notebook, study, parameters, line=None):
     """Run one notebook and keep it as it ran, also when it breaks off; says what went wrong, or returns True."""
     target = study / "notebooks" / notebook.name
     try:
         with (
+            line.of(notebook.stem) if line else nullcontext(),
             held(target.with_name(f".{notebook.stem}.lock"), f"{notebook.stem} is being run"),
             _stopping_together(),
             replacing(target) as partial,
@@ -215,6 +218,7 @@ def _papermill(notebook, partial, target, parameters):
                 str(notebook),
                 str(partial),
                 parameters,
+                progress_bar=False,
                 kernel_name="python3",
                 cwd=str(NOTEBOOKS),
                 config=Config(KernelManager=manager),
@@ -235,6 +239,11 @@ def _papermill(notebook, partial, target, parameters):
     return None
 
 
+def _aside(text):
+    """Say it below the line that a terminal shows."""
+    print("\n" * sys.stdout.isatty() + text, file=sys.stderr)
+
+
 @contextmanager
 def _stopping_together():
     """Ctrl-C and SIGTERM go on to the kernel, which has a session of its own and saves; then all ends."""
@@ -248,7 +257,7 @@ def _stopping_together():
             signal.alarm(GRACE + 1)
 
     def end(*_):
-        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        _aside("stopped; the same command goes on from here")
         raise SystemExit(RESUME if asked[0] == signal.SIGTERM else 128 + asked[0])
 
     handlers = {signal.SIGINT: ask, signal.SIGTERM: ask, signal.SIGALRM: end}
@@ -258,24 +267,13 @@ def _stopping_together():
     except Exception as error:  # of a kernel that was told to end, or of what is written then
         if not asked:
             raise
-        print(f"\nwhile stopping: {type(error).__name__}: {error}", file=sys.stderr)
+        _aside(f"while stopping: {type(error).__name__}: {error}")
     finally:
         signal.alarm(0)
         for number, handler in before.items():
             signal.signal(number, handler)
     if asked:
         end()
-
-
-def _watch(experiment, ended):
-    """Say how far the run in training is and how long it will take, as its folder grows."""
-    shown = None
-    while not ended.wait(2):
-        for recipe in sorted(experiment.glob("*/recipe.json")):
-            line = progress_table.progress(recipe.parent)
-            if line and line != shown:
-                print(f"\n    {recipe.parent.name}: {line}", flush=True)
-                shown = line
 
 
 def _place(url):

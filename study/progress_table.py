@@ -1,31 +1,122 @@
-"""A study at work on many devices: what runs where, and how far it is."""
+"""A study at work: what runs where, and how far it is."""
 
 import shutil
 import sys
+import threading
 import time
+from contextlib import contextmanager, suppress
 
 from storage.atomic_files import Damaged, read_json
 from training.run_folder import RunFolder
 
-REFRESH = {True: 1.0, False: 15.0}  # seconds, on a terminal and elsewhere
+REFRESH = {True: 1.0, False: 60.0}  # seconds, on a terminal and elsewhere
+WORTH_A_LINE = 30  # seconds that a run must still take to be told of in a log
 
 
 def minutes(seconds):
     return f"{int(seconds // 60)}:{int(seconds % 60):02d} min"
 
 
-def progress(folder):
-    """How far the run in a folder is, in words; None where it tells nothing."""
+def epochs_of(folder):
+    """Of the run that is being trained in a folder: epochs done, epochs in all, seconds left; None without one."""
     run = RunFolder(folder)
     try:
-        history = run.load_history()
-        if run.finished or not len(history):
+        if run.finished or not len(history := run.load_history()):
             return None
         epochs = read_json(run.path / "recipe.json")["recipe"]["epochs"]
     except (Damaged, FileNotFoundError, KeyError):  # it is being written, or not ours
         return None
-    left = (epochs - len(history)) * history["time/epoch_s"].mean()
-    return f"{len(history)} of {epochs} epochs, about {minutes(left)} left in this run"
+    return len(history), epochs, (epochs - len(history)) * history["time/epoch_s"].mean()
+
+
+def progress(folder):
+    """How far the run in a folder is, in words; None where it tells nothing."""
+    if known := epochs_of(folder):
+        done, epochs, left = known
+        return f"{done} of {epochs} epochs, about {minutes(left)} left in this run"
+    return None
+
+
+def minutes_in(folder):
+    """The minutes that notebooks took, by name, as their executed copies in a folder say (see kept.py)."""
+    metadata = {path.stem: read_json(path, sealed=False)["metadata"] for path in folder.glob("*.ipynb")}
+    return {name: own["minutes"] for name, own in metadata.items() if "minutes" in own}
+
+
+class Line:
+    """Shows how far a study is whose notebooks run one after the other.
+
+    In a terminal one line, rewritten in place; elsewhere a line when a notebook begins or ends, and one for a run.
+    `expected` maps notebooks' names to the minutes that they took in an earlier study of the same kind.
+    """
+
+    def __init__(self, study, names, expected):
+        self.study, self.names, self.expected = study, list(names), expected
+        self.begun, self.took = time.monotonic(), {}  # seconds, of notebooks that have trained all their runs here
+        self.terminal = sys.stdout.isatty()
+
+    @contextmanager
+    def of(self, name):
+        """While that notebook is at work."""
+        begun, ended = time.monotonic(), threading.Event()
+        anew = not any((self.study / name).glob("*/weights.safetensors"))
+        where = f"[{self.names.index(name) + 1}/{len(self.names)}] {name}"
+        self._say(where)
+        watch = threading.Thread(target=self._watch, args=(name, where, begun, ended), daemon=True)
+        watch.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            watch.join()
+            print("\r\x1b[K" if self.terminal else "", end="", flush=True)
+        seconds = time.monotonic() - begun
+        self._say(f"{where} ended after {minutes(seconds)}")
+        if anew:
+            self.took[name] = seconds
+
+    def left(self, name, seconds):
+        """Seconds until the last notebook ends, when this one has been at work for so many; None: not known yet.
+
+        By the pace of this study, which is known when a tenth of it is done.
+        """
+        if not set(self.names) <= self.expected.keys():
+            return None
+        done, later = sum(map(self.expected.get, self.took)), self.names[self.names.index(name) + 1 :]
+        if done < sum(map(self.expected.get, self.names)) / 10:
+            return None
+        pace = sum(self.took.values()) / done
+        return max(pace * self.expected[name] - seconds, 0) + pace * sum(map(self.expected.get, later))
+
+    def _watch(self, name, where, begun, ended):
+        told = set()
+        while True:
+            run = self._run(name)
+            known = run and epochs_of(run)
+            if self.terminal:
+                left, words = self.left(name, time.monotonic() - begun), [where]
+                so_far = f"{minutes(time.monotonic() - self.begun)} so far"
+                words += [so_far if left is None else f"about {minutes(left)} left in all"]
+                words += [f"epoch {min(known[0] + 1, known[1])} of {known[1]} of {run.name}"] if known else []
+                print("\r\x1b[K" + " · ".join(words)[: shutil.get_terminal_size().columns - 1], end="", flush=True)
+            elif known and known[2] >= WORTH_A_LINE and run not in told:
+                told.add(run)
+                self._say(f"    {run.name}: {progress(run)}")
+            if ended.wait(REFRESH[True]):
+                return
+
+    def _run(self, name):
+        """The folder of the run that was last written to, of those that are not finished."""
+        runs = {}
+        for path in (self.study / name).glob("*/history.csv"):
+            with suppress(FileNotFoundError):
+                if not RunFolder(path.parent).finished:
+                    runs[path.stat().st_mtime] = path.parent
+        return runs[max(runs)] if runs else None
+
+    def _say(self, text):
+        if not self.terminal:
+            print(text, flush=True)
 
 
 class Table:

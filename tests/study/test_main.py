@@ -50,7 +50,8 @@ def notebooks(tmp_path, monkeypatch):
 def test_runs_all_keeps_the_partial_one_and_says_what_failed(notebooks, capsys):
     assert __main__.main(["--preset", "smoke", "--seed", "3", "-p", "word=hello"]) == 1
     out = capsys.readouterr()
-    assert "[1/2] 01_works" in out.out
+    assert "[1/2] 01_works\n[1/2] 01_works ended after 0:0" in out.out
+    assert "Executing" not in out.err  # papermill's bar
     assert "failed: 02_fails" in out.out
     assert "02_fails.ipynb failed in cell" in out.err
     assert "ZeroDivisionError: division by zero" in out.err
@@ -104,6 +105,14 @@ def test_a_parameter_reaches_the_notebooks_that_know_it(notebooks):
     book.cells[0].source, book.cells[1].source = 'preset = ""\ndata = ""\nseed = 0', "assert preset == 'smoke'"
     nbformat.write(book, __main__.NOTEBOOKS / "03_knows_less.ipynb")
     assert __main__.main(["01", "03", "--preset", "smoke", "-p", 'word="there"']) == 0
+
+
+def test_cifar_that_cannot_be_had_is_told_before_any_notebook(notebooks, monkeypatch):
+    (notebooks / "cifar-10-python.tar.gz").write_bytes(b"cut off")
+    monkeypatch.setenv("STUDY_DATA", str(notebooks))
+    with pytest.raises(SystemExit, match=r"is damaged(.|\n)*make study DATA=shapes"):
+        __main__.main(["01", "--preset", "smoke", "--data", "cifar"])
+    assert not list((notebooks / "runs").rglob("*.ipynb"))
 
 
 @pytest.mark.parametrize(
