@@ -1,15 +1,23 @@
-"""What is kept of a study for readers."""
+"""What is kept of a study for readers: scores, figures, provenance, and the notebooks as they ran."""
 
+import base64
+import io
 import json
+import re
 import shutil
 from pathlib import Path
 
 from storage.atomic_files import read_json, replacing, write_json
-from study.report import write_page
+from storage.paths import ROOT, data_root, runs_root
+from study.report import is_progress, write_page
+
+MOST_BYTES = 1_500_000  # of a notebook that a code host still renders
+HEADER = "executed"  # the id of a copy's first cell
 
 
 def keep(study, target):
-    """Copy what a reader wants of a study to `target`: scores, figures (PNG) and provenance, but no weights."""
+    """Copy what a reader wants of a study to `target`: scores, figures (PNG), provenance and the notebooks as they
+    ran, but no weights. A notebook that broke off is left out."""
     study, target = Path(study), Path(target)
     if not (study / "scores.csv").exists():
         write_page(study)
@@ -23,3 +31,76 @@ def keep(study, target):
     for path in (study / "scores.csv", *sorted(study.glob("*/figures/[!.]*.png"))):
         with replacing(target / path.relative_to(study)) as partial:
             shutil.copyfile(path, partial)
+    for path in sorted(study.glob("notebooks/[!.]*.ipynb")):
+        if text := _readable(path, study, command):
+            with replacing(target / path.name) as partial:
+                partial.write_text(text, encoding="utf-8")
+
+
+def _readable(path, study, commands):
+    """An executed notebook for a code host, as JSON: what it shows, without what only its machine knows.
+
+    Progress bars, times of cells and places of folders go; a first cell says where it comes from. Figures of a
+    notebook that is too large shrink. None for one that broke off.
+    """
+    import nbformat  # imported late: two seconds
+
+    book = nbformat.reads(json.dumps(read_json(path, sealed=False)), 4)
+    ran = book.metadata.pop("papermill")
+    if ran["exception"]:
+        return None
+    book.metadata.pop("widgets", None)
+    for cell in book.cells:
+        cell.metadata = {"tags": tags} if (tags := cell.metadata.get("tags")) else {}
+        if cell.cell_type == "code":
+            cell.outputs = [_without_places(output) for output in cell.outputs if not is_progress(output)]
+    book.cells.insert(0, nbformat.v4.new_markdown_cell(_header(path.stem, study, ran, commands), id=HEADER))
+    if not _runs_before(path.stem, study, ran):
+        book.metadata["minutes"] = round(ran["duration"] / 60, 2)
+    text = nbformat.writes(book) + "\n"
+    for share in (None, 1, 0.7, 0.5):
+        fit = re.sub(r'(?<="image/png": ")[^"]+', lambda png, by=share: _smaller(png.group(), by), text)
+        if len(fit.encode()) <= MOST_BYTES:
+            return fit
+    raise ValueError(f"{path} has more than {MOST_BYTES:,} bytes, also with figures of half their width")
+
+
+def _without_places(output):
+    """The output of a cell, in which folders of this machine are called as in the README."""
+    places = {f"{runs_root()}": "runs", f"{data_root()}": "data", f"{ROOT}/": ""}
+    text = json.dumps(output, ensure_ascii=False)
+    for place, name in places.items():
+        text = text.replace(place, name)
+    return type(output)(json.loads(text))
+
+
+def _smaller(png, share):
+    """A PNG in base64: as it is, or with 256 colours at that share of its width."""
+    from PIL import Image
+
+    if share is None:
+        return png
+    image, small = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB"), io.BytesIO()
+    image = image.resize([round(share * pixels) for pixels in image.size], Image.Resampling.LANCZOS)
+    image.quantize(256).save(small, "PNG", optimize=True)
+    return base64.b64encode(small.getvalue()).decode()
+
+
+def _runs_before(name, study, ran):
+    """The runs of a notebook that were trained before it began, this time."""
+    own = [read_json(path) for path in sorted((study / name).glob("*/environment.json"))]
+    return [run for run in own if "same_run_as" not in run and run["started"] < ran["start_time"]]
+
+
+def _header(name, study, ran, commands):
+    """Where, when and how a notebook was executed, in a sentence."""
+    first = sorted(study.glob(f"{name}/*/environment.json")) or sorted(study.glob("*/*/environment.json"))
+    machine = read_json(first[0])
+    threads = "" if machine["cuda"] else f" ({machine['threads']} of {machine['cores']} cores)"
+    preset, _, data = study.name.partition("-")
+    loaded = "; some of its runs were there already" if _runs_before(name, study, ran) else ""
+    return (
+        f"*Executed on {ran['start_time'][:10]}, {machine['device']}{threads}, {ran['duration'] / 60:.1f} minutes"
+        f"{loaded}, preset {preset}, data {data}, commit {machine['commit']}; made by:* "
+        + " and ".join(f"`{command}`" for command in commands)
+    )

@@ -134,7 +134,7 @@ def _notebook(path):
     failed = any(output["output_type"] == "error" for cell in book.cells for output in cell.get("outputs", []))
     for cell in book.cells:
         if cell.cell_type == "code":
-            cell.outputs = [output for output in cell.outputs if not _is_progress(output)]
+            cell.outputs = [output for output in cell.outputs if not is_progress(output)]
     book.metadata.pop("widgets", None)
     exporter = HTMLExporter(
         template_name="basic",
@@ -149,7 +149,7 @@ def _notebook(path):
     return {"title": html.escape(titles[0] if titles else path.stem), "failed": failed, "notebook": body}
 
 
-def _is_progress(output):
+def is_progress(output):
     widget = "application/vnd.jupyter.widget-view+json" in output.get("data", {})
     return widget or output.get("name") == "stderr"
 

@@ -18,6 +18,7 @@ from papermill.parameterize import parameterize_notebook
 
 from storage.atomic_files import read_json
 from study import answers, report, tables
+from study.kept import HEADER, MOST_BYTES
 
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
 
@@ -46,6 +47,25 @@ def test_form(path):
     assert lines <= 125
     for cell in book.cells:  # ids with a meaning, which stay when cells are moved
         assert not re.fullmatch(r"[0-9a-f-]{8,}|\d+", cell.id)
+
+
+COPIES = sorted((NOTEBOOKS[0].parent / "expected").glob("*/*.ipynb"))
+
+
+def sources(path):
+    """The cells of a notebook; of an executed copy without what was put into it."""
+    cells = nbformat.read(path, 4).cells
+    return [
+        cell.source for cell in cells if cell.metadata.get("tags") != ["injected-parameters"] and cell.id != HEADER
+    ]
+
+
+@pytest.mark.parametrize("path", COPIES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_an_executed_copy_is_of_the_notebook_as_it_is(path):
+    again = f"python -m study --keep notebooks/expected/{path.parent.name} makes it anew"
+    assert sources(path) == sources(NOTEBOOKS[0].parent / path.name), again
+    assert path.stat().st_size <= MOST_BYTES
+    assert not re.search(r"(?<![\w.:/~<])/(home|root|tmp|mnt|work|Users)/", path.read_text()), "a machine's place"
 
 
 TRAIN_NOTHING = "00_first_look", "99_summary"

@@ -1,7 +1,16 @@
 """What is kept of a study."""
 
+import base64
+import io
+
+import nbformat
+import numpy as np
+import pytest
+from PIL import Image
+
 from storage.atomic_files import read_json
-from study import figures, kept
+from storage.paths import ROOT, runs_root
+from study import figures, kept, progress_table
 
 
 def test_what_is_kept_for_readers(study, tmp_path):
@@ -16,3 +25,75 @@ def test_what_is_kept_for_readers(study, tmp_path):
     provenance = read_json(tmp_path / "expected" / "provenance.json")
     assert provenance["commands"] == ["python -m study"]
     assert [group["runs"] for group in provenance["environments"]] == [2]
+
+
+def figure(side):
+    """A PNG in base64 that no compression makes small."""
+    noise, png = np.random.default_rng(0).integers(0, 255, (side, side, 3), np.uint8), io.BytesIO()
+    Image.fromarray(noise).save(png, "PNG")
+    return base64.b64encode(png.getvalue()).decode()
+
+
+@pytest.fixture
+def executed(study):
+    """Writes the notebook of that study as papermill leaves it, with a figure; returns its text as it is kept."""
+    folder = study[0].runs.parent
+    path = folder / "notebooks" / f"{study[0].experiment}.ipynb"
+    path.parent.mkdir(exist_ok=True)
+
+    def write(side=8, start="2020-01-01T00:00:00+00:00", exception=None):
+        new = nbformat.v4.new_output
+        shown = {"application/vnd.jupyter.widget-view+json": {"model_id": "abc"}}
+        cell = nbformat.v4.new_code_cell("train()", metadata={"tags": ["x"], "papermill": {"duration": 1}})
+        cell.outputs = [
+            new("stream", name="stderr", text="10%|#"),
+            new("display_data", data=shown),
+            new("stream", text=f"{runs_root()}/smoke and {ROOT}/notebooks"),
+            new("display_data", data={"image/png": figure(side), "text/plain": "<Figure>"}),
+        ]
+        book = nbformat.v4.new_notebook(cells=[cell], metadata={"widgets": {"state": {}}})
+        book.metadata["papermill"] = {"start_time": start, "duration": 90.0, "exception": exception}
+        nbformat.write(book, path)
+        return kept._readable(path, folder, ["python -m study"])
+
+    yield write
+    path.unlink()
+
+
+def test_a_notebook_is_kept_with_its_outputs_and_without_its_machine(study, executed, tmp_path):
+    book = nbformat.reads(executed(), 4)
+    nbformat.validate(book)
+    header, cell = book.cells
+    assert header.source.startswith("*Executed on 2020-01-01, ")
+    assert " 1.5 minutes, preset smoke, data shapes, commit " in header.source
+    assert header.source.endswith("made by:* `python -m study`")
+    said, drawn = cell.outputs
+    assert said.text == "runs/smoke and notebooks"
+    assert drawn.data["image/png"] == figure(8)
+    assert cell.metadata == {"tags": ["x"]}
+    assert set(book.metadata) == {"minutes"}
+    folder = study[0].runs.parent
+    (folder / "command.txt").write_text("python -m study\n")
+    kept.keep(folder, tmp_path)
+    assert progress_table.minutes_in(tmp_path) == {study[0].experiment: 1.5}
+
+
+def test_what_was_loaded_says_nothing_of_the_time_that_it_takes(executed):
+    book = nbformat.reads(executed(start="2999-01-01T00:00:00+00:00"), 4)
+    assert "some of its runs were there already" in book.cells[0].source
+    assert "minutes" not in book.metadata
+
+
+def test_figures_of_a_large_notebook_shrink_until_a_code_host_shows_it(executed, monkeypatch):
+    monkeypatch.setattr(kept, "MOST_BYTES", 100_000)
+    text = executed(side=300)
+    assert len(text) <= kept.MOST_BYTES
+    png = nbformat.reads(text, 4).cells[1].outputs[1].data["image/png"]
+    image = Image.open(io.BytesIO(base64.b64decode(png)))
+    assert (image.mode, image.width) == ("P", 210)
+    with pytest.raises(ValueError, match="more than 100,000 bytes"):
+        executed(side=600)
+
+
+def test_a_notebook_that_broke_off_is_not_kept(executed):
+    assert executed(exception=True) is None
