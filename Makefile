@@ -54,7 +54,7 @@ lock: setup
 		$(PYTHON) -m uv pip compile --quiet --upgrade --universal -p 3.11 --no-annotate --no-header $$name.txt -o $$name.lock || exit 1; \
 	done
 
-# Speed against the peers, how the cost grows, and both into the README; some twelve minutes on two idle CPU cores.
+# Speed against the peers, how the cost grows, and both into docs/speed.md; some twelve minutes on two idle CPU cores.
 bench: setup
 	$(PYTHON) -m benchmarks.speed
 	$(PYTHON) -m benchmarks.scaling

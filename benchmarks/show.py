@@ -1,13 +1,14 @@
-"""The README's table and the figures of the benchmarks, made from the JSONs in benchmarks/results.
+"""What stands between markers in the README and in docs/, and the figures of the benchmarks.
 
-python -m benchmarks.show
-python -m benchmarks.show --results FOLDER     # draws there and prints the table; the README stays as it is
+python -m benchmarks.show                      # from benchmarks/results and notebooks/expected into the pages
+python -m benchmarks.show --results FOLDER     # draws there and prints the tables; the pages stay as they are
 """
 
 import argparse
 from pathlib import Path
 
 import matplotlib as mpl
+import pandas as pd
 
 from benchmarks import plots
 from benchmarks.plots import number
@@ -15,27 +16,87 @@ from benchmarks.suite import RESULTS
 from storage.atomic_files import read_json, replacing
 from storage.paths import ROOT
 
-BEGIN, END = "<!-- written by make bench: begin -->", "<!-- written by make bench: end -->"
+MARKER = "<!-- {what}, written by python -m benchmarks.show: {where} -->"
 NOTHING = "Not measured yet: `make bench` does it and writes its numbers here."
 DRAWN = {"speed": plots.plot_speed, "scaling": plots.plot_scaling, "defences": plots.plot_defences}
+
+# What the README shows of the study: where it lies, what was trained and how, and some of its networks.
+SHOWN = "notebooks/expected/quick-cifar-robust-transfer"
+EXPERIMENT = "06_robust_transfer"
+TRAINED = "ResNet-18 of width 16, fine-tuned for three epochs on 10,000 pictures of CIFAR-10; one seed"
+NETWORKS = {
+    "source-robust": ("robust", "nothing: the source itself, on CIFAR-100"),
+    "from-standard-all": ("standard", "all layers, on clean pictures"),
+    "from-robust-all": ("robust", "all layers, on clean pictures"),
+    "from-robust-head": ("robust", "the head alone, on clean pictures"),
+    "from-scratch-all-pgd": ("none", "all layers, on attacked pictures"),
+    "from-standard-all-pgd": ("standard", "all layers, on attacked pictures"),
+    "from-robust-all-pgd": ("robust", "all layers, on attacked pictures"),
+}
 GROUPS = {"training": "Training step", "loading": "Data loading", "evaluation": "Evaluation"}
 
 
-def table(folder):
-    """Everything between the markers, for all devices that were measured."""
+def pages():
+    """What the command writes between markers: {page: {what: text}}."""
+    return {
+        "README.md": {"results": results(), "notebooks": notebooks()},
+        "docs/speed.md": {"speed": table(RESULTS, SPEED)},
+        "docs/reliability.md": {"faults": table(RESULTS, {"faults": faults})},
+    }
+
+
+def results(shown=SHOWN, experiment=EXPERIMENT, networks=NETWORKS):
+    """Figure and table of a study under notebooks/expected: clean accuracy and that under AutoAttack."""
+    scores = pd.read_csv(ROOT / shown / "scores.csv").set_index(["model", "evaluation"])
+    attack = next(name for _, name in scores.index if name.startswith("AutoAttack"))
+    rows, counts = [], set()
+    for network, said in networks.items():
+        found = [scores.loc[(f"{experiment}/{network}-seed0", kind)] for kind in ("clean", attack)]
+        counts |= {row.n for row in found}
+        rows.append([*said, *map(_accuracy, found)])
+    (n,) = counts
+    drawn = f"{shown}/{experiment}/figures/1_clean_against_robust.png"
+    figure = f'<img src="{drawn}" width="560" alt="Clean accuracy against accuracy under AutoAttack">'
+    said = (
+        f"Accuracy in % on n = {n} test pictures, with its 95 % interval. {TRAINED}. "
+        f"[All scores]({shown}/scores.csv); [machine, commit, command]({shown}/provenance.json)."
+    )
+    return "\n\n".join([figure, _rows(["source", "then trained", "clean", attack], rows, words=2), said])
+
+
+def _accuracy(row):
+    shown = f"{row.accuracy:.1f} ({row.low:.1f}–{row.high:.1f})"
+    return f"~~{shown}~~" if row.verdict == "invalid" else shown
+
+
+def notebooks(root=ROOT):
+    """A row a notebook: its title, which is its question, and links to it and to its executed copies."""
+    rows = []
+    for path in sorted(root.glob("notebooks/[0-9]*.ipynb")):
+        title = read_json(path, sealed=False)["cells"][0]["source"][0].removeprefix("# ").strip()
+        copies = sorted(root.glob(f"notebooks/expected/*/{path.name}"))
+        links = [f"[{copy.parent.name}]({copy.relative_to(root)})" for copy in copies]
+        rows.append([f"[{path.stem[:2]}]({path.relative_to(root)})", title, ", ".join(links)])
+    columns = 3 if any(row[2] for row in rows) else 2
+    head = ["notebook", "question", "as it ran"][:columns]
+    return _rows(head, [row[:columns] for row in rows], words=columns)
+
+
+def table(folder, makers=None):
+    """What was measured, on all devices; `makers` maps the names of results to what makes a text of them."""
     parts = []
     for device in ("cpu", "cuda"):
-        parts += [make(read_json(path), device) for make, path in _found(folder, device)]
+        for name, make in (SPEED | {"faults": faults} if makers is None else makers).items():
+            path = Path(folder) / f"{name}-{device}.json"
+            if path.exists():
+                parts.append(make(read_json(path), device))
     return "\n\n".join(parts) or NOTHING
 
 
-def _found(folder, device):
-    makers = {"speed": _speed, "scaling": _scaling, "defences": _defences, "autoattack": _autoattack}
-    makers |= {"faults": faults, "devices": _devices}
-    for name, make in makers.items():
-        path = Path(folder) / f"{name}-{device}.json"
-        if path.exists():
-            yield make, path
+def _title(title, known):
+    """A heading, and under it machine, versions, commit and command."""
+    command = f" `{known['command']}`." if "command" in known else ""
+    return f"## {title}\n\n{_where(known)}.{command}"
 
 
 def _where(known):
@@ -50,9 +111,9 @@ def _count(number, word):
     return f"{number} {word}{'s' * (number != 1)}"
 
 
-def _rows(head, rows):
-    """A table of Markdown; numbers stand right."""
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+def _rows(head, rows, words=1):
+    """A table of Markdown; after the columns of words, numbers stand right."""
+    lines = [head, [*["---"] * words, *["---:"] * (len(head) - words)], *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
@@ -62,7 +123,7 @@ def _range(spread):
 
 def _speed(known, device):
     results = known["results"]
-    said = [f"**Speed, {_where(known)}.** `{known['command']}`."]
+    said = [_title("Speed", known)]
     if known["tiny"]:
         said.append("Tiny: this shows that it runs, and measures nothing.")
     if not known["complete"]:
@@ -87,7 +148,7 @@ def _speed(known, device):
             "ours ÷ foolbox",
         ]
         parts.append(_rows(head, [_speed_row(result) for result in compared]))
-        figure = f"benchmarks/results/speed-{device}.png"
+        figure = f"../benchmarks/results/speed-{device}.png"
         parts.append(f"![Speed as a multiple of the usual way's]({figure})")
     limits = _limits(results)
     return "\n\n".join(parts + ([limits] if limits else []))
@@ -129,9 +190,9 @@ def _limits(results):
 
 
 def _scaling(known, device):
-    said = f"**How the cost of ours grows, {_where(known)}.** `{known['command']}`."
+    said = _title("How the cost grows", known)
     rows = [[result["case"], result["where"], plots.growth(result)] for result in known["results"]]
-    figure = f"![Time of a step and of an evaluation](benchmarks/results/scaling-{device}.png)"
+    figure = f"![Time of a step and of an evaluation](../benchmarks/results/scaling-{device}.png)"
     return "\n\n".join([said, _rows(["", "measured on", "growth"], rows), figure])
 
 
@@ -148,12 +209,12 @@ def _defences(known, device):
         rows.append([name, number(cost), f"{cost / first:.1f}×", *accuracies])
     n = known["results"][0]["n"]
     said = (
-        f"**Robustness for the money, {_where(known)}.** `{known['command']}`: ResNet-18 of width "
-        f"{known['width']}, {data['train']} training pictures of {data['name']}, {known['epochs']} epochs, "
+        f"{_title('Robustness for the money', known)}\n\nResNet-18 of width {known['width']}, "
+        f"{data['train']} training pictures of {data['name']}, {known['epochs']} epochs, "
         f"accuracy in % on {n} test pictures, one seed."
     )
     head = ["", "ms a picture", "cost", *known["results"][0]["scores"]]
-    figure = f"![Accuracy under attack against cost](benchmarks/results/defences-{device}.png)"
+    figure = f"![Accuracy under attack against cost](../benchmarks/results/defences-{device}.png)"
     return "\n\n".join([said, _rows(head, rows), figure])
 
 
@@ -167,7 +228,9 @@ def _autoattack(known, device):
         }
         network = f"{result['model']['name']}, {result['run']}, {result['data']}, n = {result['n']}"
         rows.append([network, *(cells.get(name, "–") for name in names)])
-    said = f"**AutoAttack, {_where(known)}.** Robust accuracy, time, and in brackets how many times ours."
+    said = (
+        f"{_title('AutoAttack', known)}\n\nRobust accuracy, time, and in brackets how many times as long as ours."
+    )
     return f"{said}\n\n" + _rows(["", *names], rows)
 
 
@@ -185,7 +248,7 @@ def _devices(known, device):
             counted = result["found"]
             kills = f"{counted['kills']} kills of one of two processes at random moments: "
             kills += f"{counted['ended otherwise']} runs ended otherwise."
-    said = f"**Many devices, {_where(known)}.** `{known['command']}`. {kills}"
+    said = f"{_title('Many devices', known)}\n\n{kills}".rstrip()
     return f"{said}\n\n" + _rows(["", "", "", "unit", "ratio", "start and end"], rows)
 
 
@@ -203,18 +266,30 @@ def faults(known, device):
         differing = len({text.split(":")[0] for text in result["differences"]})
         counts.append(f"{stops} times {name}, and {differing} of {result['studies']} ended differently")
     said = (
-        f"**Faults, {_where(known)}.** `{known['command']}`: small studies, stopped at random moments of every "
+        f"{_title('Stopped at random moments', known)}\n\nSmall studies, stopped at random moments of every "
         "phase and started again until they are through; then their weights, scores, figures and report are "
         f"compared with those of a study that nobody stopped. {'; '.join(counts)}."
     )
     return f"{said}\n\n" + _rows(["", "lasts", *results], rows)
 
 
-def filled(readme, text):
-    """The README with `text` between its markers."""
-    before, rest = readme.split(BEGIN)
-    _, after = rest.split(END)
-    return f"{before}{BEGIN}\n\n{text}\n\n{END}{after}"
+SPEED = {
+    "speed": _speed,
+    "scaling": _scaling,
+    "defences": _defences,
+    "autoattack": _autoattack,
+    "devices": _devices,
+}
+
+
+def filled(page, texts):
+    """The page with each text between the markers of its name."""
+    for what, text in texts.items():
+        begin, end = (MARKER.format(what=what, where=where) for where in ("begin", "end"))
+        before, rest = page.split(begin)
+        _, after = rest.split(end)
+        page = f"{before}{begin}\n\n{text}\n\n{end}{after}"
+    return page
 
 
 def pictures(folder):
@@ -235,14 +310,15 @@ def main(arguments=None):
     parser.add_argument("--results", type=Path, help="folder of the JSONs (default: benchmarks/results)")
     folder = parser.parse_args(arguments).results
     written = pictures(folder or RESULTS)
-    text = table(folder or RESULTS)
-    print(text)
-    if folder is None:
-        readme = ROOT / "README.md"
-        whole = filled(readme.read_text(encoding="utf-8"), text)
-        with replacing(readme) as partial:
-            partial.write_text(whole, encoding="utf-8")
-        written.append(readme)
+    if folder is not None:
+        print(table(folder))
+    else:
+        for name, texts in pages().items():
+            page = ROOT / name
+            whole = filled(page.read_text(encoding="utf-8"), texts)
+            with replacing(page) as partial:
+                partial.write_text(whole, encoding="utf-8")
+            written.append(page)
     print("\nwritten:", *written, sep="\n  ")
 
 

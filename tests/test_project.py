@@ -3,9 +3,13 @@
 import ast
 import importlib
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+
+import utils
 
 ROOT = Path(__file__).parents[1]
 MOST_LINES = 420
@@ -100,6 +104,68 @@ def test_the_readme_shows_the_plan():
     assert sorted(shown) == sorted(FLOOR.keys() - {"benchmarks"}), plan()
     assert [FLOOR[name] for name in shown] == sorted((FLOOR[name] for name in shown), reverse=True), plan()
     assert all(4 <= len(words.split()) <= 8 for _, words in rows)
+
+
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "CHANGELOG.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+]
+
+
+def anchors(text):
+    """What a link may name in a page: its headings, as a code host writes them."""
+    headings = re.findall(r"^#+ (.*)", re.sub(r"```.*?```", "", text, flags=re.S), re.M)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_links_lead_somewhere(page):
+    text = page.read_text()
+    for link in re.findall(r"\]\(([^)\s]+)\)|src=\"([^\"]+)\"", text):
+        place, _, anchor = "".join(link).partition("#")
+        if not place.startswith("https:"):
+            target = (page.parent / place) if place else page
+            assert target.exists(), place
+            assert not anchor or anchor in anchors(target.read_text()), f"{place}#{anchor}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_code_in_a_page_can_be_read_and_imports_what_there_is(page):
+    for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.S):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom):
+                there = vars(importlib.import_module(node.module))
+                assert not [alias.name for alias in node.names if alias.name not in there]
+
+
+def test_the_readme_is_short_and_names_every_preset_and_page():
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 150
+    assert len(text) <= 9000
+    assert tuple(re.findall(r"^\| `(\w+)` \|", text, re.M)) == utils.PRESETS
+    assert {path.name for path in PAGES[3:]} == set(re.findall(r"^- .*\(docs/(\w+\.md)\)", text, re.M))
+
+
+def test_the_cell_for_colab_asks_pip_for_all_that_running_needs_but_torch(monkeypatch, tmp_path):
+    """Run beside this repository, as if it had been cloned, with pip's commands written down."""
+    cell = re.search(r"```python\n(REPOSITORY.*?)```", (ROOT / "docs" / "setup.md").read_text(), re.S).group(1)
+    asked = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(subprocess, "run", lambda command, check: asked.append(command))
+    (tmp_path / "adversarial-transfer").symlink_to(ROOT)
+    exec(cell, {})
+    packages, alone = (command[command.index("--quiet") + 1 :] for command in asked)
+    assert sys.path[0] == str(ROOT)
+    names = {re.match(r"[\w-]+", package).group() for package in packages}
+    assert {"safetensors", "pandas", "scipy", "tensorboard", "psutil"} <= names
+    assert not [name for name in names if name.startswith(("torch", "jupyter"))]
+    assert alone == [
+        "--no-deps",
+        *re.findall(r"^torchattacks==\S+", (ROOT / "requirements.txt").read_text(), re.M),
+    ]
 
 
 def test_every_wing_says_what_it_is_for():

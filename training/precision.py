@@ -1,7 +1,7 @@
 """What a run computes in: by rule, so that the same command on the same kind of machine gives the same numbers.
 
 A stopwatch would decide otherwise from one clone to the next. Where a device has bfloat16 in hardware, that was
-faster for every network that benchmarks/speed.py trains (README, Speed). Accuracy is always judged in
+faster for every network that benchmarks/speed.py trains (docs/speed.md). Accuracy is always judged in
 float32, whatever a run was trained in.
 """
 

@@ -1,10 +1,11 @@
-"""The benchmarks run, compare like with like and keep what they measure; the README says what they found."""
+"""The benchmarks run, compare like with like and keep what they measure; the pages say what they found."""
 
 import re
 import shutil
 import signal
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 import torch
 
@@ -103,18 +104,48 @@ def test_tables_and_figures_are_made_of_the_results(tiny):
     assert show.table(tiny / "nowhere") == show.NOTHING
 
 
-def test_the_readme_holds_what_the_command_would_write():
-    readme = (show.ROOT / "README.md").read_text(encoding="utf-8")
-    assert show.filled(readme, show.table(suite.RESULTS)) == readme, "run python -m benchmarks.show"
-    for picture in re.findall(r"\]\((benchmarks/[^)]+)\)", readme):
-        assert (show.ROOT / picture).exists()
+def test_the_pages_hold_what_the_command_would_write():
+    for name, texts in show.pages().items():
+        page = (show.ROOT / name).read_text(encoding="utf-8")
+        assert show.filled(page, texts) == page, f"{name}: run python -m benchmarks.show"
 
 
-def test_the_readme_keeps_what_stands_around_the_table():
-    readme = f"before\n{show.BEGIN}\nold\n{show.END}\nafter"
-    once = show.filled(readme, "new")
-    assert once == f"before\n{show.BEGIN}\n\nnew\n\n{show.END}\nafter"
-    assert show.filled(once, "new") == once
+def test_a_page_keeps_what_stands_around_the_markers():
+    begin, end = (show.MARKER.format(what="a", where=where) for where in ("begin", "end"))
+    page = f"before\n{begin}\nold\n{end}\nafter"
+    once = show.filled(page, {"a": "new"})
+    assert once == f"before\n{begin}\n\nnew\n\n{end}\nafter"
+    assert show.filled(once, {"a": "new"}) == once
+
+
+def test_what_the_readme_says_of_its_table_is_so():
+    """Its sentences under the table, as intervals that do not overlap."""
+    scores = pd.read_csv(show.ROOT / show.SHOWN / "scores.csv")
+    scores = scores[scores.evaluation.str.startswith("AutoAttack")].set_index("model")
+    of = {name: scores.loc[f"{show.EXPERIMENT}/{name}-seed0"] for name in show.NETWORKS}
+    best = of.pop("from-robust-all-pgd")
+    assert of["from-robust-head"].low > of["from-robust-all"].high
+    assert of["source-robust"].low > of["from-robust-all"].high
+    assert all(best.low > other.high for other in of.values())
+
+
+def test_an_invalid_number_is_struck_out_in_the_readme():
+    text = show.results(networks={"from-standard-head-pgd": ("standard", "the head alone")})
+    assert "| ~~15.8 (12.9–19.3)~~ | ~~2.8 (1.7–4.6)~~ |" in text
+
+
+def test_notebooks_that_ran_are_linked(tmp_path):
+    copies = tmp_path / "notebooks" / "expected" / "hour-cifar"
+    copies.mkdir(parents=True)
+    for name, title in {"00_a": "# One?", "01_b": "# Two?"}.items():
+        write_json(tmp_path / "notebooks" / f"{name}.ipynb", {"cells": [{"source": [title + "\n", "more"]}]})
+    assert show.notebooks(tmp_path).splitlines()[2:] == [
+        "| [00](notebooks/00_a.ipynb) | One? |",
+        "| [01](notebooks/01_b.ipynb) | Two? |",
+    ]
+    (copies / "01_b.ipynb").touch()
+    last = show.notebooks(tmp_path).splitlines()[-1]
+    assert last == "| [01](notebooks/01_b.ipynb) | Two? | [hour-cifar](notebooks/expected/hour-cifar/01_b.ipynb) |"
 
 
 def test_a_run_that_is_broken_off_keeps_its_results(tmp_path):
