@@ -105,9 +105,17 @@ def start(experiment, preset="auto", seed=0, data="auto", device="auto"):
     return Session(experiment, preset, family, seed, chosen, runs, data_root())
 
 
+def lengths(study):
+    """How long the notebooks of a study such as "quick-shapes" take, and on what: {} where that is not known.
+
+    {"how": text, "gflops": speed of that device, "seconds": {notebook: seconds}}; benchmarks/plan.py writes it.
+    """
+    return read_json(ROOT / "notebooks" / "lengths.json", sealed=False).get(study, {})
+
+
 def _estimate(experiment, study, device):
     """A line that says how long a notebook takes here; None where nothing is known of it (lengths.json)."""
-    known = read_json(ROOT / "notebooks" / "lengths.json", sealed=False).get(study, {})
+    known = lengths(study)
     if experiment not in known.get("seconds", {}) or os.environ.get("STUDY_ON"):
         return None
     here = gflops(device)

@@ -45,6 +45,7 @@ EPOCHS = {  # the notebook's own name for them, by the beginning of a run's
     "06": {"source": "epochs", "": "tuning_epochs"},
     "07": {"": "epochs"},
 }
+BESIDES = 15.0  # seconds of a notebook that go into its start and its figures
 SEEDS = {"hour": 1, "full": 3}
 TESTED = {"hour": (2000, 1000), "full": (10_000, 2000)}  # test pictures, and those of notebook 06
 # Gradients of the pictures in a training step, and further passes of the update, in thirds of one.
@@ -200,7 +201,7 @@ def write_lengths(study, timed, training, evaluation, target):
         }
     }
     for preset in SEEDS:
-        seconds = {}
+        seconds = dict.fromkeys(executed, BESIDES)
         for job in jobs_of(study, preset):
             name = next(name for name in executed if name.startswith(job.name[:2]))
             rate = 1e12 * (training if job.kind == "training" else evaluation)

@@ -74,7 +74,7 @@ def _fetch(session):
 def _one_by_one(parameters, study):
     """Run the notebooks with their parameters; returns the names of those that failed."""
     print("watch its curves: make lab", flush=True)
-    expected = progress_table.minutes_in(NOTEBOOKS / "expected" / study.name)
+    expected = utils.lengths(study.name).get("seconds", {})
     line = progress_table.Line(study, [notebook.stem for notebook in parameters], expected)
     return [path.stem for path, its_own in parameters.items() if not _ran(path, study, its_own, line)]
 
@@ -121,7 +121,7 @@ def _parse(arguments):
         prog="python -m study", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("notebooks", nargs="*", help="beginnings of notebooks' names; without any, all run")
-    parser.add_argument("--preset", default="auto", help="smoke, quick, full or auto (default: auto)")
+    parser.add_argument("--preset", default="auto", help="smoke, quick, hour, full or auto (default: auto)")
     parser.add_argument("--data", default="auto", help="cifar, shapes or auto (default: auto)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("-p", "--parameter", action="append", default=[], metavar="NAME=VALUE")

@@ -55,8 +55,6 @@ def _readable(path, study, commands):
         if cell.cell_type == "code":
             cell.outputs = [_without_places(output) for output in cell.outputs if not is_progress(output)]
     book.cells.insert(0, nbformat.v4.new_markdown_cell(_header(path.stem, study, ran, commands), id=HEADER))
-    if not _runs_before(path.stem, study, ran):
-        book.metadata["minutes"] = round(ran["duration"] / 60, 2)
     text = nbformat.writes(book) + "\n"
     for share in (None, 1, 0.7, 0.5):
         fit = re.sub(r'(?<="image/png": ")[^"]+', lambda png, by=share: _smaller(png.group(), by), text)

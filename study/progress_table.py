@@ -37,17 +37,11 @@ def progress(folder):
     return None
 
 
-def minutes_in(folder):
-    """The minutes that notebooks took, by name, as their executed copies in a folder say (see kept.py)."""
-    metadata = {path.stem: read_json(path, sealed=False)["metadata"] for path in folder.glob("*.ipynb")}
-    return {name: own["minutes"] for name, own in metadata.items() if "minutes" in own}
-
-
 class Line:
     """Shows how far a study is whose notebooks run one after the other.
 
     In a terminal one line, rewritten in place; elsewhere a line when a notebook begins or ends, and one for a run.
-    `expected` maps notebooks' names to the minutes that they took in an earlier study of the same kind.
+    `expected` maps notebooks' names to the seconds that they take on another machine (lengths.json).
     """
 
     def __init__(self, study, names, expected):

@@ -10,7 +10,7 @@ from PIL import Image
 
 from storage.atomic_files import read_json
 from storage.paths import ROOT, runs_root
-from study import figures, kept, progress_table
+from study import figures, kept
 
 
 def test_what_is_kept_for_readers(study, tmp_path):
@@ -71,17 +71,16 @@ def test_a_notebook_is_kept_with_its_outputs_and_without_its_machine(study, exec
     assert said.text == "runs/smoke and notebooks"
     assert drawn.data["image/png"] == figure(8)
     assert cell.metadata == {"tags": ["x"]}
-    assert set(book.metadata) == {"minutes"}
+    assert not book.metadata
     folder = study[0].runs.parent
     (folder / "command.txt").write_text("python -m study\n")
     kept.keep(folder, tmp_path)
-    assert progress_table.minutes_in(tmp_path) == {study[0].experiment: 1.5}
+    assert (tmp_path / f"{study[0].experiment}.ipynb").exists()
 
 
 def test_what_was_loaded_says_nothing_of_the_time_that_it_takes(executed):
     book = nbformat.reads(executed(start="2999-01-01T00:00:00+00:00"), 4)
     assert "some of its runs were there already" in book.cells[0].source
-    assert "minutes" not in book.metadata
 
 
 def test_figures_of_a_large_notebook_shrink_until_a_code_host_shows_it(executed, monkeypatch):

@@ -99,7 +99,7 @@ def test_a_terminal_has_one_line_that_is_gone_at_the_end(long_run, capsys, monke
 
 
 def test_what_is_left_goes_by_the_pace_of_notebooks_that_trained_here(tmp_path):
-    line = progress_table.Line(tmp_path, NAMES, {"01_first": 2.0, "02_middle": 3.0, "03_last": 1.0})
+    line = progress_table.Line(tmp_path, NAMES, {"01_first": 120.0, "02_middle": 180.0, "03_last": 60.0})
     assert line.left("01_first", 60) is None
     line.took["01_first"] = 240.0  # two minutes, expected: this machine takes twice as long
     assert line.left("02_middle", 60) == pytest.approx(2 * 180 - 60 + 2 * 60)
