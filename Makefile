@@ -66,12 +66,12 @@ lab: setup
 	jupyter=$$(free $(JUPYTER_PORT)); board=$$(free $(TENSORBOARD_PORT)); \
 	JUPYTER_TOKEN=$$($(PYTHON) -c "import secrets; print(secrets.token_hex(16))"); export JUPYTER_TOKEN; \
 	mkdir -p runs; \
-	$(PYTHON) -m tensorboard.main --logdir runs --host 127.0.0.1 --port $$board >runs/tensorboard.log 2>&1 & \
+	$(PYTHON) -m study.board --port $$board >runs/tensorboard.log 2>&1 & \
 	boardjob=$$!; \
 	echo "JupyterLab    http://127.0.0.1:$$jupyter/lab?token=$$JUPYTER_TOKEN"; \
 	echo "TensorBoard   http://127.0.0.1:$$board"; \
 	echo "From another computer:  ssh -L $$jupyter:127.0.0.1:$$jupyter -L $$board:127.0.0.1:$$board $$(whoami)@$$(hostname)"; \
-	$(PYTHON) -m jupyterlab -y --no-browser --ip 127.0.0.1 --port $$jupyter --LabApp.default_url=/lab/tree/notebooks \
+	$(PYTHON) -m jupyterlab -y --no-browser --ip 127.0.0.1 --port $$jupyter --LabApp.default_url=/lab/tree/notebooks --LabApp.app_settings_dir=$(HERE)/.ci/jupyterlab \
 		--ServerApp.log_level=WARN --LabApp.log_level=WARN --KernelManager.transport_encryption=required \
 		$$([ "$$(id -u)" = 0 ] && echo --allow-root) & \
 	labjob=$$!; trap 'kill $$labjob $$boardjob 2>/dev/null; wait' EXIT; trap 'exit 130' INT; trap 'exit 143' TERM; \

@@ -1,5 +1,6 @@
 """make lab: JupyterLab and TensorBoard for this machine alone, with a token, and both end with it."""
 
+import json
 import os
 import re
 import signal
@@ -57,6 +58,10 @@ def test_the_lab_is_for_this_machine_alone_and_ends_wholly(lab):
     assert wait_for(contents) == 403
     assert answer(f"{contents}?token={'0' * 32}") == 403
     assert answer(f"{contents}?token={token}") == 200
+    settings = f"http://127.0.0.1:{jupyter.group(1)}/lab/api/settings/@jupyterlab/apputils-extension:notification"
+    with urllib.request.urlopen(f"{settings}?token={token}", timeout=20) as reply:
+        news = json.load(reply)["schema"]["properties"]["fetchNews"]
+    assert news["default"] == "false"  # nobody is asked
     assert wait_for(f"http://127.0.0.1:{board.group(1)}") == 200
     ours = psutil.Process(process.pid).children(recursive=True)
     pids = {child.pid for child in ours}
