@@ -140,6 +140,7 @@ def conclusions(experiments, of=CONCLUSIONS):
     rows = []
     for conclusion in of:
         found = [_answer(question, experiments) for question in conclusion.questions]
+        found = [row for row in found if row["answer"] != "not asked"] or found
         told = [row["answer"] for row in found]
         verdict = "does not hold" if "no" in told else "holds" if set(told) == {"yes"} else "cannot be told"
         theirs = [f"{published.loc[row, column]:g} % {column} ({row})" for row, column in conclusion.published]

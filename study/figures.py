@@ -48,7 +48,7 @@ def demo(name):
 
 @mpl.rc_context(STYLE)
 def plot_training(runs):
-    """Clean and robust validation accuracy, and training loss, by epoch; `runs` maps names to Runs."""
+    """Clean and robust validation accuracy, and training loss, by epoch; `runs` maps names to trained Runs."""
     figure, axes = plt.subplots(1, 3, figsize=(10, 2.9))
     titles = {"accuracy/clean": "clean accuracy, %", "accuracy/robust": "robust accuracy, %"}
     for axis, (column, title) in zip(axes, (titles | {"loss/train": "training loss"}).items(), strict=True):

@@ -26,14 +26,15 @@ def train_all(asked, session, *, on=None, progress=True):
 
     `asked` maps (name, seed), which say the folder, to what `train` takes: (model, data, recipe). In place of the
     model may stand the key of a run further up, whose trained network this one starts from, or (key, function):
-    then it starts from what the function makes of that network. With `on` or STUDY_ON
+    then it starts from what the function makes of that network. A Run in place of all three is there already, for
+    others to start from. With `on` or STUDY_ON
     (see chosen) all that do not wait for another are trained at once, to the same results. Runs that are
     finished are loaded. Raises ValueError for keys that do not stand further up, and what `train` raises: at
     once, or in a pool when all others are done.
     """
     _check(asked)
     pool = chosen(on)
-    runs, data_here = {}, {}
+    runs, data_here = {key: there for key, there in asked.items() if isinstance(there, Run)}, {}
 
     def start_of(key):
         start, made = asked[key][0], _needed(asked[key][0])
@@ -57,7 +58,7 @@ def train_all(asked, session, *, on=None, progress=True):
         return Packed(model), lent, recipe, folder, identity_of(model, data, recipe), _kind(pool, session)
 
     if pool is not None:
-        folders, tasks = {key: RunFolder(session.folder(*key)) for key in asked}, {}
+        folders, tasks = {key: RunFolder(session.folder(*key)) for key in asked if key not in runs}, {}
         for key, folder in folders.items():
             if not folder.finished:
                 note, after = _notes(session) / f"{folder.path.name}.json", _needed(asked[key][0])
@@ -92,8 +93,8 @@ def _needed(start):
 
 def _check(asked):
     above = []
-    for key, (start, _, _) in asked.items():
-        needed = _needed(start)
+    for key, what in asked.items():
+        needed = None if isinstance(what, Run) else _needed(what[0])
         if needed not in (None, *above):
             raise ValueError(
                 f"{key!r} is to start from {needed!r}, neither a network nor the key of a run further up; "
