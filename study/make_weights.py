@@ -2,6 +2,7 @@
 
     python -m study.make_weights                        all of them: some two hours on two CPU cores
     python -m study.make_weights shapes100-robust-w16   one, and the standard network that it starts from
+    python -m study.make_weights --table                only the table of their cards, models/weights/README.md
 
 First standard training, then adversarial training from these weights, as in the notebooks. Stopped, the same
 command goes on. Nothing is chosen by the test pictures: the last epoch is kept, whatever it is worth.
@@ -16,10 +17,12 @@ from attacks import FGSM, PGD, AutoAttack
 from defences import Adversarial
 from models import ours
 from processes.machine import environment
+from storage.atomic_files import replacing
 from trainer import Recipe, test, train
 from training.identity import as_dict
 
 WIDTH, PICTURES, FEW = 16, 2000, 250  # test pictures, and those that AutoAttack is given
+SHOWN = ("clean", "FGSM", "PGD-20", "AutoAttack")
 NAMES = [
     f"{data}-{kind}-w{WIDTH}"
     for data in ("shapes10", "shapes100", "cifar10", "cifar100")
@@ -46,11 +49,14 @@ def main(arguments=None):
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(NAMES))
     parser.add_argument("--note", default="", help="what a reader of the cards should know besides")
+    parser.add_argument("--table", action="store_true", help="only write the table of what lies there")
     options = parser.parse_args(arguments)
     if unknown := set(options.names) - set(NAMES):
         parser.error(f"{', '.join(sorted(unknown))}: the names are {', '.join(NAMES)}")
-    for name in options.names or NAMES:
+    for name in [] if options.table else options.names or NAMES:
         make(name, options.note)
+    with replacing(ours.FOLDER / "README.md") as partial:
+        partial.write_text(table(), encoding="utf-8")
 
 
 def make(name, note=""):
@@ -87,6 +93,30 @@ def make(name, note=""):
         rows += table.drop(columns="carried_from").to_dict("records")
     ours.store(run.model, name, card | {"scores": rows})
     print(f"{ours.FOLDER / name}.safetensors and its card")  # noqa: T201
+
+
+def table():
+    """What lies there, as Markdown: a row a network, its scores in % with n and 95 % interval, from the cards."""
+    lines = [
+        "# Small networks that were trained here",
+        "",
+        'ResNet-18 of width 16; `load_source("ours/NAME")` loads one. Each has a card, a JSON file with its',
+        "recipe, data, commit and command. Scores are in % of test pictures, ε = 8/255. Written by",
+        "`python -m study.make_weights`.",
+        "",
+        "| name | " + " | ".join(SHOWN) + " | |",
+        "| --- |" + " ---: |" * len(SHOWN) + " --- |",
+    ]
+    for name in ours.names():
+        card = ours.card(name)
+        rows = {}
+        for row in card["scores"]:  # of the first split that has it: clean accuracy is that of the larger one
+            shown = f"{row['accuracy']:.1f} ({row['low']:.1f}–{row['high']:.1f}), n = {row['n']}"
+            rows.setdefault(row["evaluation"], shown)
+        lines.append(
+            f"| `{name}` | " + " | ".join(rows.get(label, "–") for label in SHOWN) + f" | {card['note']} |"
+        )
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

@@ -4,6 +4,9 @@ import pytest
 import torch
 
 import models
+import utils
+from attacks import FGSM
+from evaluation import testing
 from finetune_framework import SourceError, adapt, load_source
 from models import ours
 from storage.atomic_files import Damaged
@@ -55,3 +58,30 @@ def test_load_source_takes_the_name_and_lists_what_there_is(shelf):
             load_source(wrong)
     with pytest.raises(SourceError, match="takes no architecture"):
         load_source("ours/shapes10-standard-w4", num_classes=100)
+
+
+@pytest.mark.parametrize("name", ours.names())
+def test_what_lies_here_is_small_and_is_described(name):
+    card, model = ours.card(name), ours.load(name)
+    assert (ours.FOLDER / f"{name}.safetensors").stat().st_size <= 1_600_000
+    assert card["name"] == name
+    assert not card["environment"]["commit"].endswith("+")
+    assert f"study.make_weights {name}" in card["command"]
+    assert len(card["classes"]) == card["model"]["num_classes"]
+    assert {"clean", "PGD-20"} <= {row["evaluation"] for row in card["scores"]}
+    for row in card["scores"]:
+        assert row["low"] <= row["accuracy"] <= row["high"]
+        assert row["n"] >= 200
+        assert row["verdict"] != "invalid"
+    assert torch.isfinite(model(torch.rand(2, 3, 32, 32))).all()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["standard", "robust"])
+def test_a_card_says_what_the_stored_weights_reach(kind):
+    name = f"shapes100-{kind}-w16"
+    data = utils.load_data("shapes100", utils.start("ours", preset="quick"))
+    rows = {row["evaluation"]: row for row in ours.card(name)["scores"]}
+    scores = testing.test(ours.load(name), data.test.first(rows["clean"]["n"]), [FGSM()], progress=False)
+    for label in ("clean", "FGSM"):
+        assert 100 * scores.share(label) == pytest.approx(rows[label]["accuracy"], abs=0.3)
