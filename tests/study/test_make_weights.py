@@ -13,7 +13,8 @@ from trainer import Recipe
 
 
 def test_a_network_is_trained_stored_measured_and_listed(monkeypatch, tmp_path, folders):
-    watched = {"validation_attack": PGD(steps=1), "validation_images": 8, "precision": "float32", "epochs": 1}
+    watched = {"validation_attack": PGD(steps=1), "validation_images": 8, "precision": "float32"}
+    watched |= {"epochs": 1, "batch_size": 32}
     both = Recipe(**watched), Recipe(defence=Adversarial(PGD(steps=1)), **watched)
     monkeypatch.setattr(make_weights, "recipes", lambda family: both)
     monkeypatch.setattr(make_weights, "WIDTH", 4)
