@@ -110,7 +110,7 @@ def _jobs(preset, notebook, run, defence, flops, share, seed):
     epoch = share * TRAINING_PICTURES * _step(defence, flops, steps) + VALIDATION * flops["forward"]
     yield Job(name, epochs * epoch, "training", _needs(notebook, run, seed))
     tested, sought = TESTED[preset][notebook == "06"], notebook == "06" and share == 1
-    spent = sum(ATTACKS.values() if share == 1 and (preset, notebook) != ("hour", "06") else (2, 40)) * RIGHT
+    spent = sum(ATTACKS.values() if share == 1 and notebook != "06" else (2, 40)) * RIGHT
     yield Job(f"{name}, test", tested * spent * flops["forward"], "test", name)
     if sought:
         standing = ROBUST if defence["kind"] != "Standard" else 0.0
