@@ -11,16 +11,19 @@ timed.
 """
 
 import argparse
+import ast
 import functools
 import json
 import re
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 import models
+import utils
 from benchmarks.timing import flops_of_step
 from processes.device_speed import gflops
 from processes.machine import own_device
@@ -66,17 +69,32 @@ class Job:
     flops: float
     kind: str
     after: str | None = None
+    small: bool = False  # of the shallow CNN
 
 
+@dataclass
+class Rates:
+    """TFLOP/s of a GPU: in training, in tests, and of the shallow CNN, whose kernels are too small to fill one."""
+
+    training: float
+    evaluation: float
+    small: float = 1.2  # PGD-10 on an H200: results/gpu-cuda-h200.json
+
+    def seconds(self, job):
+        rate = self.small if job.small else self.training if job.kind == "training" else self.evaluation
+        return job.flops / (1e12 * rate)
+
+
+@functools.cache
 def lengths(notebook, preset):
-    """What a notebook's cells pick for a preset, by name: `epochs = session.pick(smoke=1, quick=6, full=40)`."""
-    (path,), found = (ROOT / "notebooks").glob(f"{notebook}_*.ipynb"), {}
+    """What a notebook's cells pick for a preset, by name: those assignments are run that need nothing else."""
+    (path,) = (ROOT / "notebooks").glob(f"{notebook}_*.ipynb")
+    found = {"session": utils.Session("", preset, "cifar", 0, None, None, None)}
     for cell in read_json(path, sealed=False)["cells"]:
-        for name, picks in re.findall(
-            r"^(\w+) = session\.pick\(([\w=, .]*)\)", "".join(cell["source"]), re.MULTILINE
-        ):
-            values = dict(pair.split("=") for pair in picks.split(", "))
-            found[name] = values.get(preset, values["full"])
+        for node in ast.parse("".join(cell["source"])).body if cell["cell_type"] == "code" else ():
+            if isinstance(node, ast.Assign):
+                with suppress(Exception):  # of what it lacks here: data, models, runs
+                    exec(compile(ast.Module([node], []), path.name, "exec"), found)
     return found
 
 
@@ -84,13 +102,22 @@ def jobs_of(study, preset="full"):
     """All trainings and tests of a study with this preset, each run once, whatever notebooks ask for it."""
     for seed in range(SEEDS[preset]):
         for path in sorted(Path(study).glob("0*/*/recipe.json")):
-            if "same_run_as" in read_json(path.parent / "environment.json"):
-                continue
             recipe, run = read_json(path), path.parent.name.removesuffix("-seed0")
             notebook = path.parents[1].name[:2]
-            flops = _flops(recipe["model"]["name"], recipe["model"]["num_classes"])
+            known = re.sub(r"-\d+-pictures$", "", run)
+            if (notebook, known[:5]) == ("06", "from-") and not re.fullmatch(
+                lengths("06", preset)["chosen"], known
+            ):
+                continue
+            network = recipe["model"]["name"]
+            flops, small = _flops(network, recipe["model"]["num_classes"]), network.startswith("shallow")
+            twin = read_json(path.parent / "environment.json").get("same_run_as")
             for share in SHARES if run.endswith("-16-pictures") else (1,):
-                yield from _jobs(preset, notebook, run, recipe["recipe"]["defence"], flops, share, seed)
+                for job in _jobs(preset, notebook, run, recipe["recipe"]["defence"], flops, share, seed):
+                    if twin is None:
+                        yield replace(job, small=small)
+                    elif job.kind == "AutoAttack":  # trained elsewhere, but tested under it here alone
+                        yield replace(job, after=f"{twin[:2]}/{Path(twin).name.removesuffix('-seed0')}, {seed}")
 
 
 @functools.cache
@@ -105,7 +132,7 @@ def _jobs(preset, notebook, run, defence, flops, share, seed):
     its_name = next(name for beginning, name in EPOCHS[notebook].items() if run.startswith(beginning))
     *where, variable = its_name.split()
     there = lengths(*where or [notebook], preset)
-    epochs, steps = int(there[variable]) / share**0.5, int(there.get("steps", 10))
+    epochs, steps = there[variable] / share**0.5, there.get("steps", 10)
     name = f"{notebook}/{run}{'' if share == 1 else share}, {seed}"
     epoch = share * TRAINING_PICTURES * _step(defence, flops, steps) + VALIDATION * flops["forward"]
     yield Job(name, epochs * epoch, "training", _needs(notebook, run, seed))
@@ -150,12 +177,8 @@ def makespan(jobs, gpus, seconds):
     return max(done.values())
 
 
-def write(study, of_time, training, evaluation, price, target):
-    jobs = list(jobs_of(study))
-
-    def seconds(job):
-        return job.flops / (1e12 * (training if job.kind == "training" else evaluation))
-
+def write(study, of_time, rates, price, target):
+    jobs, seconds = list(jobs_of(study)), rates.seconds
     hours = {kind: sum(seconds(job) for job in jobs if job.kind == kind) / 3600 for kind in _kinds(jobs)}
     walls = {gpus: makespan(jobs, gpus, seconds) / 3600 for gpus in GPUS}
     chain = makespan(jobs, len(jobs), seconds) / 3600
@@ -168,11 +191,12 @@ def write(study, of_time, training, evaluation, price, target):
         spans.append([gpus, _long(wall), f"{gpus * wall:.0f}", f"{gpus * wall * price:,.0f} $", busy])
     longest = sorted(jobs, key=seconds)[-1]
     values = {
-        "command": f"python -m benchmarks.plan {study} {of_time} --training {training:g} "
-        f"--evaluation {evaluation:g}",
+        "command": f"python -m benchmarks.plan {study} {of_time} --training {rates.training:g} "
+        f"--evaluation {rates.evaluation:g}",
         "price": f"{price:g}",
-        "training": f"{training:g}",
-        "evaluation": f"{evaluation:g}",
+        "training": f"{rates.training:g}",
+        "evaluation": f"{rates.evaluation:g}",
+        "small": f"{rates.small:g}",
         "runs": runs,
         "tests": len(jobs) - runs,
         "hours": _rows(rows),
@@ -189,7 +213,7 @@ def write(study, of_time, training, evaluation, price, target):
     print(f"written to {target}")
 
 
-def write_lengths(study, timed, training, evaluation, target):
+def write_lengths(study, timed, rates, target):
     """How long each notebook takes, in seconds: quick as it was timed here, hour and full as counted."""
     executed = {path.stem: read_json(path, sealed=False) for path in sorted(timed.glob("notebooks/[0-9]*.ipynb"))}
     machine = read_json(min(timed.glob("0*/*/environment.json")))
@@ -204,10 +228,9 @@ def write_lengths(study, timed, training, evaluation, target):
         seconds = dict.fromkeys(executed, BESIDES)
         for job in jobs_of(study, preset):
             name = next(name for name in executed if name.startswith(job.name[:2]))
-            rate = 1e12 * (training if job.kind == "training" else evaluation)
-            seconds[name] = seconds.get(name, 0) + job.flops / rate
-        how = f"counted, for a GPU that trains at {training:g} TFLOP/s and tests at {evaluation:g}"
-        found[f"{preset}-cifar"] = {"how": how, "gflops": 1000 * training, "seconds": seconds}
+            seconds[name] += rates.seconds(job)
+        how = f"counted, for a GPU that trains at {rates.training:g} TFLOP/s and tests at {rates.evaluation:g}"
+        found[f"{preset}-cifar"] = {"how": how, "gflops": 1000 * rates.training, "seconds": seconds}
     with replacing(target) as partial:
         partial.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(f"written to {target}")
@@ -286,8 +309,9 @@ def main(arguments=None):
     for study, preset in ((chosen.study, "smoke"), (chosen.timed, "quick")):
         if not list(study.glob("0*/*/recipe.json")):
             parser.error(f"{study} holds no runs; make one with: python -m study --preset {preset}")
-    write(chosen.study, chosen.timed, chosen.training, chosen.evaluation, chosen.price, chosen.output)
-    write_lengths(chosen.study, chosen.timed, chosen.training, chosen.evaluation, chosen.lengths)
+    rates = Rates(chosen.training, chosen.evaluation)
+    write(chosen.study, chosen.timed, rates, chosen.price, chosen.output)
+    write_lengths(chosen.study, chosen.timed, rates, chosen.lengths)
 
 
 if __name__ == "__main__":

@@ -307,7 +307,8 @@ def test_the_plan_counts_each_run_once_and_more_gpus_are_never_slower(tmp_path, 
     (timed / "command.txt").write_text("python -m study\n")
     study = tmp_path / "smoke-shapes"
     names = {"02_transfer_learning": ["source-standard", "source-robust", "from-robust-all-pgd"]}
-    names |= {"04_more_classes": ["resnet-100"], "06_robust_transfer": ["from-robust-all-pgd-16-pictures"]}
+    names |= {"04_more_classes": ["resnet-100"]}
+    names["06_robust_transfer"] = ["from-robust-all-pgd", "from-robust-awp", "from-robust-all-pgd-16-pictures"]
     for notebook, runs in names.items():
         for run in runs:
             model = {"name": "shallow_cnn", "num_classes": 10}
@@ -315,12 +316,15 @@ def test_the_plan_counts_each_run_once_and_more_gpus_are_never_slower(tmp_path, 
             folder = study / notebook / f"{run}-seed0"
             write_json(folder / "recipe.json", {"recipe": {"defence": defence}, "model": model})
             twin = {"same_run_as": "02/source-standard-seed0"} if run == "resnet-100" else {}
+            if notebook.startswith("06") and run == "from-robust-all-pgd":
+                twin = {"same_run_as": "02_transfer_learning/from-robust-all-pgd-seed0"}
             write_json(folder / "environment.json", twin)
     jobs = list(plan.jobs_of(study))
     trained = [job for job in jobs if job.kind == "training"]
-    assert len(trained) == plan.SEEDS["full"] * (
-        3 + len(plan.SHARES)
-    )  # a twin is not trained, one stands for four shares
+    assert len(trained) == plan.SEEDS["full"] * (4 + len(plan.SHARES))  # no twin is; one stands for four shares
+    sought = {job.name: job.after for job in jobs if job.kind == "AutoAttack"}
+    assert sought["06/from-robust-all-pgd, 0, AutoAttack"] == "02/from-robust-all-pgd, 0"
+    assert not [job for job in plan.jobs_of(study, "hour") if "awp" in job.name]  # the notebook leaves it out
     step = {job.name: job.flops for job in trained}
     assert step["02/source-robust, 0"] > 5 * step["02/source-standard, 0"]
     assert {job.after for job in trained if "from-robust" in job.name} == {
