@@ -69,7 +69,7 @@ class Run:
 
     def __repr__(self):
         if not len(self.history):
-            return f"Run({self.folder.name}: its history.csv is missing)"
+            return f"Run({self.folder.name}: no history, so it was not trained here)"
         last = self.history.iloc[-1]
         mishaps = f", rescued from a collapse in epoch {last['rescued']:.0f}" if "rescued" in last else ""
         mishaps += f", ENDED by another in epoch {last['ended']:.0f}" if "ended" in last else ""

@@ -92,7 +92,6 @@ def start(experiment, preset="auto", seed=0, data="auto", device="auto"):
     if preset == "auto":
         preset, why = ("hour", " (on a CUDA device)") if gpu else ("quick", " (no CUDA device)")
     family = data if data != "auto" else "cifar" if preset in ("hour", "full") else "shapes"
-    torch.manual_seed(seed)
     runs = runs_root() / f"{preset}-{family}" / experiment
     where = torch.cuda.get_device_name(chosen) if gpu else f"CPU, {torch.get_num_threads()} threads"
     where += f", one of {processes} processes" if processes > 1 else ""
@@ -102,6 +101,7 @@ def start(experiment, preset="auto", seed=0, data="auto", device="auto"):
     prepare(chosen)
     if data_parallel.leads() and (estimate := _estimate(experiment, f"{preset}-{family}", chosen)):
         print(estimate)  # noqa: T201
+    torch.manual_seed(seed)  # at the end: measuring draws numbers
     return Session(experiment, preset, family, seed, chosen, runs, data_root())
 
 

@@ -50,7 +50,8 @@ EPOCHS = {  # the notebook's own name for them, by the beginning of a run's
 }
 BESIDES = 15.0  # seconds of a notebook that go into its start and its figures
 SEEDS = {"hour": 1, "full": 3}
-TESTED = {"hour": (2000, 1000), "full": (10_000, 2000)}  # test pictures, and those of notebook 06
+TESTED = {"hour": (2000, 1000, 500), "full": (10_000, 2000, 2000)}  # test pictures, and those of 06 and 07
+CARRIED = 11 * 210  # gradients a picture in 07: networks that are attacked, and the steps of its seven attacks
 # Gradients of the pictures in a training step, and further passes of the update, in thirds of one.
 CRAFTING = {"Standard": 0, "Free": 0, "NFGSM": 1, "FeatureDistillation": 0, "L2SP": 0}
 MORE = {"TRADES": 3, "MART": 3, "AWP": 3, "FeatureDistillation": 1}
@@ -100,6 +101,8 @@ def lengths(notebook, preset):
 
 def jobs_of(study, preset="full"):
     """All trainings and tests of a study with this preset, each run once, whatever notebooks ask for it."""
+    attacked = TESTED[preset][2] * CARRIED * _flops("resnet18", 10)["gradient"]
+    yield Job("07/carried, 0", attacked, "test")
     for seed in range(SEEDS[preset]):
         for path in sorted(Path(study).glob("0*/*/recipe.json")):
             recipe, run = read_json(path), path.parent.name.removesuffix("-seed0")
@@ -137,7 +140,8 @@ def _jobs(preset, notebook, run, defence, flops, share, seed):
     epoch = share * TRAINING_PICTURES * _step(defence, flops, steps) + VALIDATION * flops["forward"]
     yield Job(name, epochs * epoch, "training", _needs(notebook, run, seed))
     tested, sought = TESTED[preset][notebook == "06"], notebook == "06" and share == 1
-    spent = sum(ATTACKS.values() if share == 1 and notebook != "06" else (2, 40)) * RIGHT
+    all_attacks = share == 1 and notebook != "06" and (preset == "full" or notebook == "01")
+    spent = sum(ATTACKS.values() if all_attacks else (2, 40)) * RIGHT
     yield Job(f"{name}, test", tested * spent * flops["forward"], "test", name)
     if sought:
         standing = ROBUST if defence["kind"] != "Standard" else 0.0

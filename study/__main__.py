@@ -197,6 +197,8 @@ def _ran(notebook, study, parameters, line=None):
         failure = error
     if failure:
         print(failure, file=sys.stderr)
+        if line:
+            line.took.pop(notebook.stem, None)  # its time says nothing of the pace
     return not failure
 
 
@@ -310,14 +312,18 @@ def _report(study, keep):
     try:
         experiments = answers.load_study(study)
         page = report.write_page(study)
-        if keep:
-            kept.keep(study, keep)
     except (FileNotFoundError, Damaged) as error:
         print(f"no report: {error}", file=sys.stderr)
         return not isinstance(error, Damaged)
     print("", *(answers.highlights(experiments) or ["no question is answered by these runs"]), sep="\n")
     print(f"\nfigure: {report.telling(study) or 'none'}\nreport: {page.resolve().as_uri()}")
     print(f"scores: {study / 'scores.csv'}\n", *tables.invalid(experiments), sep="\n")
+    try:
+        if keep:
+            kept.keep(study, keep)
+    except (ValueError, Damaged, OSError) as error:
+        print(f"not all is kept in {keep}: {error}", file=sys.stderr)
+        return False
     return True
 
 

@@ -106,10 +106,14 @@ def left_out(experiments, of=None, among=QUESTIONS):
     table, sentence = questions(experiments, of, among), ""
     if len(some := table[table.answer == "not asked"]):
         texts = " ".join(some.question)
-        sentence += f"Left to the presets hour and full, {len(some)} of {len(table)} questions: {texts} "
+        sentence += (
+            f"Not asked by these runs, but by presets with more, {len(some)} of {len(table)} questions: {texts} "
+        )
     if len(some := table[table.answer == "not run"]):
         names = ", ".join(some.experiment.unique())
-        sentence += f"Left to notebooks that were not run, {len(some)} of {len(table)} questions: {names}."
+        sentence += (
+            f"Not asked, because their notebooks were not run, {len(some)} of {len(table)} questions: {names}."
+        )
     return sentence.strip()
 
 
@@ -135,14 +139,17 @@ def highlights(experiments, most=3, first=FIRST, among=QUESTIONS):
 
 
 def conclusions(experiments, of=CONCLUSIONS):
-    """A row a conclusion of the earlier study: "holds", "does not hold" or "cannot be told", and the numbers."""
+    """A row a conclusion of the earlier study: "holds", "does not hold" or "cannot be told", and the numbers.
+
+    Where some of its questions have no runs here, the verdict is of the others, and says so.
+    """
     published = pd.read_csv(EARLIER, index_col="model")
     rows = []
     for conclusion in of:
         found = [_answer(question, experiments) for question in conclusion.questions]
-        found = [row for row in found if row["answer"] != "not asked"] or found
-        told = [row["answer"] for row in found]
-        verdict = "does not hold" if "no" in told else "holds" if set(told) == {"yes"} else "cannot be told"
+        asked = [row["answer"] for row in found if row["answer"] not in ("not asked", "not run")]
+        verdict = "does not hold" if "no" in asked else "holds" if set(asked) == {"yes"} else "cannot be told"
+        verdict += ", as far as asked" if asked and len(asked) < len(found) else ""
         theirs = [f"{published.loc[row, column]:g} % {column} ({row})" for row, column in conclusion.published]
         ours = " ".join(f"{row['question']}: {row['answer']}. {row['why']}" for row in found)
         rows.append(
@@ -180,6 +187,10 @@ def _judge(question, a, b):
     for name, label, some in zip(names, labels, (a, b), strict=True):
         if not some or any(label not in score.outcomes for score in some):
             return "not asked", f"There are no scores of {name} under {label}."
+    for name, some in zip(names, (a, b), strict=True):
+        known = [score.weights for score in some if score.weights]
+        if len(set(known)) < len(known):
+            return "cannot be told", f"Two seeds of {name} are the same network."
     found = [
         (finding.severity, finding.message)
         for some, label in ((a, labels[0]), (b, labels[1]))

@@ -26,7 +26,7 @@ def keep(study, target):
         values = read_json(path)
         environments.setdefault(json.dumps({k: v for k, v in values.items() if k != "started"}), []).append(values)
     same = [group[0] | {"runs": len(group)} for group in environments.values()]
-    command = (study / "command.txt").read_text().splitlines()
+    command = _without_places((study / "command.txt").read_text()).splitlines()
     write_json(target / "provenance.json", {"commands": command, "environments": same})
     for path in (study / "scores.csv", *sorted(study.glob("*/figures/[!.]*.png"))):
         with replacing(target / path.relative_to(study)) as partial:
@@ -53,9 +53,9 @@ def _readable(path, study, commands):
     for cell in book.cells:
         cell.metadata = {"tags": tags} if (tags := cell.metadata.get("tags")) else {}
         if cell.cell_type == "code":
-            cell.outputs = [_without_places(output) for output in cell.outputs if not is_progress(output)]
+            cell.outputs = [output for output in cell.outputs if not is_progress(output)]
     book.cells.insert(0, nbformat.v4.new_markdown_cell(_header(path.stem, study, ran, commands), id=HEADER))
-    text = nbformat.writes(book) + "\n"
+    text = _without_places(nbformat.writes(book)) + "\n"
     for share in (None, 1, 0.7, 0.5):
         fit = re.sub(r'(?<="image/png": ")[^"]+', lambda png, by=share: _smaller(png.group(), by), text)
         if len(fit.encode()) <= MOST_BYTES:
@@ -63,13 +63,11 @@ def _readable(path, study, commands):
     raise ValueError(f"{path} has more than {MOST_BYTES:,} bytes, also with figures of half their width")
 
 
-def _without_places(output):
-    """The output of a cell, in which folders of this machine are called as in the README."""
-    places = {f"{runs_root()}": "runs", f"{data_root()}": "data", f"{ROOT}/": ""}
-    text = json.dumps(output, ensure_ascii=False)
-    for place, name in places.items():
+def _without_places(text):
+    """A text in which folders of this machine are called as in the README."""
+    for place, name in {f"{runs_root()}": "runs", f"{data_root()}": "data", f"{ROOT}/": ""}.items():
         text = text.replace(place, name)
-    return type(output)(json.loads(text))
+    return text
 
 
 def _smaller(png, share):

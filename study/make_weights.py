@@ -16,8 +16,7 @@ import utils
 from attacks import FGSM, PGD, AutoAttack
 from defences import Adversarial
 from models import ours
-from processes.machine import environment
-from storage.atomic_files import replacing
+from storage.atomic_files import read_json, replacing
 from trainer import Recipe, test, train
 from training.identity import as_dict
 
@@ -78,7 +77,7 @@ def make(name, note=""):
         "classes": data.classes,
         "training_seconds": round(float(run.history["time/epoch_s"].sum())),
         "command": shlex.join(["python", "-m", "study.make_weights", name, *(["--note", note] if note else [])]),
-        "environment": environment(session.device),
+        "environment": read_json(run.folder / "environment.json"),
         "note": note,
     }
     ours.store(run.model, name, card)
@@ -90,7 +89,7 @@ def make(name, note=""):
     for split, some in attacks:
         scores = test(stored.to(session.device), split, some, folder=session.folder(f"{dataset}-{kind}"))
         table = scores.table().rename_axis("evaluation").reset_index()
-        rows += table.drop(columns="carried_from").to_dict("records")
+        rows += table.drop(columns=["seconds", "carried_from"]).to_dict("records")
     ours.store(run.model, name, card | {"scores": rows})
     print(f"{ours.FOLDER / name}.safetensors and its card")  # noqa: T201
 

@@ -124,8 +124,8 @@ def test_what_has_no_runs_is_left_out_and_named():
     assert list(answers.questions(experiments, among=among).answer) == ["yes", "not run", "not asked"]
     assert list(answers.questions(experiments, among=among, missing=False).question) == [ABOVE.text]
     assert answers.left_out(experiments, among=among) == (
-        "Left to the presets hour and full, 1 of 3 questions: Is c? "
-        "Left to notebooks that were not run, 1 of 3 questions: 02_y."
+        "Not asked by these runs, but by presets with more, 1 of 3 questions: Is c? "
+        "Not asked, because their notebooks were not run, 1 of 3 questions: 02_y."
     )
     assert answers.left_out(experiments, "02_y", among).startswith("Left to notebooks that were not run, 1 of 1")
     assert answers.left_out(experiments | {"02_y": experiments["01_x"]}, "02_y", among) == ""
@@ -213,7 +213,8 @@ A, B, OPEN = scores(300, 200), scores(350, 20), scores(300, 196, shift=3)
         ({"a": A, "b": B, "c": B, "d": A}, "does not hold"),
         ({"a": A, "b": B, "c": A, "d": OPEN}, "cannot be told"),
         ({"a": B, "b": A, "c": A, "d": OPEN}, "does not hold"),
-        ({"a": A, "b": B}, "cannot be told"),
+        ({"a": A, "b": B}, "holds, as far as asked"),
+        ({"a": B, "b": A}, "does not hold, as far as asked"),
         ({}, "cannot be told"),
     ],
 )
@@ -233,3 +234,13 @@ def test_the_five_conclusions_stand_on_numbers_that_were_published():
     assert len(table) == 5
     assert set(table.verdict) == {"cannot be told"}
     assert "74.4 % PGD (ResNet-18 from scratch: pgd 100 epochs)" in table["its numbers"][0]
+
+
+def test_two_seeds_that_are_one_network_are_no_two_seeds():
+    twins = [scores(300, 200), scores(300, 200)]
+    for twin in twins:
+        twin.weights = "same"
+    row = answers.questions(
+        {"01_x": {"a-seed0": twins[0], "a-seed1": twins[1], "b-seed0": B}}, among=[ABOVE]
+    ).iloc[0]
+    assert (row.answer, row.why) == ("cannot be told", "Two seeds of a are the same network.")

@@ -11,7 +11,7 @@ from finetune_framework import adapt
 from models.fingerprint import fingerprint
 from storage.atomic_files import read_json
 from study import many_runs
-from trainer import Recipe, Run
+from trainer import Recipe
 
 
 def asked_for(data):
@@ -103,21 +103,18 @@ def test_a_start_must_stand_further_up(both):
 
 
 @pytest.mark.parametrize("on", [None, "local:2"])
-def test_a_run_that_is_there_is_what_others_start_from(both, monkeypatch, tmp_path, on):
+def test_a_run_that_is_there_is_what_others_start_from(both, on):
     """One of the repository's: the next one knows of which weights it was made, and nothing is trained for it."""
-    monkeypatch.setenv("STUDY_RUNS", str(tmp_path))
-    session = utils.start("ready", preset="smoke")
+    session = utils.start(f"ready-{on}", preset="smoke")
     data = utils.load_data("shapes10", session, train_pictures=64)
     there = many_runs.ready_run(session, "cifar10", "standard", "standard")
     recipe = Recipe(epochs=1, precision="float32", validation_images=4, batch_size=64)
-    after = Run(there.model, tmp_path / "after", there.history)  # all is there: no pool has anything to do
-    asked = {("standard", 0): there, ("next", 0): (("standard", 0), data, recipe) if on is None else after}
+    asked = {("standard", 0): there, ("next", 0): (("standard", 0), data, recipe)}
     runs = many_runs.train_all(asked, session, on=on, progress=False)
     assert runs["standard", 0] is there
     assert not there.folder.exists()
-    if on is None:
-        known = read_json(runs["next", 0].folder / "recipe.json")
-        assert known["initial_weights"] == fingerprint(there.model)
+    known = read_json(runs["next", 0].folder / "recipe.json")
+    assert known["initial_weights"] == fingerprint(there.model)
 
 
 def test_a_folder_that_is_not_shared_is_named(both, monkeypatch, tmp_path):
