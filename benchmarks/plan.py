@@ -277,6 +277,8 @@ def timed(study):
         if (path.parent / "scores.csv").exists():
             scores = pd.read_csv(path.parent / "scores.csv").set_index("evaluation")
             attacks = scores.loc[[attack for attack in ATTACKS if attack in scores.index]]
+            if not len(attacks):
+                continue
             passes = sum(ATTACKS[attack] * row.n for attack, row in attacks.iterrows())
             spent = passes * scores.accuracy["clean"] / 100 * flops["forward"]
             found.setdefault((name, "tests"), []).append(spent / attacks.seconds.sum())

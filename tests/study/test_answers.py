@@ -127,7 +127,9 @@ def test_what_has_no_runs_is_left_out_and_named():
         "Not asked by these runs, but by presets with more, 1 of 3 questions: Is c? "
         "Not asked, because their notebooks were not run, 1 of 3 questions: 02_y."
     )
-    assert answers.left_out(experiments, "02_y", among).startswith("Not asked, because their notebooks were not run, 1 of 1")
+    assert answers.left_out(experiments, "02_y", among).startswith(
+        "Not asked, because their notebooks were not run, 1 of 1"
+    )
     assert answers.left_out(experiments | {"02_y": experiments["01_x"]}, "02_y", among) == ""
     assert answers.questions({}, missing=False).empty
 
