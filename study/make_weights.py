@@ -20,7 +20,7 @@ from storage.atomic_files import read_json, replacing
 from trainer import Recipe, test, train
 from training.identity import as_dict
 
-WIDTH, PICTURES, FEW = 16, 2000, 250  # test pictures, and those that AutoAttack is given
+WIDTH, PICTURES, FEW = 16, 2000, 100  # test pictures, and those that AutoAttack is given
 SHOWN = ("clean", "FGSM", "PGD-20", "AutoAttack")
 NAMES = [
     f"{data}-{kind}-w{WIDTH}"
