@@ -335,6 +335,7 @@ def test_the_plan_counts_each_run_once_and_more_gpus_are_never_slower(tmp_path, 
     assert walls[0] == pytest.approx(sum(job.flops for job in jobs))
     chain = step["02/source-standard, 0"] + step["02/source-robust, 0"] + step["02/from-robust-all-pgd, 0"]
     assert walls[-1] >= chain
+    shutil.rmtree(timed / "notebooks", ignore_errors=True)
     (timed / "notebooks").mkdir()
     for name in ("01_shallow_cnn", *names):
         write_json(timed / "notebooks" / f"{name}.ipynb", {"metadata": {"papermill": {"duration": 60}}})

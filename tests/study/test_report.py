@@ -91,7 +91,7 @@ def test_the_figure_and_the_answers_stand_at_the_top(study, tmp_path):
     )
     places = [page.index(text) for text in order]
     assert places == sorted(places)
-    assert "Left to notebooks that were not run" in page
+    assert "Not asked, because their notebooks were not run" in page
     assert "broke off with an error" not in page
 
 
