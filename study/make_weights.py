@@ -75,10 +75,10 @@ def make(name, note=""):
         "starts_from": f"{dataset}-standard-w{WIDTH}" if kind == "robust" else None,
         "data": data.provenance,
         "classes": data.classes,
-        "training_seconds": round(float(run.history["time/epoch_s"].sum())),
         "command": shlex.join(["python", "-m", "study.make_weights", name, *(["--note", note] if note else [])]),
         "environment": read_json(run.folder / "environment.json"),
         "note": note,
+        "scores": [],
     }
     ours.store(run.model, name, card)
     stored = ours.load(name)
