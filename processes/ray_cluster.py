@@ -93,7 +93,9 @@ class Pool:
         for force in (False, True):
             for reference in references:
                 ray.cancel(reference, force=force, recursive=False)
-            self.done(references, GRACE + 1)
+            done = self.done(references, GRACE + 1)
+            # Not those that are just ending: told of their end after that, Ray 2.60 ends this process.
+            references = [reference for reference in references if reference not in done]
 
     def lend(self, thing):
         """Something to pass to many tasks."""

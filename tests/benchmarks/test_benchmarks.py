@@ -243,6 +243,7 @@ def test_numbers_show_what_counts(value, shown):
     assert plots.number(value) == shown
 
 
+@pytest.mark.long
 def test_a_study_killed_in_training_and_in_a_test_ends_as_if_nothing_had_happened(tmp_path):
     whole, killed = faults.Process(tmp_path / "whole"), tmp_path / "killed"
     whole.through()

@@ -39,11 +39,12 @@ def network():
 RECIPE = Recipe(epochs=2, batch_size=64, precision="float32", validation_images=16)
 
 
+@pytest.mark.long
 def test_killed_and_stopped_on_two_processes_it_goes_on_on_one(tmp_path, monkeypatch, capsys, stop_button):
     """Also what the defence keeps for each picture of a batch, of which each process has a part."""
     monkeypatch.setattr(FromACell, "__module__", "__main__")
     recipe = replace(RECIPE, epochs=39, batch_size=63, defence=FromACell(replays=3))
-    saved = tmp_path / "two" / "last.pt"
+    saved, history = tmp_path / "two" / "last.pt", tmp_path / "two" / "history.csv"
 
     def kill_one_and_press_the_button():
         wait_for(saved.exists)
@@ -51,8 +52,8 @@ def test_killed_and_stopped_on_two_processes_it_goes_on_on_one(tmp_path, monkeyp
         first = min(torchrun.children(), key=lambda child: child.pid)  # the one that writes
         first.kill()
         first.wait()
-        begun = saved.stat().st_mtime_ns
-        wait_for(lambda: saved.stat().st_mtime_ns > begun)  # both have been started again
+        begun = history.stat().st_mtime_ns
+        wait_for(lambda: history.stat().st_mtime_ns > begun)  # both have been started again
         os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=kill_one_and_press_the_button).start()

@@ -30,6 +30,7 @@ from processes import ray_cluster
 from processes.ray_cluster import Died
 
 ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.long  # make test starts Ray once, for a whole study: tests/study/test_main.py
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +123,6 @@ def test_the_stop_button_lets_all_save(pool, tmp_path, stop_button):
     assert [file.read_text() for file in files] == ["saved", "saved"]
 
 
-@pytest.mark.long
 def test_one_that_dies_is_tried_again_but_not_for_ever(pool, tmp_path, monkeypatch):
     monkeypatch.setattr(ray_cluster, "TRIES", 2)
     assert run_all({"a": Task(dies_once, (str(tmp_path / "tries"),))}, pool) == {"a": "xx"}
@@ -147,7 +147,6 @@ def test_a_process_whose_task_failed_is_not_used_again(pool, tmp_path, monkeypat
     assert run_all({"next": Task(add, (1, 2))}, pool)["next"][0] == 3
 
 
-@pytest.mark.long
 def test_processes_end_with_the_one_that_started_them(tmp_path):
     script = f"""import sys; sys.path[:0] = {[str(ROOT), str(ROOT / "tests"), str(Path(__file__).parent)]}
 from test_ray_cluster import *
@@ -203,7 +202,6 @@ def alone(tmp_path_factory, session):
     return here, runs
 
 
-@pytest.mark.long
 def test_every_result_is_the_one_of_the_sequential_study(lost, alone):
     folder, _ = lost
     session, runs = alone
@@ -211,7 +209,6 @@ def test_every_result_is_the_one_of_the_sequential_study(lost, alone):
         assert weights_in(folder / session.folder(*key).name) == fingerprint(run.model), key
 
 
-@pytest.mark.long
 def test_the_lost_run_went_on_and_nothing_was_trained_twice(lost):
     folder, what = lost
     starts = {run.name: sorted(run.glob("events*")) for run in folder.iterdir()}
