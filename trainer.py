@@ -267,9 +267,11 @@ def _step(state, run, images, labels):
 def _close_epoch(state, data, run, curves, bar):
     """Validate and write the curves; the files of the run are written beside the next epoch."""
     recipe, epoch = state.recipe, state.epoch
-    loss, clean, robust = validate(state, data.val)
+    loss, clean, robust, stuck = validate(state, data.val)
     if not math.isfinite(loss):  # the last update can break the weights after the last loss was fine
         _diverged(state, run, f"the validation loss is {loss}", state.step)
+    if stuck:
+        log.warning("%s: %s", run.path.name, stuck)
     fgsm, collapse = catastrophic_overfitting.look(state, data.val, robust)
     if collapse is not None:
         run.beside.wait()

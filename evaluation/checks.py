@@ -32,21 +32,29 @@ def finite_logits(logits):
 
 
 def constant_predictor(predictions, labels, num_classes):
-    """Invalid: accuracy within 2 points of chance, or one class for over half of balanced data.
+    """Invalid: no better than chance, or over half of the other classes' pictures taken for one class.
 
-    A model that ignores its input cannot be attacked: its "robustness" is chance.
+    A model that ignores its input cannot be attacked: its "robustness" is chance. Where classes differ in size,
+    what it has learned also shows in the accuracy of each class (recall): always saying one class gives a mean of
+    one over their number; 2 points more, and three standard errors of guessing, count for nothing.
     """
-    accuracy = float((predictions == labels).double().mean())
-    largest, even = int(torch.bincount(labels).max()), len(labels) / num_classes
-    chance = largest / len(labels)
-    if found := better_than_chance(accuracy, chance):
+    sizes, said = (torch.bincount(some, minlength=num_classes).double() for some in (labels, predictions))
+    hits = torch.bincount(labels[predictions == labels], minlength=len(sizes))
+    there = sizes > 0
+    chance, even = float(sizes.max()) / len(labels), 1 / int(there.sum())
+    if even == 1:
+        says = "all pictures are of one class, so a network that always says it would be right too"
+        return Finding("better than chance", "suspect", 1, 1, f"{says}. Test on pictures of several classes")
+    recall, noise = (hits / sizes)[there], even * float((even * (1 - even) / sizes[there]).sum()) ** 0.5
+    learned = float(recall.mean()) > even + 0.02 + 3 * noise
+    if not learned and (found := better_than_chance(float(hits.sum()) / len(labels), chance)):
         return found
-    share = float(torch.bincount(predictions).max() / len(predictions))
-    balanced = largest <= even + 3 * even**0.5  # as far as chance allows in so many pictures
-    if num_classes > 2 and balanced and share > 0.5:
-        says = f"one class is predicted for {100 * share:.1f} % of balanced pictures, over 50 %"
+    taken = float(((said - hits) / (len(labels) - sizes)).max())
+    balanced = chance <= even + 3 * (even / len(labels)) ** 0.5  # as far as chance allows in so many pictures
+    if even < 0.5 and balanced and taken > 0.5:
+        says = f"{100 * taken:.1f} % of the pictures of all other classes are taken for one class, over 50 %"
         return Finding(
-            "constant predictor", "invalid", share, 0.5, f"{says}; training has collapsed or hardly begun"
+            "constant predictor", "invalid", taken, 0.5, f"{says}; training has collapsed or hardly begun"
         )
 
 

@@ -100,6 +100,46 @@ def test_sound_models_are_not_accused(name, sound, blobs):
     assert scores.verdict() == ""
 
 
+def answers(*counts):
+    """Predictions and labels from a confusion matrix: a row a class, in it how many are taken for which."""
+    labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts).sum(1))
+    said = torch.cat([torch.arange(len(row)).repeat_interleave(torch.tensor(row)) for row in counts])
+    return said, labels, len(counts[0])
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [
+        ([30, 0, 0], [8, 22, 0], [8, 0, 22]),  # 51 % are taken for one class, 82 % are right
+        ([80, 10], [2, 8]),  # always the first would be right for 90 %, and learns nothing of the second
+        ([10, 0, 0, 0], [0, 10, 0, 0]),  # a part of the classes
+        ([99, 1], [49, 51]),  # of two classes, most of one are taken for the other
+    ],
+)
+def test_what_has_learned_is_not_called_constant(counts):
+    assert checks.constant_predictor(*answers(*counts)) is None
+
+
+@pytest.mark.parametrize(
+    ("counts", "check"),
+    [
+        (([90, 0], [10, 0]), "better than chance"),
+        (([85, 5], [9, 1]), "better than chance"),  # no oftener right in either class than by guessing
+        (([0, 0, 9, 0], [0, 0, 9, 0]), "better than chance"),  # a class that is not there
+        (([10, 0, 0], [8, 2, 0], [8, 0, 2]), "constant predictor"),
+    ],
+)
+def test_what_has_not_is(counts, check):
+    found = checks.constant_predictor(*answers(*counts))
+    assert (found.check, found.severity) == (check, "invalid")
+
+
+def test_pictures_of_one_class_cannot_tell():
+    found = checks.constant_predictor(*answers([5, 0, 0]))
+    assert found.severity == "suspect"
+    assert "several classes" in found.message
+
+
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Leaving(Attack):
     """A broken attack: it goes further than it says."""
