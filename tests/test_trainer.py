@@ -178,9 +178,16 @@ def test_with_dropout_and_averaging_too(defence, blobs, tmp_path, monkeypatch):
     assert weights(go(blobs, tmp_path / "run", recipe)) == weights(whole)
 
 
-def test_swa_is_the_mean_of_the_weights_of_the_last_steps(blobs):
+def tied_network():
+    network = nn.Sequential(nn.Flatten(), nn.Linear(192, 192), nn.ReLU(), nn.Linear(192, 192), nn.Linear(192, 4))
+    network[3].weight = network[1].weight
+    return network
+
+
+@pytest.mark.parametrize("network", [small_network, tied_network])
+def test_swa_is_the_mean_of_the_weights_of_the_last_steps(network, blobs):
     recipe = replace(RECIPE, epochs=2, swa=0.25)
-    model = small_network()
+    model = network()
     state = steps.State(model, recipe, 8, torch.device("cpu"))
     seen = []
     for step in range(state.total):
@@ -298,8 +305,7 @@ def test_what_a_killed_process_left_is_cleared(blobs, tmp_path):
 
 
 def test_tied_weights_can_be_saved(blobs, tmp_path):
-    network = nn.Sequential(nn.Flatten(), nn.Linear(192, 192), nn.ReLU(), nn.Linear(192, 192), nn.Linear(192, 4))
-    network[3].weight = network[1].weight
+    network = tied_network()
     run = go(blobs, tmp_path / "run", replace(RECIPE, epochs=1, defence=Standard()), network)
     assert weights(go(blobs, tmp_path / "run", replace(RECIPE, epochs=1, defence=Standard()), network)) == weights(
         run

@@ -286,7 +286,8 @@ def _gradients(state, defence, progress, images, labels):
 @torch.no_grad()
 def _follow(average, model, share):
     """Move the averaged weights and statistics by this share towards the model's; counters are copied."""
-    for slow, fast in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
+    states = (network.state_dict(keep_vars=True).values() for network in (average, model))
+    for slow, fast in dict(zip(*states, strict=True)).items():  # once, where two layers share a weight
         if slow.is_floating_point():
             slow.lerp_(fast, share.to(slow.dtype) if isinstance(share, torch.Tensor) else share)
         else:
