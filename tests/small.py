@@ -1,5 +1,6 @@
 """What several tests need and no fixture can be: small data, small networks, threads for processes."""
 
+import math
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 
@@ -7,6 +8,7 @@ import psutil
 import pytest
 import torch
 from torch import nn
+from torch.nn.functional import avg_pool2d
 
 import models
 from loaders import Split
@@ -24,6 +26,37 @@ class Blobs:
             top, left = 4 * (label // 2), 4 * (label % 2)
             images[index, :, top : top + 4, left : left + 4] += 30
         return Split(images, labels, list("abcd"), f"blobs {name}")
+
+
+class Quarters(nn.Module):
+    """Its logits are how bright the quarters of 8x8 pictures are, so what the strongest attack can do is known.
+
+    `change` makes other logits of them.
+    """
+
+    def __init__(self, classes=4, change=lambda logits: 50 * logits):
+        super().__init__()
+        self.classes, self.change, self.weight = classes, change, nn.Parameter(torch.ones(()))
+
+    def forward(self, images):
+        return self.change(self.weight * self.bright(images))
+
+    def bright(self, images):
+        return avg_pool2d(images, 4).mean(1).flatten(1)[:, : self.classes]
+
+    def withstood(self, split, eps=8 / 255):
+        """The share, 0 to 1, of a split that is right and that no attack within ε (L∞) can turn."""
+        images, index = split.batch(slice(None))[0], split.labels[:, None]
+        own = self.bright((images - eps).clamp(0, 1)).gather(1, index)[:, 0]
+        others = self.bright((images + eps).clamp(0, 1)).scatter(1, index, -math.inf).amax(1)
+        return float((own > others).double().mean())
+
+
+def quarters(count=60, classes=4):
+    """So many of the Blobs, without those of other classes."""
+    split = Blobs().split(count, 0, "pictures")
+    kept = split.labels < classes
+    return Split(split.images[kept], split.labels[kept], split.classes[:classes], "pictures")
 
 
 def small_network(seed=0, classes=4, size=8):
