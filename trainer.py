@@ -80,6 +80,8 @@ class Run:
         )
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()  # whatever the caller is in
 def train(model, data, recipe, folder, *, processes=None, progress=True):
     """Train a copy of `model` on data.train as the recipe says; returns a Run. `model` stays as it was.
 
@@ -103,7 +105,7 @@ def train(model, data, recipe, folder, *, processes=None, progress=True):
     _check(model, data, recipe)
     several = 1 if processes is None or data_parallel.world() > 1 else child_processes.count(processes, device)
     if several > 1 and not RunFolder(folder).finished:
-        job = Packed(model), data.to("cpu"), recipe, Path(folder).resolve(), identity
+        job = Packed(model), data.to("cpu"), recipe, RunFolder(folder).path.resolve(), identity
         try:
             child_processes.run(functools.partial(train_here, *job, device.type, wait=True), several, progress)
         except KeyboardInterrupt:  # they have saved
@@ -163,6 +165,9 @@ def _check(model, data, recipe):
     if recipe.batch_size > len(data.train):
         raise ValueError(f"batch_size={recipe.batch_size}: there are only {len(data.train)} training pictures")
     predict(model, data.val.first(2))  # raises where the logits do not fit the classes
+    for name, seen in (("training", data.train), ("validation", data.val)):
+        if data.test is not None and seen.checksum == data.test.checksum and data_parallel.leads():
+            log.warning("%s: the test split is the %s split, so what is found on it is no test", data.name, name)
     side = recipe.low_resolution
     if side is None:
         return

@@ -91,7 +91,7 @@ OF_MANY = {"project", "properties", "gpu", "lab", "notebooks", "notebook_life", 
 def test_tests_lie_as_the_code_does():
     for path in (ROOT / "tests").rglob("test_*.py"):
         place, name = path.relative_to(ROOT / "tests").parent, path.stem.removeprefix("test_")
-        if place.name == "strangers":  # by what was complained of, whichever wing answers
+        if place.name == "strangers":  # public complaints, of any wing
             continue
         assert (ROOT / place).is_dir(), f"{path} is of no wing"
         there = {module.stem.strip("_") for module in (ROOT / place).glob("*.py")}

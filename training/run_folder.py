@@ -52,7 +52,7 @@ class RunFolder:
     """The files of one run. `identity` is everything that decides its result."""
 
     def __init__(self, path):
-        self.path = Path(path)
+        self.path = Path(path).expanduser()
         self.beside = Beside()
         self.claimed = None  # the identity under which this process writes, whatever recipe.json says later
 

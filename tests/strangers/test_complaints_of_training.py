@@ -20,7 +20,8 @@ import models
 from attacks import PGD
 from defences import Adversarial
 from finetune_framework import SourceError, adapt, load_source
-from loaders import Data, DataError, Split, stratified
+from loaders import Data, DataError, Split
+from loaders.split import stratified
 from models.fingerprint import fingerprint
 from trainer import Recipe, TrainingDiverged, train
 from training import step
@@ -165,6 +166,37 @@ def test_crafting_in_training_is_in_eval_mode():
     defence, generator = Adversarial(PGD(steps=2)), torch.Generator().manual_seed(0)
     defence.loss(model, *pictures(), progress=0.5, generator=generator)
     assert modes == [False, False, True]
+
+
+def test_a_test_split_that_chooses_is_said(few, tmp_path, caplog):
+    """kuangliu/pytorch-cifar #145: the test split is used as the validation split.
+
+    The same: KaihuaTang/Long-Tailed-Recognition.pytorch #31. Right: a warning; none where they are two.
+    """
+    other = Blobs().split(16, 2, "test")
+    go(replace(few, test=other), tmp_path / "two", replace(RECIPE, epochs=1))
+    assert "no test" not in caplog.text
+    go(replace(few, test=few.val), tmp_path / "one", replace(RECIPE, epochs=1))
+    assert "the test split is the validation split, so what is found on it is no test" in caplog.text
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_gradients_that_the_caller_turned_off(mode, few, whole, tmp_path):
+    """meta-pytorch/tnt #539: training fails where the caller has turned gradients off.
+
+    Right: it trains as ever.
+    """
+    with mode():
+        run = go(few, tmp_path / "run")
+    assert fingerprint(run.model) == fingerprint(whole.model)
+
+
+def test_a_folder_below_home(few, tmp_path, monkeypatch):
+    """Lightning-AI/pytorch-lightning #19058: "~/checkpoints" makes a folder named "~" where one happens to be."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    assert go(few, "~/run", replace(RECIPE, epochs=1)).folder == tmp_path / "home" / "run"
+    assert not (tmp_path / "~").exists()
 
 
 def test_a_last_batch_of_one_picture(few, tmp_path):
