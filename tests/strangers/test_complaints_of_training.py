@@ -18,7 +18,6 @@ from torch import nn
 
 import models
 from attacks import PGD
-from defences import Adversarial
 from finetune_framework import SourceError, adapt, load_source
 from loaders import Data, DataError, Split
 from loaders.split import stratified
@@ -153,19 +152,6 @@ def test_training_needs_no_test_pictures(few, whole):
     assert few.test is None
     assert 1 <= whole.best_epoch <= 3
     assert isinstance(whole.best_model(), nn.Module)
-
-
-def test_crafting_in_training_is_in_eval_mode():
-    """locuslab/fast_adversarial #14: adversarial training crafts with dropout, and moves BatchNorm's statistics.
-
-    The same: MadryLab/cifar10_challenge #22, QData/TextAttack #457. Right: it crafts in eval mode and learns in
-    training mode.
-    """
-    model, modes = small_network().train(), []
-    model.register_forward_hook(lambda module, *_: modes.append(module.training))
-    defence, generator = Adversarial(PGD(steps=2)), torch.Generator().manual_seed(0)
-    defence.loss(model, *pictures(), progress=0.5, generator=generator)
-    assert modes == [False, False, True]
 
 
 def test_a_test_split_that_chooses_is_said(few, tmp_path, caplog):
