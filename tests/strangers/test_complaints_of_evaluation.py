@@ -4,6 +4,7 @@ The first line of a docstring says who and where, and what; the assertions say w
 """
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -218,6 +219,26 @@ def test_the_same_seed_gives_the_same_outcomes():
     other = evaluate(small_network(), [Square(queries=20), FGSM(), PGD(steps=2)])
     for label in one.outcomes:
         assert torch.equal(one.outcome(label), other.outcome(label))
+
+
+def test_an_evaluation_leaves_the_random_numbers_alone():
+    """Lightning-AI/pytorch-lightning #6988: whether something was validated before changes how training goes.
+
+    Right: the global generator stands where it stood.
+    """
+    attacks = [PGD(steps=2), Square(queries=5), Torchattacks("PGD", steps=2)]
+    before = torch.random.get_rng_state()
+    evaluate(small_network(), attacks)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_hardly_a_picture_is_left_for_the_next_attack():
+    """fra31/auto-attack #76: AutoAttack works for one ε and crashes for another, that leaves fewer pictures."""
+    attack = AutoAttack(steps=5, queries=20)
+    for eps in (18, 20, 24, 255):
+        left = evaluate(Quarters(), replace(attack, eps=eps / 255)).share(attack.label)
+        assert left == pytest.approx(Quarters().withstood(SPLIT, eps / 255))
+    assert left == 0
 
 
 def test_autocast_around_an_evaluation_changes_nothing():

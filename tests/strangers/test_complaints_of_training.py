@@ -15,6 +15,7 @@ from PIL import Image
 from small import Blobs, pictures, small_network, small_split, tiny_resnet
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
+from torch.nn.functional import cross_entropy
 
 import models
 from attacks import PGD
@@ -193,6 +194,20 @@ def test_a_last_batch_of_one_picture(few, tmp_path):
     network = nn.Sequential(nn.Flatten(), nn.Linear(192, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 4))
     data = replace(few, train=few.train.first(33))
     assert len(go(data, tmp_path, replace(RECIPE, epochs=1), network).history) == 1
+
+
+def test_validation_is_of_the_pictures_as_they_are(few, whole):
+    """Lightning-AI/pytorch-lightning #2924: a small last batch counts as much as a full one.
+
+    And gpleiss/efficient_densenet_pytorch #51: the validation pictures are augmented too. Right: loss and accuracy
+    are means over the pictures as they are, in eval mode, of the weights that the epoch has ended with.
+    """
+    images, labels = few.val.batch(slice(None))
+    with torch.no_grad():
+        logits = whole.model(images)
+    last = whole.history.iloc[-1]
+    assert last["loss/val"] == pytest.approx(float(cross_entropy(logits, labels)), rel=1e-5)
+    assert last["accuracy/clean"] == pytest.approx(float((logits.argmax(1) == labels).double().mean()))
 
 
 def test_a_loss_that_is_nan_ends_the_run(few, tmp_path):

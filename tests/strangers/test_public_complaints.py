@@ -4,6 +4,7 @@ The first line of a docstring says who and where, and what; the assertions say w
 benchmarks/strangers.py makes its table.
 """
 
+import gc
 import warnings
 
 import pytest
@@ -94,6 +95,38 @@ def test_pictures_are_not_written_over():
         adversarial = attack(small_network(), images, labels)
         assert torch.equal(images, kept), attack
         assert not adversarial.requires_grad, attack
+
+
+def test_an_attack_keeps_nothing():
+    """BorealisAI/advertorch #73: memory grows with each call, until there is none left.
+
+    Right: after more calls there are as many tensors as before them.
+    """
+
+    def tensors():
+        gc.collect()
+        return sum(issubclass(type(each), torch.Tensor) for each in gc.get_objects())
+
+    model, batch, counts = small_network(), pictures(), []
+    for _ in range(3):
+        for attack in MANY:
+            attack(model, *batch)
+        counts.append(tensors())
+    assert counts[1] == counts[2]
+
+
+def test_eight_bits_keep_what_was_found():
+    """bethgelab/foolbox #162: saved as a picture file, adversarial pictures fool nobody.
+
+    The same: bethgelab/foolbox #423, huanzhang12/ZOO-Attack #2. Right: with ε and steps in 255ths pixels end on
+    whole 255ths, or so near that they stay within ε and fool as many.
+    """
+    images, labels = SPLIT.batch(torch.arange(60))
+    for attack in (FGSM(), PGD(), MIFGSM()):
+        points = attack(Quarters(), images, labels)
+        saved = (points * 255).round() / 255
+        assert float((saved - images).abs().max()) <= EPS + 1e-6, attack
+        assert torch.equal(Quarters()(saved).argmax(1), Quarters()(points).argmax(1)), attack
 
 
 def test_no_pixel_changes_by_more_than_eps():
