@@ -100,7 +100,7 @@ def test_a_quantised_model_has_no_gradient_to_follow():
 def test_probabilities_are_noticed():
     """bethgelab/foolbox #618: the model ends in a softmax, and attacks get weak without a word.
 
-    The same: fra31/auto-attack #102, Harry24k/adversarial-attacks-pytorch #171.
+    The same: fra31/auto-attack #102.
     """
     assert found(evaluate(Quarters(change=lambda logits: (50 * logits).softmax(1)), PGD()), "logits") == [
         "suspect"
@@ -233,7 +233,10 @@ def test_an_evaluation_leaves_the_random_numbers_alone():
 
 
 def test_hardly_a_picture_is_left_for_the_next_attack():
-    """fra31/auto-attack #76: AutoAttack works for one ε and crashes for another, that leaves fewer pictures."""
+    """fra31/auto-attack #76: AutoAttack works for one ε and crashes for another.
+
+    Right: the exact number, however few pictures an attack leaves to the next.
+    """
     attack = AutoAttack(steps=5, queries=20)
     for eps in (18, 20, 24, 255):
         left = evaluate(Quarters(), replace(attack, eps=eps / 255)).share(attack.label)
@@ -242,7 +245,7 @@ def test_hardly_a_picture_is_left_for_the_next_attack():
 
 
 def test_autocast_around_an_evaluation_changes_nothing():
-    """fra31/auto-attack #51: in mixed precision another number comes out.
+    """fra31/auto-attack #51: may an evaluation run in mixed precision?
 
     Right: an evaluation is in float32, whatever stands around it.
     """
@@ -270,7 +273,10 @@ def test_a_cheaper_autoattack_says_so():
 
 
 def test_a_model_that_only_fgsm_does_not_fool():
-    """locuslab/fast_adversarial #4: after FGSM training accuracy under PGD is zero, and nothing says why."""
+    """locuslab/fast_adversarial #4: trained with FGSM and a larger ε, the model overfits catastrophically.
+
+    Right: a table that shows it is struck out.
+    """
     (finding,) = judge(0.85, {"FGSM": 0.8, "PGD-20": 0.0})
     assert finding.check == "catastrophic overfitting"
     assert finding.severity == "invalid"

@@ -288,10 +288,9 @@ def test_normalised_pictures_are_refused():
 
 @pytest.mark.parametrize("kind", [torch.int64, torch.float32])
 def test_one_hot_labels_are_refused(kind):
-    """fra31/auto-attack #74: labels are one-hot here and numbers there.
+    """Trusted-AI/adversarial-robustness-toolbox #2230: one-hot labels here, numbers there, and an error of numpy's.
 
-    The same: Trusted-AI/adversarial-robustness-toolbox #2230, an error of numpy's. Right: the error says what
-    labels are.
+    Right: the error says what labels are.
     """
     images, labels = pictures()
     with pytest.raises((TypeError, ValueError), match=r"one per image|class indices"):
@@ -306,7 +305,10 @@ def test_a_single_picture_needs_its_batch():
 
 
 def test_no_attack_warns_without_cause():
-    """bethgelab/foolbox #437: "gradient vanished" is said of attacks that work."""
+    """bethgelab/foolbox #437: an attack says that the gradient vanished; has it worked?
+
+    Right: no warning where there is a gradient.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for attack in MANY:
