@@ -288,7 +288,7 @@ def test_normalised_pictures_are_refused():
 
 @pytest.mark.parametrize("kind", [torch.int64, torch.float32])
 def test_one_hot_labels_are_refused(kind):
-    """Trusted-AI/adversarial-robustness-toolbox #2230: one-hot labels here, numbers there, and an error of numpy's.
+    """Trusted-AI/adversarial-robustness-toolbox #2230: one-hot labels here, numbers there; an error of numpy's.
 
     Right: the error says what labels are.
     """
