@@ -165,9 +165,6 @@ def _check(model, data, recipe):
     if recipe.batch_size > len(data.train):
         raise ValueError(f"batch_size={recipe.batch_size}: there are only {len(data.train)} training pictures")
     predict(model, data.val.first(2))  # raises where the logits do not fit the classes
-    for name, seen in (("training", data.train), ("validation", data.val)):
-        if data.test is not None and seen.checksum == data.test.checksum and data_parallel.leads():
-            log.warning("%s: the test split is the %s split, so what is found on it is no test", data.name, name)
     side = recipe.low_resolution
     if side is None:
         return
@@ -185,6 +182,9 @@ def _check(model, data, recipe):
 
 
 def _train(model, data, recipe, run, device, progress):
+    for name, seen in (("training", data.train), ("validation", data.val)):
+        if data.test is not None and seen.checksum == data.test.checksum and data_parallel.leads():
+            log.warning("%s: the test split is the %s split, so what is found on it is no test", data.name, name)
     steps = len(data.train) // recipe.batch_size
     state = step.State(model, recipe, steps, device, run.path.name)
     state.resume(run)
