@@ -65,8 +65,9 @@ class Recipe:
         check_choice(self, "schedule", SCHEDULES)
         check_choice(self, "precision", PRECISIONS)
         check_choice(self, "augment", (True, False))
+        loss = getattr(self.defence, "loss", None)
         for name, good, wanted in (
-            ("defence", callable(getattr(self.defence, "loss", None)), "a defence such as Standard()"),
+            ("defence", callable(loss) and not isinstance(self.defence, type), "a defence such as Standard()"),
             ("validation_attack", isinstance(self.validation_attack, Attack), "an attack such as PGD()"),
         ):
             if not good:

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from defences import Standard
 from training.recipe import Recipe
 
 
@@ -26,6 +27,7 @@ from training.recipe import Recipe
         {"low_resolution": 12.5},
         {"precision": "float8"},
         {"defence": "pgd"},
+        {"defence": Standard},
         {"validation_attack": None},
         {"seed": -1},
     ],
