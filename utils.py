@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 import loaders
-from loaders import DATASETS, Data, DataError, Split, stratified
+from loaders import DATASETS, FOLDER, Data, DataError, Split
 from processes import data_parallel
 from processes.device_speed import gflops
 from processes.machine import prepare
@@ -34,8 +34,9 @@ class Session:
     family: str  # "cifar" or "shapes"
     seed: int
     device: torch.device
-    runs: Path  # runs/<preset>-<family>/<experiment>
+    runs: Path  # runs/<preset>-<family>/<experiment>, or of the name of the own folder
     data: Path
+    own: Path | None = None  # a folder of pictures, in place of CIFAR-10
     begun: float = field(default_factory=time.monotonic, compare=False)
 
     @property
@@ -49,9 +50,14 @@ class Session:
         return own if own is not None else quick if self.preset in ("smoke", "quick") else full
 
     def dataset(self, name):
-        """The data set to use for `name`: itself, or its drawn stand-in where the session runs on Shapes."""
+        """The data set to use for `name`: itself, or its drawn stand-in where the session runs on Shapes.
+
+        One's own pictures take the place of cifar10, the target; sources stay those of cifar100.
+        """
         if name not in ("cifar10", "cifar100"):
             raise ValueError(f"data set {name!r}: 'cifar10' or 'cifar100' is needed")
+        if self.own and name == "cifar10":
+            return f"{FOLDER}{self.own}"
         return name if self.family == "cifar" else name.replace("cifar", "shapes")
 
     def folder(self, name, seed=None):
@@ -64,9 +70,10 @@ def start(experiment, preset="auto", seed=0, data="auto", device="auto"):
 
     preset: "smoke" (seconds), "quick" (minutes on two CPU cores), "hour" (the study on one GPU, one seed),
     "full" (three seeds, for papers), or "auto", which is "hour" where torch has a CUDA device and "quick"
-    elsewhere. data: "cifar", "shapes" or "auto" (CIFAR in the presets hour and full). STUDY_RUNS and STUDY_DATA
-    in the environment move the folders `runs/` and `data/` away from the repository. Raises ValueError for any
-    other value.
+    elsewhere. data: "cifar", "shapes" or "auto" (CIFAR in the presets hour and full), or "folder:" and the path of
+    a folder of one's own pictures (loaders.from_folder), from this repository on where it is relative: these are
+    then the target, and sources are what "auto" means. STUDY_RUNS and STUDY_DATA in the environment move the
+    folders `runs/` and `data/` away from the repository. Raises ValueError for any other value.
     """
     cuda = torch.cuda.is_available()
     _check_choice("device", str(device).split(":")[0], ("auto", "cpu", "cuda"))
@@ -80,6 +87,13 @@ def start(experiment, preset="auto", seed=0, data="auto", device="auto"):
             stacklevel=2,
         )
     _check_choice("preset", preset, ("auto", *PRESETS))
+    own = None
+    if str(data).startswith(FOLDER):
+        own, data = (ROOT / Path(data.removeprefix(FOLDER)).expanduser()).resolve(), "auto"
+        if not own.is_dir():
+            raise ValueError(
+                f"data={FOLDER + str(own)!r}: there is no such folder; a relative path begins at {ROOT}"
+            )
     _check_choice("data", data, ("auto", "cifar", "shapes"))
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise ValueError(f"seed={seed!r}: a whole number of at least 0 is needed")
@@ -92,17 +106,19 @@ def start(experiment, preset="auto", seed=0, data="auto", device="auto"):
     if preset == "auto":
         preset, why = ("hour", " (on a CUDA device)") if gpu else ("quick", " (no CUDA device)")
     family = data if data != "auto" else "cifar" if preset in ("hour", "full") else "shapes"
-    runs = runs_root() / f"{preset}-{family}" / experiment
+    called = own.name if own else family
+    called += "-folder" if own and called in ("cifar", "shapes") else ""
+    runs = runs_root() / f"{preset}-{called}" / experiment
     where = torch.cuda.get_device_name(chosen) if gpu else f"CPU, {torch.get_num_threads()} threads"
     where += f", one of {processes} processes" if processes > 1 else ""
     if data_parallel.leads():
-        line = f"{experiment} · preset {preset}{why} · data {family} · seed {seed} · {where} · {runs}"
+        line = f"{experiment} · preset {preset}{why} · data {called} · seed {seed} · {where} · {runs}"
         print(line)  # noqa: T201
     prepare(chosen)
-    if data_parallel.leads() and (estimate := _estimate(experiment, f"{preset}-{family}", chosen)):
+    if data_parallel.leads() and (estimate := _estimate(experiment, f"{preset}-{called}", chosen)):
         print(estimate)  # noqa: T201
     torch.manual_seed(seed)  # at the end: measuring draws numbers
-    return Session(experiment, preset, family, seed, chosen, runs, data_root())
+    return Session(experiment, preset, family, seed, chosen, runs, data_root(), own)
 
 
 def lengths(study):
@@ -137,28 +153,26 @@ SMOKE = {"train": 640, "test": 200}  # pictures of each part in the smoke preset
 def load_data(name, session, *, validation=0.1, train_pictures=None):
     """Load a data set onto the session's device, downloading or drawing it the first time.
 
-    name: cifar10, cifar100, shapes10 or shapes100. `validation` is the share of the training pictures
-    of each class that is set aside; the same seed sets the same aside. `train_pictures` keeps only that
-    many of the rest. Raises DataError for files that cannot be used, ValueError for bad arguments.
+    name: cifar10, cifar100, shapes10 or shapes100, or a folder of one's own, as session.dataset gives them.
+    `validation` is the share of the training pictures of each class that is set aside; the same seed sets the same
+    aside. `train_pictures` keeps only that many of the rest; of one's own, all where there are fewer. Raises
+    DataError for files that cannot be used, ValueError for bad arguments.
     """
-    if name not in DATASETS:
+    own = name.startswith(FOLDER)
+    if name not in DATASETS and not own:
         raise ValueError(f"data set {name!r} is not known; the data sets are: {', '.join(DATASETS)}")
     if not 0 < validation < 1:
         raise ValueError(f"validation={validation}: a share above 0 and below 1 is needed")
     arrays, classes, checksum = loaders.load(name, session.data)
     if session.preset == "smoke":
-        arrays = {key: tensor[: SMOKE[key.partition("_")[0]]] for key, tensor in arrays.items()}
-    kept, aside = stratified(arrays["train_labels"], validation, session.seed)
+        arrays = {key: tensor[: SMOKE.get(key.partition("_")[0])] for key, tensor in arrays.items()}
+    if "val_labels" not in arrays:
+        arrays = loaders.set_aside(arrays, "val", validation, session.seed)
     if train_pictures is not None:
-        if not 1 <= train_pictures <= len(kept):
-            raise ValueError(f"train_pictures={train_pictures}: 1 to {len(kept)} is possible")
-        kept = kept[:train_pictures]
-
-    def split(part, some, called):
-        images, labels = (arrays[f"{part}_{what}"][some].to(session.device) for what in ("images", "labels"))
-        return Split(images, labels, classes, f"{name} {called}")
-
-    train, val = split("train", kept, "train"), split("train", aside, "validation")
-    test = split("test", slice(None), "test")
-    provenance = {"name": name, "train": len(train), "val": len(val), "test": len(test)}
-    return Data(name, train, val, test, classes, provenance | {"split_seed": session.seed, "sha256": checksum})
+        most = len(arrays["train_labels"])
+        train_pictures = min(train_pictures, most) if own else train_pictures
+        if not 1 <= train_pictures <= most:
+            raise ValueError(f"train_pictures={train_pictures}: 1 to {most} is possible")
+        arrays |= {key: arrays[key][:train_pictures] for key in ("train_images", "train_labels")}
+    called = Path(name).name if own else name
+    return loaders.assembled(called, arrays, classes, checksum, session.seed, session.device)

@@ -1,13 +1,20 @@
 """The data sets: files that are checked, and the splits that networks are trained and tested on.
 
-A new data set is a line of DATASETS: a function that makes it, and what a file of it must hold.
+A new data set is a line of DATASETS: a function that makes it, and what a file of it must hold. One's own pictures
+become data by from_folder, from_arrays, from_dataset and from_torchvision.
 """
 
 from functools import partial
+from pathlib import Path
 
 from loaders import cache, cifar, drawn_shapes
+from loaders import folder as own
+from loaders.arrays import assembled, from_arrays, set_aside
 from loaders.cache import DataError, Source
-from loaders.split import Data, Split, stratified
+from loaders.folder import PREFIX as FOLDER
+from loaders.folder import from_folder
+from loaders.published import from_dataset, from_torchvision
+from loaders.split import Data, Split
 
 
 def _shapes(num_classes):
@@ -24,5 +31,11 @@ DATASETS = {
 
 
 def load(name, folder):
-    """The tensors of a data set, its class names and its checksum; made in the folder on first use."""
+    """The tensors of a data set, its class names and its checksum; made in the folder on first use.
+
+    name: one of DATASETS, or "folder:" and the absolute path of a folder of pictures. These are cropped to
+    32 pixels a side, and where they have no test split a tenth of each class is one, the same whatever the seed.
+    """
+    if name.startswith(FOLDER):
+        return own.load(Path(name.removeprefix(FOLDER)), folder)
     return cache.load(name, DATASETS[name], folder)

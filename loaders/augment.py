@@ -4,7 +4,10 @@ import torch
 
 from processes.data_parallel import drawn
 
-PADDING = 4  # pixels a picture may shift in each direction
+
+def reach(side):
+    """The pixels that a picture of this height or width may shift in each direction: an eighth, at least 4."""
+    return max(4, side // 8)
 
 
 class CropAndFlip:
@@ -12,7 +15,8 @@ class CropAndFlip:
 
     def __init__(self, images):
         self.count, self.channels, self.height, self.width = images.shape
-        self.lines = _lines(images)
+        self.down, self.across = reach(self.height), reach(self.width)
+        self.lines = self._lines(images)
 
     def __call__(self, indices, generator=None):
         """The pictures (n, C, H, W) uint8, channels-last, for int64 `indices` (n,), on the generator's device."""
@@ -20,22 +24,20 @@ class CropAndFlip:
         def draw(high):
             return drawn(indices, lambda numbers: numbers.random_(high, generator=generator))
 
-        tall, wide = self.height + 2 * PADDING, self.width + 2 * PADDING
+        tall, wide = self.height + 2 * self.down, self.width + 2 * self.across
         which = draw(2) * self.count + indices  # the plain picture or its mirror
-        corner = (which * tall + draw(2 * PADDING + 1)) * wide + draw(2 * PADDING + 1)
+        corner = (which * tall + draw(2 * self.down + 1)) * wide + draw(2 * self.across + 1)
         places = corner[:, None] + wide * torch.arange(self.height, device=corner.device)
         cut = self.lines.index_select(0, places.flatten())
         return cut.view(-1, self.height, self.width, self.channels).permute(0, 3, 1, 2)
 
+    def _lines(self, images):
+        """A view (positions, W * C): the line of a crop that begins at any pixel of any padded picture or mirror.
 
-def _lines(images):
-    """A view (positions, W * C): the line of a crop that begins at any pixel of any padded picture or mirror.
-
-    Nothing but the two padded copies is stored, and a batch is one look-up of whole lines, which is what makes
-    the loader fast.
-    """
-    channels, width = images.shape[1], images.shape[3]
-    padded = torch.nn.functional.pad(images, [PADDING] * 4).permute(0, 2, 3, 1).contiguous()
-    both = torch.stack([padded, padded.flip(2)]).flatten()
-    positions = (len(both) - width * channels) // channels + 1
-    return both.as_strided((positions, width * channels), (channels, 1))
+        Nothing but the two padded copies is stored, and a batch is one look-up of whole lines, which is what makes
+        the loader fast.
+        """
+        edges = [self.across, self.across, self.down, self.down]
+        padded = torch.nn.functional.pad(images, edges).permute(0, 2, 3, 1).contiguous()
+        both, length = torch.stack([padded, padded.flip(2)]).flatten(), self.width * self.channels
+        return both.as_strided(((len(both) - length) // self.channels + 1, length), (self.channels, 1))

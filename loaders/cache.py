@@ -1,7 +1,8 @@
 """The data sets as checked files: fetched or drawn once, kept in one file each, read from it ever after.
 
 data/<name>.safetensors holds train_images, test_images uint8 (N, 3, 32, 32) and train_labels,
-test_labels int64 (N,), with the class names and a checksum in its metadata.
+test_labels int64 (N,), with the class names and a checksum in its metadata. Files of people's own data may have
+other parts, and pictures of another shape.
 """
 
 import hashlib
@@ -17,6 +18,8 @@ from safetensors import torch as safetensors
 
 from storage.atomic_files import NotWritten, held, replacing
 
+KEYS = ("train_images", "train_labels", "test_images", "test_labels")
+
 log = logging.getLogger("study")
 
 
@@ -26,13 +29,14 @@ class DataError(RuntimeError):
 
 @dataclass(frozen=True)
 class Source:
-    """Where a data set comes from: make(folder) returns the four arrays and the names of the classes.
+    """Where a data set comes from: make(folder) returns its arrays and the names of the classes.
 
     The arrays are train_images, train_labels, test_images, test_labels. `classes` are the names that a file must
-    hold; None: any, in alphabetical order. A file of another `version` is made anew.
+    hold; None: any, in alphabetical order. A file of another `version` is made anew. `num_classes` is None for
+    people's own data: their arrays have names, {"train_images": ...}, and are of any parts and sizes.
     """
 
-    num_classes: int
+    num_classes: int | None
     make: Callable
     classes: list | None = None
     version: str | None = None
@@ -66,11 +70,12 @@ def _outdated(source, path):
 
 
 def _make(name, source, path):
-    log.info("%s is not here yet, or drawn by another version: making %s", name, path)
-    parts, classes = source.make(path.parent)
-    keys = ("train_images", "train_labels", "test_images", "test_labels")
-    tensors = {key: torch.from_numpy(np.ascontiguousarray(part)) for key, part in zip(keys, parts, strict=True)}
-    metadata = {"name": name, "classes": json.dumps(classes), "sha256": _checksum(tensors)}
+    log.info("%s is not here yet, or of another version: making %s", name, path)
+    arrays, classes = source.make(path.parent)
+    if source.num_classes is not None:
+        arrays = dict(zip(KEYS, arrays, strict=True))
+    tensors = {key: torch.from_numpy(np.ascontiguousarray(array)) for key, array in arrays.items()}
+    metadata = {"name": name, "classes": json.dumps(classes), "sha256": checksum(tensors)}
     if source.version is not None:
         metadata["version"] = source.version
     content = safetensors.save(tensors, metadata)
@@ -78,10 +83,11 @@ def _make(name, source, path):
         partial.write_bytes(content)
 
 
-def _checksum(tensors):
+def checksum(tensors):
+    """Of arrays by name, whatever their order."""
     digest = hashlib.sha256()
     for key in sorted(tensors):
-        digest.update(tensors[key].numpy())
+        digest.update(tensors[key].contiguous().numpy())
     return digest.hexdigest()
 
 
@@ -103,23 +109,25 @@ def _read(name, source, path):
         classes = None
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
         refuse("does not name its classes")
-    if len(classes) != source.num_classes or metadata.get("name", name) != name:
+    if source.num_classes not in (None, len(classes)) or metadata.get("name", name) != name:
         refuse(f"holds {metadata.get('name', 'another data set')} with {len(classes)} classes, not {name}")
-    if classes != (source.classes or sorted(classes)):
+    if source.num_classes is not None and classes != (source.classes or sorted(classes)):
         refuse(f"holds the classes {', '.join(classes)}: not those of {name}")
-    if len(arrays) > 4:
+    own = source.num_classes is None
+    if len(arrays) > len(KEYS) and not own:
         refuse(f"holds {', '.join(arrays)}: more than pictures and labels")
-    for part in ("train", "test"):
+    for part in sorted({key.rpartition("_")[0] for key in arrays}) if own else ("train", "test"):
         images, labels = arrays.get(f"{part}_images"), arrays.get(f"{part}_labels")
         if images is None or labels is None:
             refuse(f"has no {part} pictures or labels")
-        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1:] != (3, 32, 32):
-            refuse(f"has {part} images {images.dtype} {tuple(images.shape)}, not uint8 (N, 3, 32, 32)")
+        if images.dtype != torch.uint8 or images.ndim != 4 or (images.shape[1:] != (3, 32, 32) and not own):
+            wanted = "(N, C, H, W)" if own else "(N, 3, 32, 32)"
+            refuse(f"has {part} images {images.dtype} {tuple(images.shape)}, not uint8 {wanted}")
         if labels.dtype != torch.int64 or labels.shape != images.shape[:1] or not len(labels):
             refuse(f"has {part} labels {labels.dtype} {tuple(labels.shape)} for {len(images)} images")
         if labels.min() < 0 or labels.max() >= len(classes):
             refuse(f"has {part} labels from {labels.min()} to {labels.max()} for {len(classes)} classes")
-    checksum = _checksum(arrays)
-    if metadata.get("sha256", checksum if source.version is None else None) != checksum:
+    found = checksum(arrays)
+    if metadata.get("sha256", found if source.version is None else None) != found:
         refuse("holds other bytes than were written (its checksum differs); the disk may be failing")
-    return arrays, classes, checksum
+    return arrays, classes, found

@@ -12,18 +12,18 @@ from processes.seeds import derive_seed
 
 
 class Split:
-    """Pictures and labels on a device: images uint8 (N, 3, H, W), labels int64 (N,), N at least 1.
+    """Pictures and labels on a device: images uint8 (N, 3, H, W) or grey (N, 1, H, W), labels int64 (N,), N > 0.
 
     Batches are cut, shifted, flipped and converted here, without worker processes. Raises DataError for others.
     """
 
     def __init__(self, images, labels, classes, name):
-        three = images.ndim == 4 and images.shape[1] == 3
-        if images.dtype != torch.uint8 or not three or labels.dtype != torch.int64 or labels.ndim != 1:
+        fits = images.ndim == 4 and images.shape[1] in (1, 3)
+        if images.dtype != torch.uint8 or not fits or labels.dtype != torch.int64 or labels.ndim != 1:
             raise DataError(
                 f"{name}: images {images.dtype} {tuple(images.shape)} with labels {labels.dtype} "
-                f"{tuple(labels.shape)}; uint8 images (N, 3, H, W) and int64 labels (N,) are needed. Pictures "
-                "become floats in [0, 1] batch by batch"
+                f"{tuple(labels.shape)}; uint8 images (N, 3, H, W) or (N, 1, H, W) and int64 labels (N,) are "
+                "needed. Pictures become floats in [0, 1] batch by batch; loaders.from_arrays takes other arrays"
             )
         if len(images) != len(labels) or not len(labels):
             raise DataError(
@@ -70,7 +70,7 @@ class Split:
         return Split(self.images[begin:], self.labels[begin:], self.classes, self.name)
 
     def batch(self, indices, generator=None, augment=False):
-        """Images (n, 3, 32, 32) float32 in [0, 1], channels-last, and labels (n,), for int64 `indices` (n,).
+        """Images (n, C, H, W) float32 in [0, 1], channels-last, and labels (n,), for int64 `indices` (n,).
 
         With `augment` each picture is cropped and flipped (augment.py), at random from `generator`, which lives
         on the split's device.

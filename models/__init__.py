@@ -44,8 +44,8 @@ class Model(nn.Module):
         self.spec = spec
 
     def forward(self, images):
-        images = self.normalise(images)
-        if self.resize is not None and images.shape[-1] != self.resize:
+        images = self.normalise(images.expand(-1, 3, -1, -1))  # grey ones: the same value in each channel
+        if self.resize is not None and images.shape[2:] != (self.resize, self.resize):
             images = interpolate(images, size=(self.resize, self.resize), mode="bilinear", align_corners=False)
         return self.network(images)
 
@@ -58,12 +58,13 @@ class Model(nn.Module):
 
 
 def build(name, num_classes, *, seed=0, mean=None, std=None, resize=None, **options):
-    """Build a model by name: images (N, 3, H, W) in [0, 1] to logits (N, num_classes).
+    """Build a model by name: images (N, 3, H, W), or grey (N, 1, H, W), in [0, 1] to logits (N, num_classes).
 
     name: one of NETWORKS, or "imagenet/resnet18" and so on for torchvision's classifiers, which come with
     their ImageNet weights unless `pretrained=False`. The initial weights depend on `seed` alone, not on what
-    was built before. `resize` is the side, in pixels, that the network sees. `mean` and `std` default to
-    those of the data that the network was made for. `options` go to the network: `width` for ResNets.
+    was built before. `resize` is the side, in pixels, of the square that the network sees: pictures that are
+    not square are stretched to it. `mean` and `std` default to those of the data that the network was made for.
+    `options` go to the network: `width` for ResNets.
     Raises ValueError for an unknown name or a useless number, WeightsError where weights cannot be had.
     """
     check_num_classes(num_classes)

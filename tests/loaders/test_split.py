@@ -17,7 +17,7 @@ IMAGES, LABELS = torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.arange(4)
         (IMAGES, LABELS.float(), "int64 labels"),
         (IMAGES, LABELS + 1, "labels from 1 to 4; 0 to 3 is needed"),
         (IMAGES, LABELS - 1, "labels from -1 to 2"),
-        (IMAGES[:, :1], LABELS, "uint8 images"),
+        (IMAGES[:, :2], LABELS, "uint8 images"),
         (IMAGES[0], LABELS[:3], "uint8 images"),
         (IMAGES / 255, LABELS, "torch.float32"),
         (IMAGES, LABELS[:, None], r"\(4, 1\)"),

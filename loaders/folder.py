@@ -1,0 +1,181 @@
+"""A folder of one's own pictures, a folder a class, becomes data: read once, cached as one checked file."""
+
+import functools
+import hashlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from loaders import cache
+from loaders.arrays import check_classes, cut, set_aside
+from loaders.cache import DataError, Source
+from storage.paths import data_root
+
+ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
+PARTS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+PREFIX = "folder:"  # of a data set's name, in notebooks
+
+
+def from_folder(path, *, size=32, fit="crop", validation=0.1, test=0.1, seed=0, device="auto"):
+    """Data of a folder that holds a folder of pictures for each class, whose name is the class's.
+
+    All pictures get `size` pixels a side, or (height, width): of each the largest middle part of that shape
+    (fit="crop") or all, stretched (fit="resize"). They are grey where all files are, else RGB; transparency is
+    dropped. Where the folders are train/, test/ and val/ (or valid/, validation/), with a folder a class in each,
+    these are the splits. Else `test` is the share of each class that becomes the test split, `validation` that of
+    the rest, by `seed`. All splits are shuffled. Hidden files, and those that are no pictures, are passed over.
+    What was read is kept in the data folder, until a file in the folder changes.
+    Raises DataError, which names the files, for what cannot be used; ValueError for other arguments.
+    """
+    path = Path(path).expanduser().resolve()
+    arrays, classes, checksum = read(path, size, fit)
+    shares = {
+        part: share for part, share in (("val", validation), ("test", test)) if f"{part}_labels" not in arrays
+    }
+    return cut(path.name, arrays, classes, checksum, shares, seed, device)
+
+
+def load(path, folder):
+    """What loaders.load gives of a folder of pictures: train and test, the latter the same whatever the seed."""
+    arrays, classes, checksum = read(path, 32, "crop", folder)
+    if "test_labels" not in arrays:
+        arrays = set_aside(arrays, "test", 0.1, seed=0)
+    check_classes(path.name, arrays, classes)
+    return arrays, classes, checksum
+
+
+def read(path, size, fit, folder=None):
+    """The arrays of each part that there is, the classes, the checksum; cached in `folder`, the data folder."""
+    check_fit(size, fit)
+    files, classes = _listed(path)
+    every = [file for some in files.values() for file, _ in some]
+    digest = hashlib.sha256()
+    for file in every:
+        known = file.stat()
+        digest.update(f"{file.relative_to(path)}|{known.st_size}|{known.st_mtime_ns}\n".encode())
+    make = functools.partial(_make, files, classes, size, fit)
+    which = hashlib.sha256(f"{path}|{size}|{fit}".encode()).hexdigest()[:8]
+    return cache.load(
+        f"{path.name}-{which}", Source(None, make, version=digest.hexdigest()), folder or data_root()
+    )
+
+
+def check_fit(size, fit):
+    """Raise ValueError for sizes and ways to fit that there are not."""
+    sides = (size, size) if isinstance(size, int) else size
+    if (
+        not isinstance(sides, (tuple, list))
+        or len(sides) != 2
+        or not all(isinstance(s, int) and s >= 8 for s in sides)
+    ):
+        raise ValueError(f"size={size!r}: at least 8 pixels a side, or (height, width), are needed")
+    if fit not in ("crop", "resize"):
+        raise ValueError(f"fit={fit!r}: 'crop' or 'resize' is needed")
+
+
+def _listed(path):
+    """The files of each part, with their labels, shuffled; and the names of the classes."""
+    if not path.is_dir():
+        raise DataError(f"{path} is no folder")
+    tops = _folders(path)
+    parts = {PARTS[top.name.lower()]: top for top in tops if top.name.lower() in PARTS}
+    if "train" not in parts or len(parts) == 1:
+        parts = {"train": path}
+    elif len(parts) < len(tops):
+        raise DataError(
+            f"{path} holds {', '.join(top.name for top in tops)}: splits (train, val, test) or classes, not both"
+        )
+    names = {part: [top.name for top in _folders(parts[part])] for part in parts}
+    classes, files = names["train"], {}
+    if len(classes) < 2:
+        inner = f"; is {parts['train'] / classes[0]} meant?" if classes else ""
+        raise DataError(
+            f"{parts['train']} holds {len(classes)} folders of pictures; one for each class is needed{inner}"
+        )
+    for part in parts:
+        if unknown := sorted(set(names[part]) - set(classes)):
+            raise DataError(f"{parts[part]} has the class {unknown[0]!r}, which {parts['train']} has not")
+        found = []
+        for name in names[part]:
+            pictures = _pictures(parts[part] / name)
+            if not pictures:
+                raise DataError(f"{parts[part] / name} holds no picture ({' '.join(ENDINGS)})")
+            found += [(file, classes.index(name)) for file in pictures]
+        order = torch.randperm(len(found), generator=torch.Generator().manual_seed(0))
+        files[part] = [found[place] for place in order.tolist()]
+    return files, classes
+
+
+def _folders(path):
+    return sorted(top for top in path.iterdir() if top.is_dir() and not top.name.startswith((".", "__")))
+
+
+def _pictures(folder):
+    """Its pictures, also in folders in it; none that is hidden."""
+    return sorted(
+        file
+        for file in folder.rglob("*")
+        if file.suffix.lower() in ENDINGS
+        and not any(part.startswith(".") for part in file.relative_to(folder).parts)
+        and file.is_file()
+    )
+
+
+def _make(files, classes, size, fit, _):
+    """The arrays of all parts, and the classes."""
+    with ThreadPoolExecutor() as pool:
+        every = [file for some in files.values() for file, _ in some]
+        grey = all(pool.map(_grey_file, every))
+        read = list(pool.map(functools.partial(_read, grey=grey, size=size, fit=fit), every))
+    broken = [f"{file} ({what})" for file, what in zip(every, read, strict=True) if isinstance(what, str)]
+    if broken:
+        more = f" and {len(broken) - 5} more" if len(broken) > 5 else ""
+        raise DataError(
+            f"{len(broken)} of {len(every)} pictures cannot be read: {', '.join(broken[:5])}{more}. "
+            "Mend or remove them"
+        )
+    arrays, begin = {}, 0
+    for part, some in files.items():
+        arrays[f"{part}_images"] = np.stack(read[begin : begin + len(some)])
+        arrays[f"{part}_labels"] = np.array([label for _, label in some], np.int64)
+        begin += len(some)
+    return arrays, classes
+
+
+def _grey_file(file):
+    try:
+        with Image.open(file) as image:
+            return is_grey(image)
+    except Exception:  # which _read will name
+        return True
+
+
+def _read(file, **how):
+    """The pixels of a file, or what is wrong with it."""
+    try:
+        with Image.open(file) as image:
+            return pixels(image, **how)
+    except Exception as error:  # whatever a decoder raises
+        return f"{type(error).__name__}: {error}"
+
+
+def is_grey(image):
+    return image.mode in ("1", "L", "LA", "La", "F") or image.mode.startswith("I")
+
+
+def pixels(image, grey, size=None, fit="crop"):
+    """A PIL picture as uint8 (C, H, W), upright, of a size as told; None leaves its own."""
+    if image.mode == "F":
+        raise ValueError("its pixels are floats; from_arrays takes such pictures")
+    if image.mode.startswith("I"):  # 16 bits, of which PIL would take the lower 8
+        image = Image.fromarray((np.asarray(image, np.float64) / 257).round().clip(0, 255).astype(np.uint8))
+    image = ImageOps.exif_transpose(image).convert("L" if grey else "RGB")
+    if size is not None:
+        height, width = (size, size) if isinstance(size, int) else size
+        make = ImageOps.fit if fit == "crop" else Image.Image.resize
+        image = make(image, (width, height), Image.Resampling.BILINEAR)
+    found = np.asarray(image)
+    return found[None] if grey else found.transpose(2, 0, 1)
