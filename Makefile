@@ -25,7 +25,7 @@ cluster: setup
 
 # The main job: every notebook, then the report. make study PRESET=full DATA=cifar ON=local
 study: $(if $(ON),cluster,setup)
-	$(PYTHON) -m study --preset $(PRESET) --data $(DATA) $(if $(ON),--on $(ON))
+	$(PYTHON) -m study --preset $(PRESET) --data "$(DATA)" $(if $(ON),--on $(ON))
 
 # Two files of tests at a time, a thread each, in their order: the last ones are short.
 TEST = OMP_NUM_THREADS=1 $(PYTHON) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder

@@ -169,6 +169,8 @@ def _check(model, data, recipe):
     if side is None:
         return
     images, _ = next(data.val.batches(2))
+    if images.shape[2] != images.shape[3]:
+        raise ValueError(f"low_resolution={side}: the pictures, {tuple(images.shape[2:])}, are not square")
     if side >= min(images.shape[2:]):
         raise ValueError(f"low_resolution={side}: the pictures have {min(images.shape[2:])} pixels a side already")
     try:

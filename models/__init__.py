@@ -17,6 +17,8 @@ from models.resnet import BasicBlock, Bottleneck, PreActBlock, ResNet
 from models.shallow import ShallowCNN, WideShallowCNN
 
 MOST_CLASSES = 100_000
+# What torch and torchvision say where a network is for pictures of another size.
+MISFITS = "cannot be multiplied", "Output size is too small", "can't be greater than actual input", "Wrong image"
 
 NETWORKS = {
     "shallow_cnn": ShallowCNN,
@@ -47,7 +49,16 @@ class Model(nn.Module):
         images = self.normalise(images.expand(-1, 3, -1, -1))  # grey ones: the same value in each channel
         if self.resize is not None and images.shape[2:] != (self.resize, self.resize):
             images = interpolate(images, size=(self.resize, self.resize), mode="bilinear", align_corners=False)
-        return self.network(images)
+        try:
+            return self.network(images)
+        except (RuntimeError, AssertionError) as error:
+            if not any(words in str(error) for words in MISFITS):
+                raise
+            name, side = self.spec["name"], " x ".join(map(str, images.shape[2:]))
+            raise ValueError(
+                f"{name} does not take pictures of {side} pixels. In models.build, "
+                f"resize={224 if name.startswith(backbones.PREFIX) else 32} resizes them inside the model"
+            ) from error
 
     def with_features(self, images):
         """Logits (N, K) and the features that the head makes them of, (N, ...), in one pass."""

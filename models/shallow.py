@@ -3,8 +3,6 @@
 Pooling comes before the ReLU: the function and its gradient are the same, on a quarter of the values.
 """
 
-import functools
-
 import torch
 from torch import nn, relu_
 from torch.autograd.function import once_differentiable
@@ -100,25 +98,6 @@ def _classifier(inputs, wide, narrow, num_classes):
     return [nn.Flatten(), one, nn.ReLU(), two, nn.ReLU(), head]
 
 
-def _of_32_pixels(forward):
-    """The linear layers after the pooling take pictures of one size: say so where others come."""
-
-    @functools.wraps(forward)
-    def told(self, x):
-        try:
-            return forward(self, x)
-        except RuntimeError as error:
-            if all(32 <= side < 36 for side in x.shape[2:]):
-                raise
-            size = " x ".join(str(side) for side in x.shape[2:])
-            raise ValueError(
-                f"{type(self).__name__} takes pictures of 32 x 32 pixels, not {size}: models.build(..., resize=32)"
-                " resizes them in the model; resnet18 takes them as they are"
-            ) from error
-
-    return told
-
-
 _LAYERS = [nn.Conv2d, MaxPool, nn.ReLU] * 2 + [nn.Flatten, nn.Linear, nn.ReLU, nn.Linear, nn.ReLU, nn.Linear]
 
 
@@ -136,7 +115,6 @@ class ShallowCNN(nn.Sequential, Folding):
             *_classifier(16 * 5 * 5, 120, 84, num_classes),
         )
 
-    @_of_32_pixels
     def forward(self, x):
         layers = list(self)
         if not self._in_bfloat16_on_cpu(x, layers):
@@ -182,7 +160,3 @@ class WideShallowCNN(nn.Sequential):
                 nn.ReLU(),
             ]
         super().__init__(*layers, *_classifier(256 * 4 * 4, 1024, 512, num_classes))
-
-    @_of_32_pixels
-    def forward(self, x):
-        return super().forward(x)

@@ -43,12 +43,13 @@ def main(arguments=None):
     target = _place(options.copy_to) if options.copy_to else None
     session = utils.start("study", preset=options.preset, seed=options.seed, data=options.data)
     study = session.runs.parent
-    values = {"preset": session.preset, "data": session.family, "seed": session.seed} | asked
+    data = session.dataset("cifar10") if session.own else session.family
+    values = {"preset": session.preset, "data": data, "seed": session.seed} | asked
     parameters = {path: {n: v for n, v in values.items() if n in names} for path, names in known.items()}
     if options.part:
         end_with_starter()
         return 1 if [path for path in notebooks if not _ran(path, study, parameters[path])] else 0
-    options.preset, options.data = session.preset, session.family  # for other machines, which may have a GPU
+    options.preset, options.data = session.preset, data  # for other machines, which may have a GPU
     _fetch(session)
     _note(shlex.join(["python", "-m", "study", *(sys.argv[1:] if arguments is None else arguments)]), study)
     begun = time.monotonic()
@@ -63,12 +64,14 @@ def main(arguments=None):
 
 
 def _fetch(session):
-    """Have CIFAR, where it is asked for, before the first notebook starts; ends where it cannot be had."""
+    """Have CIFAR, or one's own pictures, before the first notebook starts; ends where they cannot be had."""
     try:
-        for name in ("cifar10", "cifar100") if session.family == "cifar" else ():
-            loaders.load(name, session.data)
+        for name in map(session.dataset, ("cifar10", "cifar100")):
+            if not name.startswith("shapes"):
+                loaders.load(name, session.data)
     except utils.DataError as error:
-        sys.exit(f"{error}\nWithout CIFAR, on pictures that the program draws: make study DATA=shapes")
+        remedy = "Without CIFAR, on pictures that the program draws: make study DATA=shapes"
+        sys.exit(f"{error}\n{remedy}" if name in loaders.DATASETS else str(error))
 
 
 def _one_by_one(parameters, study):
@@ -122,7 +125,7 @@ def _parse(arguments):
     )
     parser.add_argument("notebooks", nargs="*", help="beginnings of notebooks' names; without any, all run")
     parser.add_argument("--preset", default="auto", help="smoke, quick, hour, full or auto (default: auto)")
-    parser.add_argument("--data", default="auto", help="cifar, shapes or auto (default: auto)")
+    parser.add_argument("--data", default="auto", help="cifar, shapes, auto (the default) or folder:PATH")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("-p", "--parameter", action="append", default=[], metavar="NAME=VALUE")
     parser.add_argument(

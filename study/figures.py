@@ -43,7 +43,7 @@ BESIDE = {"loc": "center left", "bbox_to_anchor": (1, 0.5)}  # of a legend: righ
 
 def demo(name):
     """What every table and figure of drawn pictures says."""
-    return f"{name} (drawn pictures: a demonstration)" if name.startswith("shapes") else name
+    return f"{name} (drawn pictures: a demonstration)" if name.startswith("shapes10") else name
 
 
 @mpl.rc_context(STYLE)
@@ -338,7 +338,7 @@ def plot_examples(models, split, attack, count=6):
     figure, axes = plt.subplots(len(rows), count, figsize=(1.15 * count + 0.9, 1.32 * len(rows)))
     for places, (name, pictures, said) in zip(axes, rows, strict=True):
         for axis, picture, guess, label in zip(places, pictures.cpu(), said, labels.tolist(), strict=True):
-            axis.imshow(picture.permute(1, 2, 0).numpy(), interpolation="nearest")
+            axis.imshow(picture.expand(3, -1, -1).permute(1, 2, 0).numpy(), interpolation="nearest")
             caption = "" if guess is None else split.classes[guess]
             axis.set_title(caption, fontsize=7, pad=2, color="black" if guess in (None, label) else "#c02020")
             axis.set(xticks=[], yticks=[])

@@ -65,12 +65,11 @@ def draw(networks, split, picture, attack, *, seed=0):
 
 
 def _pictures(axis, images, signs):
-    """Images (1, 3, H, W) side by side, with a sign after each."""
+    """Images (1, C, H, W) side by side, with a sign after each."""
     for place, (image, sign) in enumerate(zip(images, signs, strict=True)):
         begin = STEP * place
-        axis.imshow(
-            image[0].permute(1, 2, 0).cpu().numpy(), extent=(begin, begin + 1, 0, 1), interpolation="nearest"
-        )
+        colours = image[0].expand(3, -1, -1).permute(1, 2, 0).cpu().numpy()
+        axis.imshow(colours, extent=(begin, begin + 1, 0, 1), interpolation="nearest")
         axis.text(begin + (1 + STEP) / 2, 0.5, sign, size=15, ha="center", va="center")
     axis.axis("off")
     axis.set(xlim=(0, 2 * STEP + 1), ylim=(0, 1))

@@ -40,7 +40,7 @@ def write_page(study):
     figure = telling(study)
     page = Template(Path(__file__).with_suffix(".html").read_text(encoding="utf-8")).render(
         title=f"Adversarial attacks and transfer learning: {study.name}",
-        demo=any(score.split.startswith("shapes") for score in everything.values()),
+        demo=any(score.split.startswith("shapes10") for score in everything.values()),
         invalid=sum(score.verdict() == "invalid" for score in everything.values()),
         seeds=len({seed for run in everything for seed in re.findall(r"-seed(\d+)", run)}),
         experiments=experiments,

@@ -47,7 +47,7 @@ def withstanding(state, model, split, right, attack):
 
 
 def examples(state, split):
-    """The first eight pictures of the split and their adversarial versions, (8, 3, H, W) each."""
+    """The first eight pictures of the split and their adversarial versions, (8, C, H, W) each."""
     model, attack = state.result(), state.recipe.validation_attack
     clean, labels = split.batch(torch.arange(min(8, len(split)), device=state.device))
     with evaluating(model):

@@ -28,6 +28,16 @@ def test_a_split_that_cannot_be_is_refused(images, labels, message):
         Split(images, labels, list("abcd"), "few")
 
 
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 64, 64), (1, 20, 40)], ids=str)
+def test_pictures_of_any_size_and_grey_ones(shape):
+    pictures = torch.randint(256, (4, *shape), dtype=torch.uint8)
+    split = Split(pictures, LABELS, list("abcd"), "own")
+    assert torch.equal(split.batch(torch.tensor([3, 1]))[0], pictures[[3, 1]] / 255)
+    assert torch.equal(torch.cat([images for images, _ in split.batches(3)]), pictures / 255)
+    shifted, _ = split.batch(LABELS, torch.Generator().manual_seed(0), augment=True)
+    assert shifted.shape == pictures.shape
+
+
 def test_batches_are_pictures_in_0_1(shapes):
     images, labels = shapes.train.batch(torch.tensor([5, 3]))
     assert images.dtype == torch.float32

@@ -1,0 +1,126 @@
+"""One's own arrays become data, or are refused with what to do."""
+
+import numpy as np
+import pytest
+import torch
+from small import generator
+
+import loaders
+from loaders import DataError
+from loaders.arrays import as_pictures
+
+GREY = torch.randint(256, (60, 12, 10), generator=generator(), dtype=torch.uint8)
+RGB = torch.randint(256, (60, 3, 12, 10), generator=generator(), dtype=torch.uint8)
+LABELS = np.arange(60) % 3
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        (RGB, RGB),
+        (RGB.numpy(), RGB),
+        (RGB.permute(0, 2, 3, 1).numpy(), RGB),
+        (RGB / 255, RGB),
+        ((RGB.double() / 255).numpy(), RGB),
+        (RGB.half() / 255, RGB),
+        (GREY, GREY[:, None]),
+        (GREY[..., None], GREY[:, None]),
+        (list(GREY.numpy()), GREY[:, None]),
+        ((RGB / 255).requires_grad_(), RGB),
+    ],
+    ids=["uint8", "numpy", "NHWC", "floats", "float64", "float16", "NHW", "NHW1", "a list", "with gradient"],
+)
+def test_every_usual_form_of_pictures_gives_the_same(given, meant):
+    assert torch.equal(as_pictures(given, "x"), meant)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        ((RGB / 255 - 0.5) / 0.25, "from -2 to 2.*normalised"),
+        (RGB.float(), "divide them by 255"),
+        (torch.full((4, 3, 8, 8), float("nan")), "NaN"),
+        (RGB / 255 / 255, "divided by 255 twice"),
+        ((RGB / 255).to(torch.uint8), "cut from floats"),
+        (RGB.long(), "uint8"),
+        (RGB[:, :2], "1 or 3 channels"),
+        (RGB[..., :3], "two axes may be the channels"),
+        (GREY.reshape(60, -1), "flat rows"),
+        ([np.zeros((3, 8, 8)), np.zeros((3, 9, 8))], "one size"),
+    ],
+    ids=["normalised", "0 to 255", "NaN", "twice", "cut", "int64", "2 channels", "ambiguous", "flat", "sizes"],
+)
+def test_pictures_that_are_not_what_they_seem_are_refused(images, message):
+    with pytest.raises(DataError, match=f"mine train.*{message}"):
+        loaders.from_arrays(images, LABELS[: len(images)], name="mine", device="cpu")
+
+
+def test_splits_are_disjoint_whole_and_hold_every_class():
+    data = loaders.from_arrays(RGB, LABELS, validation=0.25, test=0.2, device="cpu")
+    parts = data.train, data.val, data.test
+    assert [len(part) for part in parts] == [36, 12, 12]
+    seen = {
+        image.numpy().tobytes(): int(label)
+        for part in parts
+        for image, label in zip(part.images, part.labels, strict=True)
+    }
+    assert seen == {image.numpy().tobytes(): label for image, label in zip(RGB, LABELS.tolist(), strict=True)}
+    assert all(part.labels.bincount().tolist() == [len(part) // 3] * 3 for part in parts)
+    again, other = (loaders.from_arrays(RGB, LABELS, seed=seed, device="cpu") for seed in (0, 1))
+    assert torch.equal(data.test.first(6).labels, data.test.labels[:6])
+    assert again.provenance["sha256"] == other.provenance["sha256"] == data.provenance["sha256"]
+    assert not torch.equal(again.test.images, other.test.images)
+
+
+def test_parts_of_ones_own_are_kept_apart():
+    data = loaders.from_arrays(
+        RGB[:30], LABELS[:30], validation=(RGB[30:40], LABELS[30:40]), test=(RGB[40:], LABELS[40:]), device="cpu"
+    )
+    assert [len(part) for part in (data.train, data.val, data.test)] == [30, 10, 20]
+    assert {image.numpy().tobytes() for image in data.test.images} == {x.numpy().tobytes() for x in RGB[40:]}
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes", "names", "numbers"),
+    [
+        (LABELS, None, ["0", "1", "2"], LABELS),
+        (LABELS + 1, ["a", "b", "c"], ["a", "b", "c"], LABELS),
+        (torch.from_numpy(10 * LABELS - 7), None, ["-7", "3", "13"], LABELS),
+        (LABELS[:, None].astype(np.uint8), ["a", "b", "c"], ["a", "b", "c"], LABELS),
+        (np.array(["ant", "bee", "cat"])[LABELS], None, ["ant", "bee", "cat"], LABELS),
+        (np.array(["ant", "bee", "cat"])[LABELS], ["cat", "bee", "ant"], ["cat", "bee", "ant"], 2 - LABELS),
+        (LABELS > 0, ["no", "yes"], ["no", "yes"], np.minimum(LABELS, 1)),
+    ],
+    ids=["numbers", "from one", "any numbers", "a column", "words", "words in order", "booleans"],
+)
+def test_labels_of_any_kind_mean_their_class(labels, classes, names, numbers):
+    data = loaders.from_arrays(RGB, labels, classes, device="cpu")
+    assert data.classes == names
+    known = {image.numpy().tobytes(): number for image, number in zip(RGB, numbers.tolist(), strict=True)}
+    for part in (data.train, data.val, data.test):
+        assert [known[image.numpy().tobytes()] for image in part.images] == part.labels.tolist()
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes", "message"),
+    [
+        (np.eye(3)[LABELS], None, r"argmax\(1\)"),
+        (LABELS.astype(float), None, r"astype\(int\)"),
+        (LABELS[:50], None, "60 pictures and 50 labels"),
+        (LABELS, ["a", "b"], "do not fit together"),
+        (LABELS * 0, None, "only class is '0'"),
+        (np.arange(60) // 2, None, "no training picture of '0', '1', '2', '3', '4' and 25 more"),
+        (LABELS, ["a", "b", "c", "d"], "no training picture of 'd'"),
+        (np.array(["ant", "bee", "cat"])[LABELS], ["ant", "bee"], "do not fit together"),
+    ],
+    ids=["one-hot", "floats", "too few", "too few names", "one class", "two of each", "an empty class", "unknown"],
+)
+def test_labels_that_cannot_be_are_refused(labels, classes, message):
+    with pytest.raises(DataError, match=message):
+        loaders.from_arrays(RGB, labels, classes, device="cpu")
+
+
+@pytest.mark.parametrize("share", [0, 1, 1.5, "all"])
+def test_shares_that_cannot_be_are_named(share):
+    with pytest.raises(ValueError, match=f"test={share!r}: a share"):
+        loaders.from_arrays(RGB, LABELS, test=share, device="cpu")

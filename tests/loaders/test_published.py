@@ -1,0 +1,150 @@
+"""Datasets of others: torch's protocol, and torchvision's sets by name."""
+
+import struct
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import Dataset, Subset, TensorDataset
+from torchvision import datasets, transforms
+
+import loaders
+from loaders import DataError
+
+IMAGES = torch.randint(256, (40, 3, 12, 12), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+LABELS = torch.arange(40) % 2
+
+
+class Items(Dataset):
+    """A dataset of given items."""
+
+    def __init__(self, items):
+        self.items = list(items)
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, index):
+        item = self.items[index]
+        return item() if callable(item) else item
+
+
+def of(images, labels=LABELS):
+    return Items(zip(images, labels.tolist(), strict=True))
+
+
+PIL = transforms.ToPILImage()
+
+
+@pytest.mark.parametrize(
+    "dataset",
+    [
+        TensorDataset(IMAGES, LABELS),
+        of(IMAGES / 255),
+        of(map(PIL, IMAGES)),
+        of(IMAGES.permute(0, 2, 3, 1).numpy()),
+        Subset(TensorDataset(torch.cat([IMAGES, IMAGES]), torch.cat([LABELS, LABELS])), range(40)),
+    ],
+    ids=["tensors", "ToTensor", "PIL", "arrays", "a subset"],
+)
+def test_any_dataset_of_pictures_and_labels(dataset):
+    data = loaders.from_dataset(dataset, device="cpu")
+    known = {image.numpy().tobytes(): int(label) for image, label in zip(IMAGES, LABELS, strict=True)}
+    for split in (data.train, data.val, data.test):
+        assert [known.pop(image.numpy().tobytes()) for image in split.images] == split.labels.tolist()
+    assert not known
+
+
+def test_several_datasets_are_the_splits():
+    data = loaders.from_dataset((of(IMAGES), of(IMAGES[:10], LABELS[:10])), classes=["a", "b"], device="cpu")
+    assert [len(split) for split in (data.train, data.val, data.test)] == [36, 4, 10]
+    assert data.classes == ["a", "b"]
+
+
+def test_grey_among_coloured_ones_becomes_coloured():
+    grey = [PIL(image[:1]) for image in IMAGES[:20]]
+    data = loaders.from_dataset(of([*grey, *map(PIL, IMAGES[20:])]), device="cpu")
+    assert data.train.images.shape[1] == 3
+
+
+def random_picture():
+    return torch.rand(3, 8, 8), 0
+
+
+@pytest.mark.parametrize(
+    ("dataset", "message"),
+    [
+        (Items([random_picture] * 20), "change each time.*leave out random transforms"),
+        (Items([{"image": 1}] * 3), r"items are dict; \(picture, label\)"),
+        (Items([(IMAGES[0], 0), (IMAGES[0, :, :8], 1)]), r"\(3, 8, 12\), \(3, 12, 12\).*Resize"),
+        (of((IMAGES / 255 - 0.5) / 0.5), "normalised"),
+        (of(IMAGES[:, 0].flatten(1)), "flat rows"),
+    ],
+    ids=["random", "dicts", "sizes", "normalised", "flat"],
+)
+def test_a_dataset_that_cannot_be_used_is_told_why(dataset, message):
+    with pytest.raises(DataError, match=message):
+        loaders.from_dataset(dataset, device="cpu")
+
+
+@pytest.fixture
+def fashion(tmp_path, monkeypatch):
+    """A small FashionMNIST as torchvision leaves it; its pictures (N, 28, 28) and labels, train and test."""
+    monkeypatch.setenv("STUDY_DATA", str(tmp_path))
+    raw, rng, parts = tmp_path / "FashionMNIST" / "raw", np.random.default_rng(0), {}
+    raw.mkdir(parents=True)
+    for part, count in {"train": 60, "t10k": 30}.items():
+        images = rng.integers(0, 256, (count, 28, 28), dtype=np.uint8)
+        labels = (np.arange(count) % 10).astype(np.uint8)
+        head = struct.pack(">IIII", 2051, count, 28, 28)
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(head + images.tobytes())
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">II", 2049, count) + labels.tobytes())
+        parts[part] = {image.tobytes(): int(label) for image, label in zip(images, labels, strict=True)}
+    return parts
+
+
+def test_a_set_of_torchvision_by_name(fashion, monkeypatch):
+    data = loaders.from_torchvision("FashionMNIST", device="cpu")
+    assert data.classes == datasets.FashionMNIST.classes
+    assert data.train.images.shape[1:] == (1, 28, 28)
+    assert [len(split) for split in (data.train, data.val, data.test)] == [50, 10, 30]
+    assert [fashion["t10k"][image.numpy().tobytes()] for image in data.test.images] == data.test.labels.tolist()
+    monkeypatch.setattr(datasets, "FashionMNIST", type("FashionMNIST", (Dataset,), {}))  # it is not asked again
+    assert loaders.from_torchvision("FashionMNIST", device="cpu").provenance == data.provenance
+    with pytest.raises(ValueError, match="no 'Fashion'"):
+        loaders.from_torchvision("Fashion")
+
+
+class Splitted(Dataset):
+    """As SVHN and its like: a split is asked for by name, and others are refused."""
+
+    def __init__(self, root, split="train", transform=None, download=False):
+        if split not in ("train", "test", "extra"):
+            raise ValueError(f"Unknown value '{split}' for argument split.")
+        assert download
+        self.count = {"train": 40, "test": 12}[split]
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        return PIL(IMAGES[index]), index % 2
+
+
+def test_sets_with_named_splits_and_of_another_size(tmp_path, monkeypatch):
+    monkeypatch.setenv("STUDY_DATA", str(tmp_path))
+    monkeypatch.setattr(datasets, "SVHN", Splitted)
+    data = loaders.from_torchvision("SVHN", size=(8, 10), device="cpu")
+    assert [len(split) for split in (data.train, data.val, data.test)] == [36, 4, 12]
+    assert data.test.images.shape[1:] == (3, 8, 10)
+
+
+def test_a_set_that_cannot_be_fetched_is_named(tmp_path, monkeypatch):
+    def gone(*_, **__):
+        raise RuntimeError("Error downloading")
+
+    monkeypatch.setenv("STUDY_DATA", str(tmp_path))
+    monkeypatch.setattr(datasets.KMNIST, "download", gone)
+    with pytest.raises(DataError, match=r"KMNIST could not be fetched: Error downloading.*Check the network"):
+        loaders.from_torchvision("KMNIST", device="cpu")
+    assert not list(tmp_path.glob("*.safetensors"))
