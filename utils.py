@@ -164,6 +164,7 @@ def load_data(name, session, *, validation=0.1, train_pictures=None):
     if not 0 < validation < 1:
         raise ValueError(f"validation={validation}: a share above 0 and below 1 is needed")
     arrays, classes, checksum = loaders.load(name, session.data)
+    arrays = loaders.lazily(arrays, session.device)
     if session.preset == "smoke":
         arrays = {key: tensor[: SMOKE.get(key.partition("_")[0])] for key, tensor in arrays.items()}
     if "val_labels" not in arrays:

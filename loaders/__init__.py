@@ -13,6 +13,7 @@ from loaders.arrays import assembled, from_arrays, set_aside
 from loaders.cache import DataError, Source
 from loaders.folder import PREFIX as FOLDER
 from loaders.folder import from_folder
+from loaders.mapped import lazily
 from loaders.published import from_dataset, from_torchvision
 from loaders.split import Data, Split
 

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from loaders.cache import DataError, checksum
+from loaders.mapped import Mapped, Rows, lazily
 from loaders.split import Data, Split, stratified
 from processes.machine import own_device, prepare
 
@@ -118,6 +119,7 @@ def cut(name, arrays, classes, checksum, shares, seed, device):
     """Data of arrays, a share of whose training pictures becomes each part that is not there."""
     device = own_device() if device == "auto" else torch.device(device)
     prepare(device)
+    arrays = lazily(arrays, device)
     for part in ("test", "val"):
         if part in shares:
             arrays = set_aside(arrays, part, shares[part], seed)
@@ -153,7 +155,8 @@ def assembled(name, arrays, classes, checksum, seed, device):
     """Data on the device, of arrays that hold train, val and test."""
     splits = {}
     for part, called in CALLED.items():
-        images, labels = (arrays[f"{part}_{what}"].to(device) for what in ("images", "labels"))
-        splits[part] = Split(images, labels, classes, f"{name} {called}")
+        images, labels = arrays[f"{part}_images"], arrays[f"{part}_labels"].to(device)
+        kind, images = (Mapped, images) if isinstance(images, Rows) else (Split, images.to(device))
+        splits[part] = kind(images, labels, classes, f"{name} {called}")
     provenance = {"name": name} | {part: len(split) for part, split in splits.items()}
     return Data(name, **splits, classes=classes, provenance=provenance | {"split_seed": seed, "sha256": checksum})

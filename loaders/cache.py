@@ -33,7 +33,8 @@ class Source:
 
     The arrays are train_images, train_labels, test_images, test_labels. `classes` are the names that a file must
     hold; None: any, in alphabetical order. A file of another `version` is made anew. `num_classes` is None for
-    people's own data: their arrays have names, {"train_images": ...}, and are of any parts and sizes.
+    people's own data: their arrays have names, {"train_images": ...}, and are of any parts and sizes, and in the
+    file a pixel's channels lie together.
     """
 
     num_classes: int | None
@@ -74,13 +75,20 @@ def _make(name, source, path):
     arrays, classes = source.make(path.parent)
     if source.num_classes is not None:
         arrays = dict(zip(KEYS, arrays, strict=True))
+    else:  # as batches are wanted, in which the channels of a pixel lie together
+        arrays = {
+            key: np.moveaxis(np.asarray(array), 1, -1) if array.ndim == 4 else array
+            for key, array in arrays.items()
+        }
     tensors = {key: torch.from_numpy(np.ascontiguousarray(array)) for key, array in arrays.items()}
     metadata = {"name": name, "classes": json.dumps(classes), "sha256": checksum(tensors)}
     if source.version is not None:
         metadata["version"] = source.version
-    content = safetensors.save(tensors, metadata)
     with replacing(path) as partial:
-        partial.write_bytes(content)
+        try:
+            safetensors.save_file(tensors, partial, metadata)
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
 
 
 def checksum(tensors):
@@ -121,7 +129,7 @@ def _read(name, source, path):
         if images is None or labels is None:
             refuse(f"has no {part} pictures or labels")
         if images.dtype != torch.uint8 or images.ndim != 4 or (images.shape[1:] != (3, 32, 32) and not own):
-            wanted = "(N, C, H, W)" if own else "(N, 3, 32, 32)"
+            wanted = "(N, H, W, C)" if own else "(N, 3, 32, 32)"
             refuse(f"has {part} images {images.dtype} {tuple(images.shape)}, not uint8 {wanted}")
         if labels.dtype != torch.int64 or labels.shape != images.shape[:1] or not len(labels):
             refuse(f"has {part} labels {labels.dtype} {tuple(labels.shape)} for {len(images)} images")
@@ -130,4 +138,6 @@ def _read(name, source, path):
     found = checksum(arrays)
     if metadata.get("sha256", found if source.version is None else None) != found:
         refuse("holds other bytes than were written (its checksum differs); the disk may be failing")
+    if own:
+        arrays = {key: array.permute(0, 3, 1, 2) if array.ndim == 4 else array for key, array in arrays.items()}
     return arrays, classes, found

@@ -2,6 +2,9 @@
 
 import functools
 import hashlib
+import math
+import os
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -124,25 +127,35 @@ def _pictures(folder):
     )
 
 
-def _make(files, classes, size, fit, _):
+def _make(files, classes, size, fit, folder):
     """The arrays of all parts, and the classes."""
+    arrays, broken, every = {}, [], [file for some in files.values() for file, _ in some]
     with ThreadPoolExecutor() as pool:
-        every = [file for some in files.values() for file, _ in some]
         grey = all(pool.map(_grey_file, every))
-        read = list(pool.map(functools.partial(_read, grey=grey, size=size, fit=fit), every))
-    broken = [f"{file} ({what})" for file, what in zip(every, read, strict=True) if isinstance(what, str)]
+        shape = (*((size, size) if isinstance(size, int) else size), 1 if grey else 3)
+        read = functools.partial(_read, grey=grey, size=size, fit=fit)
+        for part, some in files.items():
+            images = np.moveaxis(_on_disk((len(some), *shape), folder), -1, 1)
+            arrays[f"{part}_images"] = images
+            arrays[f"{part}_labels"] = np.array([label for _, label in some], np.int64)
+            broken += filter(None, pool.map(read, [file for file, _ in some], images))
     if broken:
         more = f" and {len(broken) - 5} more" if len(broken) > 5 else ""
         raise DataError(
             f"{len(broken)} of {len(every)} pictures cannot be read: {', '.join(broken[:5])}{more}. "
             "Mend or remove them"
         )
-    arrays, begin = {}, 0
-    for part, some in files.items():
-        arrays[f"{part}_images"] = np.stack(read[begin : begin + len(some)])
-        arrays[f"{part}_labels"] = np.array([label for _, label in some], np.int64)
-        begin += len(some)
     return arrays, classes
+
+
+def _on_disk(shape, folder):
+    """An empty array in a file without a name, as the pictures may be larger than the memory."""
+    with tempfile.TemporaryFile(dir=folder) as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, math.prod(shape))
+        except OSError as error:
+            raise DataError(f"{folder} has no room for {math.prod(shape) / 1e9:.1f} GB: {error}") from error
+        return np.memmap(file, np.uint8, "r+", shape=shape)
 
 
 def _grey_file(file):
@@ -153,13 +166,13 @@ def _grey_file(file):
         return True
 
 
-def _read(file, **how):
-    """The pixels of a file, or what is wrong with it."""
+def _read(file, place, **how):
+    """Put the pixels of a file into their place, or say what is wrong with it."""
     try:
         with Image.open(file) as image:
-            return pixels(image, **how)
+            place[:] = pixels(image, **how)
     except Exception as error:  # whatever a decoder raises
-        return f"{type(error).__name__}: {error}"
+        return f"{file} ({type(error).__name__}: {error})"
 
 
 def is_grey(image):

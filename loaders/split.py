@@ -10,6 +10,24 @@ from loaders.augment import CropAndFlip
 from loaders.cache import DataError
 from processes.seeds import derive_seed
 
+CHUNK = 4096  # pictures at once, where all are read
+
+
+def checked(images, rows, labels, classes, name):
+    """Raise DataError for images, as many as there are `rows`, and labels that make no split."""
+    fits = images.ndim == 4 and images.shape[1] in (1, 3)
+    if images.dtype != torch.uint8 or not fits or labels.dtype != torch.int64 or labels.ndim != 1:
+        raise DataError(
+            f"{name}: images {images.dtype} {tuple(images.shape)} with labels {labels.dtype} "
+            f"{tuple(labels.shape)}; uint8 images (N, 3, H, W) or (N, 1, H, W) and int64 labels (N,) are "
+            "needed. Pictures become floats in [0, 1] batch by batch; loaders.from_arrays takes other arrays"
+        )
+    if len(rows) != len(labels) or not len(labels):
+        raise DataError(f"{name}: {len(rows)} pictures and {len(labels)} labels; as many are needed, and some")
+    low, high = labels.aminmax()
+    if low < 0 or high >= len(classes):
+        raise DataError(f"{name}: labels from {low} to {high}; 0 to {len(classes) - 1} is needed")
+
 
 class Split:
     """Pictures and labels on a device: images uint8 (N, 3, H, W) or grey (N, 1, H, W), labels int64 (N,), N > 0.
@@ -18,20 +36,7 @@ class Split:
     """
 
     def __init__(self, images, labels, classes, name):
-        fits = images.ndim == 4 and images.shape[1] in (1, 3)
-        if images.dtype != torch.uint8 or not fits or labels.dtype != torch.int64 or labels.ndim != 1:
-            raise DataError(
-                f"{name}: images {images.dtype} {tuple(images.shape)} with labels {labels.dtype} "
-                f"{tuple(labels.shape)}; uint8 images (N, 3, H, W) or (N, 1, H, W) and int64 labels (N,) are "
-                "needed. Pictures become floats in [0, 1] batch by batch; loaders.from_arrays takes other arrays"
-            )
-        if len(images) != len(labels) or not len(labels):
-            raise DataError(
-                f"{name}: {len(images)} pictures and {len(labels)} labels; as many are needed, and some"
-            )
-        low, high = labels.aminmax()
-        if low < 0 or high >= len(classes):
-            raise DataError(f"{name}: labels from {low} to {high}; 0 to {len(classes) - 1} is needed")
+        checked(images, images, labels, classes, name)
         self.images = images.contiguous(memory_format=torch.channels_last)
         self.labels = labels
         self.classes = classes
@@ -52,22 +57,32 @@ class Split:
     def checksum(self):
         """Of all pictures with their labels, in their order."""
         digest = hashlib.sha256()
-        for tensor in (self.images.permute(0, 2, 3, 1), self.labels):
-            digest.update(tensor.cpu().contiguous().numpy())
+        for begin in range(0, len(self), CHUNK):
+            images = self.pictures(slice(begin, begin + CHUNK))
+            digest.update(images.permute(0, 2, 3, 1).cpu().contiguous().numpy())
+        digest.update(self.labels.cpu().contiguous().numpy())
         return digest.hexdigest()[:16]
 
     def to(self, device):
         """The same split there."""
-        return Split(self.images.to(device), self.labels.to(device), self.classes, self.name)
+        return self.some(slice(None), device)
 
     def first(self, count):
         """A split of the first `count` pictures (all, if there are fewer)."""
-        return Split(self.images[:count], self.labels[:count], self.classes, self.name)
+        return self.some(slice(count))
 
     def last(self, count):
         """A split of the last `count` pictures (all, if there are fewer)."""
-        begin = max(0, len(self) - count)
-        return Split(self.images[begin:], self.labels[begin:], self.classes, self.name)
+        return self.some(slice(max(0, len(self) - count), None))
+
+    def some(self, indices, device=None):
+        """A split of the pictures of a slice, there or on another device."""
+        images, labels = (tensor[indices].to(device or tensor.device) for tensor in (self.images, self.labels))
+        return Split(images, labels, self.classes, self.name)
+
+    def pictures(self, indices):
+        """The uint8 pictures (n, C, H, W) of int64 `indices`, or a slice."""
+        return self.images[indices]
 
     def batch(self, indices, generator=None, augment=False):
         """Images (n, C, H, W) float32 in [0, 1], channels-last, and labels (n,), for int64 `indices` (n,).
@@ -75,16 +90,18 @@ class Split:
         With `augment` each picture is cropped and flipped (augment.py), at random from `generator`, which lives
         on the split's device.
         """
-        if not augment:
-            return self.images[indices].div(255), self.labels[indices]
+        images = self._augmented(indices, generator) if augment else self.pictures(indices)
+        return images.div(255), self.labels[indices]
+
+    def _augmented(self, indices, generator):
         if self._moved is None:
             self._moved = CropAndFlip(self.images)
-        return self._moved(indices, generator).div(255), self.labels[indices]
+        return self._moved(indices, generator)
 
     def batches(self, batch_size):
         """All pictures in order, unchanged: yields images, labels."""
         for begin in range(0, len(self), batch_size):
-            yield self.images[begin : begin + batch_size].div(255), self.labels[begin : begin + batch_size]
+            yield self.batch(slice(begin, begin + batch_size))
 
     def shuffled(self, batch_size, seed):
         """The order of one epoch: index tensors of exactly `batch_size` each; the ragged rest is dropped."""

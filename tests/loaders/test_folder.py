@@ -53,7 +53,7 @@ def test_splits_of_ones_own_are_used(tmp_path):
 
 def test_it_is_read_once_and_again_when_a_file_changes(pictures, monkeypatch):
     read, asked = folder._read, []
-    monkeypatch.setattr(folder, "_read", lambda file, **how: asked.append(file) or read(file, **how))
+    monkeypatch.setattr(folder, "_read", lambda file, *at, **how: asked.append(file) or read(file, *at, **how))
     first = loaders.from_folder(pictures, device="cpu").provenance["sha256"]
     assert loaders.from_folder(pictures, device="cpu").provenance["sha256"] == first
     assert len(asked) == 12
