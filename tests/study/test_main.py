@@ -12,6 +12,7 @@ import nbformat
 import psutil
 import pytest
 import torch
+from PIL import Image
 from small import Threads, late
 
 from storage.atomic_files import held
@@ -105,6 +106,21 @@ def test_a_parameter_reaches_the_notebooks_that_know_it(notebooks):
     book.cells[0].source, book.cells[1].source = 'preset = ""\ndata = ""\nseed = 0', "assert preset == 'smoke'"
     nbformat.write(book, __main__.NOTEBOOKS / "03_knows_less.ipynb")
     assert __main__.main(["01", "03", "--preset", "smoke", "-p", 'word="there"']) == 0
+
+
+def test_a_folder_of_ones_own_pictures_goes_to_the_notebooks(notebooks, monkeypatch, capsys):
+    monkeypatch.setenv("STUDY_DATA", str(notebooks / "data"))
+    for number in range(8):
+        file = notebooks / "mine" / "ab"[number % 2] / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (9, 9), number).save(file)
+    folder = f"folder:{notebooks / 'mine'}"
+    assert __main__.main(["01", "--preset", "smoke", "--data", f"{folder}/"]) == 0
+    kept = nbformat.read(notebooks / "runs" / "smoke-mine" / "notebooks" / "01_works.ipynb", 4)
+    assert kept.cells[2].outputs[0].text.split() == ["smoke", folder, "0"]
+    file.write_bytes(b"junk")
+    with pytest.raises(SystemExit, match="1 of 8 pictures cannot be read"):
+        __main__.main(["01", "--preset", "smoke", "--data", folder])
 
 
 def test_cifar_that_cannot_be_had_is_told_before_any_notebook(notebooks, monkeypatch):
