@@ -73,6 +73,9 @@ def as_pictures(images, name):
 
 def joined(pictures, labels, classes, name):
     """The arrays of all parts, each shuffled, with labels from 0 on, and the names of the classes."""
+    shapes = {part: tuple(images.shape[1:]) for part, images in pictures.items()}
+    if len(set(shapes.values())) > 1:
+        raise DataError(f"{name}: its parts have pictures of other shapes: {shapes}")
     marks = {part: _as_labels(labels[part], len(images), f"{name} {part}") for part, images in pictures.items()}
     kinds, numbers = np.unique(np.concatenate(list(marks.values())), return_inverse=True)
     known = [str(kind) for kind in kinds]

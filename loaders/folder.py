@@ -15,6 +15,7 @@ from PIL import Image, ImageOps
 from loaders import cache
 from loaders.arrays import check_classes, cut, set_aside
 from loaders.cache import DataError, Source
+from loaders.split import CHUNK
 from storage.paths import data_root
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
@@ -68,12 +69,8 @@ def read(path, size, fit, folder=None):
 
 def check_fit(size, fit):
     """Raise ValueError for sizes and ways to fit that there are not."""
-    sides = (size, size) if isinstance(size, int) else size
-    if (
-        not isinstance(sides, (tuple, list))
-        or len(sides) != 2
-        or not all(isinstance(s, int) and s >= 8 for s in sides)
-    ):
+    sides = size if isinstance(size, (tuple, list)) else (size, size)
+    if len(sides) != 2 or not all(isinstance(side, int) and side >= 8 for side in sides):
         raise ValueError(f"size={size!r}: at least 8 pixels a side, or (height, width), are needed")
     if fit not in ("crop", "resize"):
         raise ValueError(f"fit={fit!r}: 'crop' or 'resize' is needed")
@@ -101,6 +98,8 @@ def _listed(path):
     for part in parts:
         if unknown := sorted(set(names[part]) - set(classes)):
             raise DataError(f"{parts[part]} has the class {unknown[0]!r}, which {parts['train']} has not")
+        if not names[part]:
+            raise DataError(f"{parts[part]} holds no folders of pictures; one for each class is needed")
         found = []
         for name in names[part]:
             pictures = _pictures(parts[part] / name)
@@ -130,15 +129,19 @@ def _pictures(folder):
 def _make(files, classes, size, fit, folder):
     """The arrays of all parts, and the classes."""
     arrays, broken, every = {}, [], [file for some in files.values() for file, _ in some]
+    grey = all(map(_grey_file, every))
+    shape = (*((size, size) if isinstance(size, int) else size), 1 if grey else 3)
+    read = functools.partial(_read, grey=grey, size=size, fit=fit)
     with ThreadPoolExecutor() as pool:
-        grey = all(pool.map(_grey_file, every))
-        shape = (*((size, size) if isinstance(size, int) else size), 1 if grey else 3)
-        read = functools.partial(_read, grey=grey, size=size, fit=fit)
         for part, some in files.items():
             images = np.moveaxis(_on_disk((len(some), *shape), folder), -1, 1)
             arrays[f"{part}_images"] = images
             arrays[f"{part}_labels"] = np.array([label for _, label in some], np.int64)
-            broken += filter(None, pool.map(read, [file for file, _ in some], images))
+            for begin in range(0, len(some), CHUNK):
+                here = slice(begin, begin + CHUNK)
+                broken += filter(None, pool.map(read, [file for file, _ in some[here]], images[here]))
+    if not broken and max(images.max() for images in arrays.values() if images.ndim == 4) < 2:
+        raise DataError(f"{every[0].parent.parent}: all pictures are black; do files of 16 bits use 8 of them?")
     if broken:
         more = f" and {len(broken) - 5} more" if len(broken) > 5 else ""
         raise DataError(
@@ -181,11 +184,12 @@ def is_grey(image):
 
 def pixels(image, grey, size=None, fit="crop"):
     """A PIL picture as uint8 (C, H, W), upright, of a size as told; None leaves its own."""
-    if image.mode == "F":
-        raise ValueError("its pixels are floats; from_arrays takes such pictures")
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "F" or (image.mode == "I" and max(image.getextrema()) > 65535):
+        raise ValueError("its pixels have 32 bits; loaders.from_arrays takes them as floats in [0, 1]")
     if image.mode.startswith("I"):  # 16 bits, of which PIL would take the lower 8
-        image = Image.fromarray((np.asarray(image, np.float64) / 257).round().clip(0, 255).astype(np.uint8))
-    image = ImageOps.exif_transpose(image).convert("L" if grey else "RGB")
+        image = Image.fromarray((np.asarray(image, np.float64) / 257).round().astype(np.uint8))
+    image = image.convert("L" if grey else "RGB")
     if size is not None:
         height, width = (size, size) if isinstance(size, int) else size
         make = ImageOps.fit if fit == "crop" else Image.Image.resize

@@ -110,8 +110,11 @@ def _arrays_of(parts, name, classes, size=None, fit="crop"):
         pictures[part] = as_pictures(found, f"{name} {part}")
     most = max(len(images[0]) for images in pictures.values())  # one part may be grey, and another not
     pictures = {part: images.expand(-1, most, -1, -1) for part, images in pictures.items()}
-    classes = getattr(parts["train"], "classes", None) if classes is None else classes
-    return joined(pictures, labels, classes, name)
+    own = getattr(parts["train"], "classes", ()) if classes is None else ()
+    arrays, classes = joined(pictures, labels, classes, name)
+    if own and all(kind.isdecimal() and int(kind) < len(own) for kind in classes):
+        classes = [str(own[int(kind)]) for kind in classes]  # of those that there are pictures of
+    return arrays, classes
 
 
 def _items(dataset, name, size, fit):

@@ -80,6 +80,11 @@ def test_parts_of_ones_own_are_kept_apart():
     assert {image.numpy().tobytes() for image in data.test.images} == {x.numpy().tobytes() for x in RGB[40:]}
 
 
+def test_parts_of_different_sizes_are_refused():
+    with pytest.raises(DataError, match=r"'train': \(3, 12, 10\), 'test': \(1, 12, 10\)"):
+        loaders.from_arrays(RGB, LABELS, test=(GREY, LABELS), device="cpu")
+
+
 @pytest.mark.parametrize(
     ("labels", "classes", "names", "numbers"),
     [

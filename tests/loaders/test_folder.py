@@ -133,6 +133,7 @@ FAULTS = {
     "an empty class": (lambda root: fill(root) and (root / "cat").mkdir(), "cat holds no picture"),
     "too few": (lambda root: fill(root, count=2), "no training picture of 'ant', 'bee'"),
     "another class in test": (lambda root: _two_parts(root, ("ant", "cat")), "has the class 'cat', which"),
+    "no classes in test": (lambda root: fill(root / "train") and (root / "test").mkdir(), "test holds no folders"),
     "splits and classes": (lambda root: _two_parts(root, ("ant",)) or fill(root), "not both"),
 }
 
@@ -145,6 +146,15 @@ def test_a_folder_that_cannot_be_used_is_told_why(tmp_path, fault):
     with pytest.raises(DataError, match=message) as caught:
         loaders.from_folder(tmp_path / "set", device="cpu")
     assert "set" in str(caught.value)
+
+
+def test_sixteen_bits_that_hold_eight_are_not_taken_for_black(tmp_path):
+    for number in range(6):
+        file = tmp_path / "set" / "ab"[number % 2] / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((16, 16), 200, np.uint16)).save(file)
+    with pytest.raises(DataError, match="all pictures are black"):
+        loaders.from_folder(tmp_path / "set", device="cpu")
 
 
 @pytest.mark.parametrize("how", [{"size": 7}, {"size": (32,)}, {"size": 32.0}, {"fit": "pad"}], ids=str)

@@ -67,6 +67,14 @@ def test_grey_among_coloured_ones_becomes_coloured():
     assert data.train.images.shape[1] == 3
 
 
+def test_names_of_classes_without_pictures_go():
+    dataset = of(IMAGES, LABELS + 1)
+    dataset.classes = ["N/A", "a", "b", "c"]  # as EMNIST's letters
+    data = loaders.from_dataset(dataset, device="cpu")
+    assert data.classes == ["a", "b"]
+    assert data.train.labels.unique().tolist() == [0, 1]
+
+
 def random_picture():
     return torch.rand(3, 8, 8), 0
 
