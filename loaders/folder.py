@@ -58,8 +58,8 @@ def read(path, size, fit, folder=None):
     every = [file for some in files.values() for file, _ in some]
     digest = hashlib.sha256()
     for file in every:
-        known = file.stat()
-        digest.update(f"{file.relative_to(path)}|{known.st_size}|{known.st_mtime_ns}\n".encode())
+        known = os.stat(file)
+        digest.update(f"{file}|{known.st_size}|{known.st_mtime_ns}\n".encode())
     make = functools.partial(_make, files, classes, size, fit)
     which = hashlib.sha256(f"{path}|{size}|{fit}".encode()).hexdigest()[:8]
     return cache.load(
@@ -116,14 +116,13 @@ def _folders(path):
 
 
 def _pictures(folder):
-    """Its pictures, also in folders in it; none that is hidden."""
-    return sorted(
-        file
-        for file in folder.rglob("*")
-        if file.suffix.lower() in ENDINGS
-        and not any(part.startswith(".") for part in file.relative_to(folder).parts)
-        and file.is_file()
-    )
+    """The files of its pictures, also in folders in it; none that is hidden."""
+    found = []
+    for place, inner, names in os.walk(folder, followlinks=True):
+        inner[:] = [name for name in inner if not name.startswith(".")]
+        shown = [name for name in names if name.lower().endswith(ENDINGS) and not name.startswith(".")]
+        found += [os.path.join(place, name) for name in shown]
+    return sorted(found)
 
 
 def _make(files, classes, size, fit, folder):
@@ -141,7 +140,7 @@ def _make(files, classes, size, fit, folder):
                 here = slice(begin, begin + CHUNK)
                 broken += filter(None, pool.map(read, [file for file, _ in some[here]], images[here]))
     if not broken and max(images.max() for images in arrays.values() if images.ndim == 4) < 2:
-        raise DataError(f"{every[0].parent.parent}: all pictures are black; do files of 16 bits use 8 of them?")
+        raise DataError(f"{every[0]} and all others are black; do files of 16 bits use 8 of them?")
     if broken:
         more = f" and {len(broken) - 5} more" if len(broken) > 5 else ""
         raise DataError(

@@ -37,6 +37,7 @@ from defences import AWP, L2SP, MART, NFGSM, TRADES, Adversarial, Free, Guided, 
 from evaluation import batch_sizes, per_example, testing
 from evaluation.audit import audit
 from loaders import Data
+from loaders.mapped import Mapped, Rows
 from processes.machine import fast_bfloat16
 from trainer import Recipe, train
 from training import step as steps
@@ -230,3 +231,14 @@ def test_a_notebook(tmp_path):
     command = [sys.executable, "-m", "study", "01", "--preset", "smoke", "-p", "test_pictures=20"]
     subprocess.run(command, cwd=Path(__file__).parents[1], env=environment, check=True)
     assert list(tmp_path.glob("*/01_shallow_cnn/*/scores.json"))
+
+
+def test_pictures_that_stay_in_their_file_are_those_of_a_split_on_the_device():
+    plain = Blobs().split(64, 0, "pictures").to(DEVICE)
+    lazy = Mapped(Rows(plain.images.cpu()), plain.labels, plain.classes, plain.name)
+    for one, two in zip(*(split.shuffled(8, seed=1) for split in (plain, lazy)), strict=True):
+        for augment in (False, True):
+            generators = [torch.Generator(DEVICE).manual_seed(2) for _ in range(2)]
+            wanted, found = plain.batch(one, generators[0], augment), lazy.batch(two, generators[1], augment)
+            assert all(torch.equal(a, b) for a, b in zip(wanted, found, strict=True))
+    assert lazy.checksum == plain.checksum

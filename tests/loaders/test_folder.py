@@ -153,7 +153,7 @@ def test_sixteen_bits_that_hold_eight_are_not_taken_for_black(tmp_path):
         file = tmp_path / "set" / "ab"[number % 2] / f"{number}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.full((16, 16), 200, np.uint16)).save(file)
-    with pytest.raises(DataError, match="all pictures are black"):
+    with pytest.raises(DataError, match="all others are black"):
         loaders.from_folder(tmp_path / "set", device="cpu")
 
 
