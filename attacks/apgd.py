@@ -1,4 +1,4 @@
-"""APGD (Croce & Hein 2020, arXiv:2003.01690): PGD with momentum that chooses its own step sizes. L∞ only."""
+"""APGD (Croce & Hein 2020, arXiv:2003.01690): PGD with momentum that chooses its own step sizes; L∞ and L2."""
 
 import math
 from dataclasses import dataclass
@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 
 from attacks.autoattack_search import PRECISIONS, Search
-from attacks.base import Attack, choice, setting
-from attacks.pgd import bounds
+from attacks.base import NORMS, Attack, choice, setting
+from attacks.pgd import direction, lengths, projection
 from processes.data_parallel import drawn
 
 MOMENTUM = 0.75  # share of the new step, the rest is the last movement
@@ -32,6 +32,8 @@ class APGD(Attack):
     samples: int = setting(1, 1)
     precision: str = choice(*PRECISIONS)
 
+    norms = NORMS
+
     @property
     def label(self):
         return {"ce": "APGD-CE", "dlr": "APGD-DLR", "targeted": "APGD-T"}[self.loss]
@@ -49,22 +51,19 @@ class APGD(Attack):
 
     def _climb(self, search, rank, generator):
         """One run of APGD on what stands; `rank` says which rival it moves towards, None: away from the label."""
-        noise = drawn(search.images, lambda noise: noise.uniform_(-1, 1, generator=generator))
-        noise /= noise.abs().amax((1, 2, 3), keepdim=True)
-        lower, upper = bounds(search.images, self.eps)
-        here = torch.addcmul(search.images, noise, torch.full_like(noise[:1], self.eps)).clamp_(lower, upper)
+        here = self._start(search.images, generator)
         loss, gradient, logits = self._ascend(search, here, rank)
         state = {"here": here, "before": here, "best": here, "gradient": gradient, "uphill": gradient}
         state |= {"loss": loss, "top": loss, "checked": loss, "rises": torch.zeros_like(loss)}
         state |= {"size": torch.full_like(loss, 2 * self.eps), "halved": torch.ones_like(loss, dtype=torch.bool)}
-        state |= {"lower": lower, "upper": upper}
         if self.samples == 1:
             state = search.strike(here, search.won(logits), state)
         window, since = max(round(0.22 * self.steps), 1), 0
         for step in range(self.steps):
             if not len(search):
                 return
-            state = _move(state, MOMENTUM if step else 1.0)
+            project = projection(search.images, self.eps, self.norm)
+            state = _move(state, MOMENTUM if step else 1.0, project, self.norm)
             loss, gradient, logits = self._ascend(search, state["here"], rank, last=step == self.steps - 1)
             state = _note(state, loss, gradient)
             if self.samples == 1:
@@ -74,6 +73,17 @@ class APGD(Attack):
                 state = _checkpoint(state, window)
                 window, since = max(window - max(round(0.03 * self.steps), 1), round(0.06 * self.steps), 1), 0
         search.settle(state["best"])
+
+    def _start(self, images, generator):
+        """Somewhere on the border of the ball, in any direction, as far as [0, 1] allows."""
+        if self.norm == "Linf":
+            noise = drawn(images, lambda noise: noise.uniform_(-1, 1, generator=generator))
+            noise /= noise.abs().amax((1, 2, 3), keepdim=True)
+        else:
+            noise = drawn(images, lambda noise: noise.normal_(generator=generator))
+            noise /= lengths(noise)
+        points = torch.addcmul(images, noise, torch.full_like(noise[:1], self.eps))
+        return projection(images, self.eps, self.norm)(points)
 
     def _ascend(self, search, points, rank, last=False):
         objective = self._objective(search, rank)
@@ -103,13 +113,13 @@ class APGD(Attack):
         return cross_entropy if self.loss == "ce" else ratio
 
 
-def _move(state, share):
+def _move(state, share, project, norm):
     here = state["here"]
-    ahead = here + state["size"][:, None, None, None] * state["gradient"].sign()
-    ahead = ahead.clamp_(state["lower"], state["upper"]).sub_(here).mul_(share)
+    uphill = state["gradient"].sign() if norm == "Linf" else direction(state["gradient"])
+    ahead = project(here + state["size"][:, None, None, None] * uphill).sub_(here).mul_(share)
     if share < 1:
         ahead.add_(here - state["before"], alpha=1 - share)
-    return state | {"here": ahead.add_(here).clamp_(state["lower"], state["upper"]), "before": here}
+    return state | {"here": project(ahead.add_(here)), "before": here}
 
 
 def _note(state, loss, gradient):

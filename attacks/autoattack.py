@@ -1,4 +1,4 @@
-"""AutoAttack (Croce & Hein 2020, arXiv:2003.01690): four attacks, each on what the others have left. L∞ only."""
+"""AutoAttack (Croce & Hein 2020, arXiv:2003.01690): four attacks, each on what the others have left; L∞ and L2."""
 
 from dataclasses import dataclass
 
@@ -6,7 +6,7 @@ import torch
 
 from attacks.apgd import APGD
 from attacks.autoattack_search import PRECISIONS
-from attacks.base import Attack, choice, setting
+from attacks.base import NORMS, Attack, choice, setting
 from attacks.blackbox import Square
 from attacks.fab import FAB
 
@@ -26,14 +26,17 @@ class AutoAttack(Attack):
     queries: int = setting(5000, 1)
     precision: str = choice(*PRECISIONS)
 
+    norms = NORMS
+
     @property
     def stages(self):
-        shared = {"eps": self.eps, "steps": self.steps, "precision": self.precision}
+        ball = {"eps": self.eps, "norm": self.norm}
+        shared = ball | {"steps": self.steps, "precision": self.precision}
         if self.version == "rand":
             return (APGD(**shared, samples=20), APGD(**shared, samples=20, loss="dlr"))
-        square = Square(eps=self.eps, queries=self.queries, precision=self.precision)
+        square = Square(**ball, queries=self.queries, precision=self.precision)
         targeted = APGD(**shared, loss="targeted", targets=self.targets)
-        fab = FAB(eps=self.eps, steps=self.steps, targets=self.targets)
+        fab = FAB(**ball, steps=self.steps, targets=self.targets)
         return (APGD(**shared), targeted, fab, square)
 
     @property

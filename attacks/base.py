@@ -20,21 +20,44 @@ from torch import nn
 
 LIFT = 128.0  # between what float16 loses, below 6e-8, and what it cannot hold, above 65,504
 EPS_HINT = "8/255 is usual; a plain 8 forgets the division"
+NORMS = ("Linf", "L2")
+USUAL_EPS = {"Linf": 8 / 255, "L2": 0.5}  # RobustBench's for CIFAR-10
+
+
+def check_norm(owner, _):
+    """Raise ValueError unless a norm is one that an attack or a defence knows: L∞, or what `norms` lists."""
+    norms = getattr(owner, "norms", ("Linf",))
+    if owner.norm not in norms:
+        there = "'Linf' or 'L2' is needed" if len(norms) > 1 else "it is defined for 'Linf' alone"
+        raise ValueError(f"{type(owner).__name__}: norm={owner.norm!r}; {there}")
+
+
+def norm_setting(written=False, **settings):
+    """The field `norm`; unless it always was, "Linf" is not written into recipe.json: see training/identity.py."""
+    return field(default="Linf", metadata={"check": check_norm, "written": written}, **settings)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Attack:
-    """Settings of an attack; `eps` is the largest change of a pixel, in units of the [0, 1] range."""
+    """Settings of an attack. `eps` is the largest change: of a pixel in the `norm` "Linf", in units of the [0, 1]
+    range; in "L2" the length of the change of the whole picture. None is 8/255, in L2 0.5.
+    """
 
-    eps: float = 8 / 255
+    eps: float | None = None
+    norm: str = norm_setting()
 
+    norms: ClassVar[tuple] = ("Linf",)
+    # Does it change every picture that withstands it, or give some back as they were?
+    changes_all: ClassVar[bool] = True
     # Ours have a gradient wherever the model has one; CW and others stop on purpose once they have won.
     zero_gradient_is_failure: ClassVar[bool] = True
     # May ε and the step size be scalar tensors in `craft`? So one CUDA graph serves all sizes.
     takes_tensors: ClassVar[bool] = False
 
     def __post_init__(self):
-        largest = math.inf if getattr(self, "norm", "Linf") == "L2" else 1
+        if self.eps is None:
+            vars(self)["eps"] = USUAL_EPS.get(self.norm, USUAL_EPS["Linf"])
+        largest = math.inf if self.norm == "L2" else 1
         check_setting(self, "eps", 0, largest, hint=EPS_HINT)
         check_settings(self)
 
@@ -43,21 +66,30 @@ class Attack:
 
         With `targets` (N,) int64 the attack pushes towards those classes instead of away from the
         labels. Randomness comes from `generator`, or from the global seed. Raises TypeError or
-        ValueError for input outside the contract and for logits that are not finite; warns when the
-        gradient of an example is exactly zero or not finite: surviving such an attack means nothing.
+        ValueError for input outside the contract and for logits that are not finite, RuntimeError where no
+        gradient can be had (torch.inference_mode). Warns when the gradient of an example is missing, exactly zero
+        or not finite, or nothing was changed: surviving such an attack means nothing.
         """
         check_images(images)
         check_labels(labels, images, "labels")
         if targets is not None:
             check_labels(targets, images, "targets")
         if len(images) == 0 or self.eps == 0:
-            return images.clone()
+            return images.detach().clone()
+        if images.is_inference() and not torch.is_inference_mode_enabled():
+            images, labels = images.clone(), labels.clone()  # from there no gradient follows
+        images = images.detach()  # nor is any of the caller's graph kept
         goal = labels if targets is None else targets
         if generator is None:  # from the global one: torch.manual_seed makes all of it repeatable
             generator = torch.Generator(images.device).manual_seed(int(torch.randint(2**62, ())))
         watched = _Watched(model, int(torch.maximum(labels, goal).max()))
         with evaluating(watched):
-            adversarial = self.craft(watched, images, goal, generator, targets is not None)
+            adversarial = self.craft(watched, images, goal, generator, targets is not None).detach()
+            same = (adversarial == images).flatten(1).all(1)
+            if self.changes_all and bool(same.any()):
+                with torch.no_grad():
+                    reached = watched(images[same]).argmax(1) == goal[same]
+                watched.unchanged = int((reached ^ (targets is not None)).sum())
         watched.report(self, len(images))
         return adversarial
 
@@ -100,12 +132,11 @@ class Attack:
     def __repr__(self):
         """As people write settings: sizes in 255ths, so that 2/225 in place of 2/255 shows."""
         sizes = {"eps": "ε", "step_size": "α"}
-        scaled = getattr(self, "norm", "Linf") == "Linf"
         shown = []
-        for each in fields(self):
+        for each in sorted(fields(self), key=lambda each: each.name == "norm"):
             value = getattr(self, each.name)
             if each.name in sizes:
-                shown.append(f"{sizes[each.name]}={in_255ths(value) if scaled else f'{value:.4g}'}")
+                shown.append(f"{sizes[each.name]}={in_255ths(value, self.norm)}")
             elif each.name == "steps":
                 shown.append(f"{value} step{'s' * (value != 1)}")
             elif value != each.default:
@@ -113,9 +144,14 @@ class Attack:
         return f"{type(self).__name__}({', '.join(shown)})"
 
 
-def in_255ths(value):
-    """0.0313725 -> '8/255'; a value off the grid keeps four digits: '2.267/255'."""
-    return f"{value * 255:.4g}/255"
+def in_255ths(value, norm="Linf"):
+    """0.0313725 -> '8/255'; a value off the grid keeps four digits: '2.267/255'; a length in L2 is as it is."""
+    return f"{value * 255:.4g}/255" if norm == "Linf" else f"{value:.4g}"
+
+
+def whole_range(norm, images):
+    """The ε with which every picture of [0, 1] can be reached from every other: 1, in L2 √(C · H · W)."""
+    return 1.0 if norm == "Linf" else math.sqrt(images[0].numel())
 
 
 @contextmanager
@@ -152,6 +188,7 @@ def input_gradient(model, images, labels, targeted=False, scaled=False):
 
     autograd.grad asks for the images alone, so no gradient of a weight is computed or stored.
     """
+    refuse_inference_mode()
     images = images.detach().requires_grad_()
     with torch.enable_grad():
         logits = model(images)
@@ -165,6 +202,42 @@ def input_gradient(model, images, labels, targeted=False, scaled=False):
     if lift != 1:
         gradient = torch.nan_to_num(gradient / lift)
     return gradient * doubt.clamp_min(1e-20)[:, None, None, None].to(gradient.dtype) if scaled else gradient
+
+
+def refuse_inference_mode():
+    """Raise RuntimeError where torch computes no gradient, whatever is asked of it."""
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError(
+            "inside torch.inference_mode() there is no gradient, so an attack would change nothing: "
+            "call it outside; torch.no_grad() around it does no harm"
+        )
+
+
+def logits_of(model, images):
+    """What the model says of the images (N, C, H, W). Raises TypeError where that is no tensor of logits, or its
+    weights are of another type than the images.
+    """
+    try:
+        logits = model(images)
+    except RuntimeError as error:
+        weights = list(model.parameters()) if isinstance(model, nn.Module) else []
+        if any(weight.is_inference() for weight in weights):
+            raise RuntimeError(
+                "the model was made inside torch.inference_mode(), so there is no gradient: make it outside"
+            ) from error
+        kinds = {weight.dtype for weight in weights if weight.is_floating_point()}
+        if kinds and images.dtype not in kinds and "memory" not in str(error):
+            raise TypeError(
+                f"the model's weights are {min(kinds, key=str)}, the images {images.dtype}: "
+                f"call model.to({images.dtype}), or let its forward convert the images"
+            ) from error
+        raise
+    if not isinstance(logits, torch.Tensor):
+        raise TypeError(
+            f"the model gave a {type(logits).__name__}, where a tensor of logits (N, classes) is needed: "
+            "wrap it with models.wrap(network, logits=...)"
+        )
+    return logits
 
 
 def _in_float16(logits):
@@ -204,10 +277,16 @@ class _Watched(nn.Module):
         self.model = model
         self.largest_label = largest_label
         self.finite = True
+        self.asked = 0  # examples whose first gradient was asked for
         self.without_gradient = None
+        self.unchanged = 0
 
     def forward(self, images):
-        logits = self.model(images)
+        if images.requires_grad and torch.is_grad_enabled() and self.without_gradient is None:
+            self.asked = self.asked or len(images)
+            images = images.view_as(images)  # what an attack's own loss says of the pictures passes this by
+            images.register_hook(self._note_gradient)
+        logits = logits_of(self.model, images)
         if logits.ndim != 2 or len(logits) != len(images):
             raise ValueError(
                 f"the model gave a tensor of shape {tuple(logits.shape)} for {len(images)} images; "
@@ -219,8 +298,6 @@ class _Watched(nn.Module):
                 f"0 to {logits.shape[1] - 1}; were the labels made for another data set?"
             )
         self.finite = torch.isfinite(logits.detach()).all() & self.finite
-        if images.requires_grad and self.without_gradient is None:
-            images.register_hook(self._note_gradient)
         return logits
 
     def _note_gradient(self, gradient):
@@ -233,14 +310,24 @@ class _Watched(nn.Module):
                 f"{attack}: the model gave logits that are NaN or infinite; "
                 "its weights are broken (diverged training?) or its arithmetic overflows"
             )
-        zero = int(self.without_gradient or 0)
-        if zero and attack.zero_gradient_is_failure:
-            warnings.warn(
-                f"{attack}: {zero} of {count} examples have an input gradient of exactly zero, or not finite, so "
-                "the attack cannot move them; a model that masks its gradient is not robust for that",
-                RuntimeWarning,
-                stacklevel=3,
+        says, zero = None, 0 if self.without_gradient is None else int(self.without_gradient)
+        if self.asked and self.without_gradient is None:
+            says = (
+                f"no gradient leads from the logits of {self.asked} of {count} examples to the images (a forward "
+                "under no_grad, in numpy, or detached), so the attack cannot move them; that is no robustness"
             )
+        elif zero and attack.zero_gradient_is_failure:
+            says = (
+                f"{zero} of {count} examples have an input gradient of exactly zero, or not finite, so "
+                "the attack cannot move them; a model that masks its gradient is not robust for that"
+            )
+        elif self.unchanged:
+            says = (
+                f"{self.unchanged} of {count} examples withstand and were not changed at all; "
+                "is ε, or a step, too small to tell in float32?"
+            )
+        if says:
+            warnings.warn(f"{attack}: {says}", RuntimeWarning, stacklevel=3)
 
 
 def check_images(images):

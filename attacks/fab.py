@@ -1,4 +1,4 @@
-"""FAB (Croce & Hein 2019, arXiv:1907.02044), towards one class after the other: the nearest boundary. L∞ only."""
+"""FAB (Croce & Hein 2019, arXiv:1907.02044), one class after the other: the nearest boundary; L∞ and L2."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -6,11 +6,12 @@ from functools import partial
 import torch
 
 from attacks.autoattack_search import Search
-from attacks.base import Attack, setting
+from attacks.base import NORMS, Attack, setting
 
 BIAS = 0.1  # the largest share of the way back towards the picture
 OVERSHOOT = 1.05
 BACKWARD = 0.9  # of the change is kept after a success beyond ε
+FAR = 1e12  # farther than any pixel's room
 NEWTON = 8  # iterations of the projection: all but pixels at the border of the range are settled by the first
 
 
@@ -26,6 +27,8 @@ class FAB(Attack):
     targets: int = setting(9, 1)
 
     label = "FAB-T"
+    norms = NORMS
+    changes_all = False  # what it finds too far away is given back as it was
 
     def craft(self, model, images, labels, generator, targeted=False):
         if targeted:
@@ -43,41 +46,43 @@ class FAB(Attack):
             here, images = state["here"], search.images
             value, gradient, _ = search.ascend(here, partial(search.lead, rank=rank))
             # The boundary, as seen from here: gradient · (x - here) + value = 0.
-            from_here = _project(here, gradient, value)
+            from_here = _project(here, gradient, value, self.norm)
             shift = (gradient * (images - here)).sum((1, 2, 3))
-            from_picture = _project(images, gradient, value + shift)
-            near, far = _size(from_here), _size(from_picture)
+            from_picture = _project(images, gradient, value + shift, self.norm)
+            near, far = _size(from_here, self.norm), _size(from_picture, self.norm)
             share = (near / (near + far).clamp_min(1e-12)).clamp(0, BIAS)[:, None, None, None]
             here = (here + OVERSHOOT * from_here) * (1 - share) + (images + OVERSHOOT * from_picture) * share
             here = here.clamp_(0, 1)
             won = search.won(search.exact(here))
             back = torch.where(won[:, None, None, None], images + BACKWARD * (here - images), here)
-            state = search.strike(here, won & (_size(here - images) <= self.eps), {"here": back})
+            state = search.strike(here, won & (_size(here - images, self.norm) <= self.eps), {"here": back})
             if not len(search):
                 return
 
 
-def _size(change):
-    return change.flatten(1).abs().amax(1)
+def _size(change, norm):
+    return change.flatten(1).abs().amax(1) if norm == "Linf" else change.flatten(1).norm(dim=1)
 
 
-def _project(points, normal, value):
-    """The smallest L∞ change within [0, 1] that brings `value` (n,), linear with this normal, to zero.
+def _project(points, normal, value, norm="Linf"):
+    """The smallest change within [0, 1] that brings `value` (n,), linear with this normal, to zero.
 
-    Each pixel moves by the same length λ in the helpful direction, as far as its room allows; what λ gives is
-    concave and piecewise linear, so Newton's method from zero climbs to the solution without passing it.
-    Where even the whole room is not enough, all of it is used.
+    Each pixel moves in the helpful direction by λ, in L2 by λ times its share of the slope, as far as its room
+    allows; what λ gives is concave and piecewise linear, so Newton's method climbs from zero to the solution and
+    never past it. Where even the whole room is not enough, all of it is used.
     """
     direction = normal.sign() * -value.sign()[:, None, None, None]
     slope = normal.flatten(1).abs()
+    steepest = slope.amax(1, keepdim=True).clamp_min(torch.finfo(slope.dtype).tiny)
+    rate = torch.ones_like(slope) if norm == "Linf" else slope / steepest
     room = torch.where(direction > 0, 1 - points, points).flatten(1) * (slope > 0)
     wanted, everything = value.abs(), torch.linalg.vecdot(slope, room)
     reach = torch.zeros_like(wanted)
     for _ in range(NEWTON):
-        free = slope * (room > reach[:, None])
-        climb = free.sum(1)
+        free = slope * (room > reach[:, None] * rate)
+        climb = (free * rate).sum(1)
         missing = wanted - everything + torch.linalg.vecdot(free, room)
-        before, reach = reach, torch.where(climb > 0, missing / climb.clamp_min(1e-30), 1.0).clamp(0, 1)
+        before, reach = reach, torch.where(climb > 0, missing / climb, FAR).clamp(0, FAR)
         if torch.equal(before, reach):
             break
-    return direction * torch.minimum(room, reach[:, None]).view_as(points)
+    return direction * torch.minimum(room, reach[:, None] * rate).view_as(points)

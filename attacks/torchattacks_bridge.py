@@ -4,14 +4,19 @@ import inspect
 import random
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
 
-from attacks.base import Attack
+from attacks.base import Attack, refuse_inference_mode
 
 # These follow no cross-entropy, so it may saturate.
-OTHER_LOSS = ("APGDT", "CW", "DeepFool", "FAB", "JSMA", "OnePixel", "Pixle", "SparseFool", "Square")
+OTHER_LOSS = (
+    *("APGDT", "CW", "DeepFool", "EADEN", "EADL1", "FAB", "JSMA"),
+    *("OnePixel", "Pixle", "SparseFool", "Square"),
+)
+BLIND = ("GN", "OnePixel", "Pixle", "SPSA", "Square", "VANILA")  # these ask for no gradient
 
 
 @dataclass(frozen=True, repr=False)
@@ -27,7 +32,9 @@ class Torchattacks(Attack):
     name: str
     settings: dict
 
-    zero_gradient_is_failure = False
+    norm: ClassVar[str] = "Linf"  # no setting of its own: theirs says it
+
+    changes_all = False
 
     def __init__(self, name, **settings):
         probe = _make(name, torch.nn.Linear(1, 1), settings)
@@ -40,6 +47,8 @@ class Torchattacks(Attack):
     @property
     def follows_cross_entropy(self):
         return self.name not in OTHER_LOSS
+
+    zero_gradient_is_failure = follows_cross_entropy
 
     def scaled(self, factor):
         probe = _make(self.name, torch.nn.Linear(1, 1), self.settings)
@@ -60,6 +69,8 @@ class Torchattacks(Attack):
         return f"{type(self).__name__}({self.name!r}{''.join(settings)})"
 
     def craft(self, model, images, labels, generator, targeted=False):
+        if self.name not in BLIND:
+            refuse_inference_mode()
         settings, possible = dict(self.settings), inspect.signature(_find(self.name)).parameters
         if "n_classes" in possible and "n_classes" not in settings:  # it would take ten for granted
             with torch.no_grad():
@@ -73,7 +84,15 @@ class Torchattacks(Attack):
             attack = _make(self.name, torch.nn.Sequential(_PlainGradient(), model).eval(), settings)
             if targeted:
                 attack.set_mode_targeted_by_label(quiet=True)
-            adversarial = attack(images.contiguous(), labels)
+            try:
+                adversarial = attack(images.contiguous(), labels)
+            except RuntimeError as error:
+                if "does not require grad" not in str(error):
+                    raise
+                raise RuntimeError(
+                    f"{self}: no gradient leads from the model's logits to the images (a forward under no_grad, "
+                    "in numpy, or detached), so this attack cannot run; Square and Noise need none"
+                ) from error
         return torch.empty_like(images).copy_(adversarial.detach())
 
 

@@ -90,7 +90,7 @@ class Adversarial(TwoHalves):
 
     def single_step_eps(self, progress):
         single = isinstance(self.attack, FGSM) or getattr(self.attack, "steps", math.inf) == 1
-        if not single or getattr(self.attack, "norm", "Linf") != "Linf":
+        if not single or self.attack.norm != "Linf":
             return None
         return self.attack.eps * self._strength(progress)
 

@@ -6,7 +6,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from attacks import evaluating, input_gradient, wide
-from attacks.base import EPS_HINT, LIFT, check_settings, setting
+from attacks.base import EPS_HINT, LIFT, check_settings, norm_setting, setting
 from attacks.pgd import bounds
 from defences.adversarial import Standard, TwoHalves
 from processes.data_parallel import drawn
@@ -14,9 +14,13 @@ from processes.data_parallel import drawn
 
 @dataclass(frozen=True)
 class SingleStep:
-    """A defence whose examples a single step makes, of the same ε from the first moment to the last."""
+    """A defence whose examples a single step makes, of the same ε from the first moment to the last.
+
+    Its paper defines it in L∞: `norm` takes nothing else.
+    """
 
     eps: float = setting(8 / 255, 0, 1, open_low=True, hint=EPS_HINT)
+    norm: str = norm_setting(kw_only=True, repr=False)
 
     __post_init__ = check_settings
 

@@ -7,8 +7,8 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from attacks import PGD, Attack, wide
-from attacks.base import LIFT, moved, setting
-from attacks.pgd import bounds
+from attacks.base import LIFT, setting
+from attacks.pgd import projection, stepped
 from defences.adversarial import Adversarial
 from processes.data_parallel import drawn
 
@@ -17,7 +17,7 @@ from processes.data_parallel import drawn
 class TRADES(Adversarial):
     """cross-entropy(x) + β · KL(p(x) ‖ p(x')), where x' drives the two apart: Zhang et al. 2019, arXiv:1901.08573.
 
-    `attack`, a PGD in L∞, says how far, in which steps and how many; it climbs the divergence instead of the
+    `attack`, a PGD, says how far, in which norm and steps and how many; it climbs the divergence instead of the
     cross-entropy, from Gaussian noise of 0.001 around the picture, as in the paper. So small a change is lost in
     bfloat16, so p(x) and the first step are in the precision of the pictures. Both passes of the update are in
     training mode. The logits are those of x'.
@@ -31,10 +31,8 @@ class TRADES(Adversarial):
     def __post_init__(self):
         super().__post_init__()
         attack = self.attack
-        if type(attack) is not PGD or attack.norm != "Linf" or attack.restarts > 1 or not attack.random_start:
-            raise ValueError(
-                f"TRADES: attack={attack}; a PGD in L∞, from a random start, without restarts is needed"
-            )
+        if type(attack) is not PGD or attack.restarts > 1 or not attack.random_start:
+            raise ValueError(f"TRADES: attack={attack}; a PGD from a random start, without restarts, is needed")
 
     def _crafted(self, attack, model, images, labels, generator):
         kind = images.device.type
@@ -42,14 +40,14 @@ class TRADES(Adversarial):
         with torch.no_grad(), torch.autocast(kind, enabled=False):
             clean = model(images).softmax(1)
         noise = drawn(images, lambda noise: noise.normal_(0, 0.001, generator=generator))
-        adversarial, (lower, upper) = noise.add_(images), bounds(images, attack.eps)
+        adversarial, project = noise.add_(images), projection(images, attack.eps, attack.norm)
         for step in range(attack.steps):
             points = adversarial.detach().requires_grad_()
             with torch.enable_grad(), torch.autocast(kind, **computing | ({} if step else {"enabled": False})):
                 logits = model(points)
                 ascent = (LIFT * (wide(logits.detach()).softmax(1) - clean)).to(logits.dtype)
                 gradient = torch.nan_to_num(torch.autograd.grad(logits, points, ascent)[0])
-            moved(adversarial, gradient.sign_(), attack.step_size).clamp_(lower, upper)
+            project(stepped(adversarial, gradient, attack.step_size, attack.norm))
         return adversarial
 
     def objective(self, model, images, adversarial, labels, smoothing):

@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
 from attacks import FGSM, PGD, Attack, AutoAttack, Noise, Square, Torchattacks, evaluating
+from attacks.base import NORMS, whole_range
 from evaluation import checks
 from evaluation.finding import CLEAN
 from evaluation.per_example import attacked, on_device_of, predict
@@ -62,16 +63,19 @@ def examine(model, split, logits, scores, attacks, extents):
 def _compared(attacks, scores):
     """Checks of attacks beside one another."""
     for one, many in fgsm_and_pgd(attacks):
-        yield checks.attack_order(scores.share(one), scores.share(many), one, many, attacks[one].eps, scores.n)
+        eps = attacks[one].eps if attacks[one].norm == "Linf" else None
+        yield checks.attack_order(scores.share(one), scores.share(many), one, many, eps, scores.n)
     white = {label: attack for label, attack in attacks.items() if not isinstance(attack, BLIND)}
     kinds = {(type(attack), getattr(attack, "name", "")): label for label, attack in white.items()}
-    if len({attack.eps for attack in white.values()}) == 1 and any(isinstance(a, FGSM) for a in white.values()):
+    if len({(attack.norm, attack.eps) for attack in white.values()}) == 1 and any(
+        isinstance(a, FGSM) for a in white.values()
+    ):
         yield checks.alike(scores.share(CLEAN), {label: scores.share(label) for label in kinds.values()})
     # Blind attacks may not win against the strongest of the others, and none of these against AutoAttack.
-    comparable = [label for label, attack in white.items() if getattr(attack, "norm", "Linf") == "Linf"]
-    strongest = min(comparable, key=scores.share, default=None)
     for label, attack in attacks.items():
-        if strongest is None or attack.eps != attacks[strongest].eps:
+        rivals = [other for other, its in white.items() if (its.norm, its.eps) == (attack.norm, attack.eps)]
+        strongest = min(rivals, key=scores.share, default=None)
+        if strongest is None:
             continue
         if isinstance(attack, BLIND):
             yield checks.weaker_wins(scores, strongest, label)
@@ -80,7 +84,7 @@ def _compared(attacks, scores):
     plain = [(label, a) for label, a in attacks.items() if type(a) is PGD and a.restarts == 1]
     for label, pgd in plain:
         for strong, attack in attacks.items():
-            if isinstance(attack, AutoAttack) and pgd.eps == attack.eps and pgd.norm == "Linf":
+            if isinstance(attack, AutoAttack) and (pgd.eps, pgd.norm) == (attack.eps, attack.norm):
                 why = "PGD's number is far from the worst case"
                 yield checks.stronger("AutoAttack gap", scores, label, strong, 8, why)
         for many, other in plain:
@@ -159,7 +163,7 @@ def audit(model, split, attack=None, *, surrogates=None, seed=0, progress=True):
     beside FGSM, noise, Square (1,000 queries) and PGD carried over from `surrogates`, {name: model}; and it looks
     at gradients, batches, repetition and convergence. A few hundred pictures do. Saved into the run's folder, its
     findings join the scores there, so that every table strikes out what is invalid. Raises ValueError where the
-    attack has no ε to vary, or another norm than L∞. It runs the attack about ten times over, at larger ε too.
+    attack has no ε to vary, or a norm that is not L∞ or L2. It runs the attack about ten times, at larger ε too.
     """
     if not isinstance(surrogates, dict | None):
         raise TypeError(f"surrogates={surrogates!r:.60}: a dictionary {{name: model}} is needed")
@@ -174,9 +178,9 @@ class _Auditor:
             raise TypeError(f"{attack!r} is no attack; pass one such as PGD(steps=20)")
         if attack.eps == 0:
             raise ValueError(f"{attack} has no ε to vary")
-        if getattr(attack, "norm", "Linf") != "Linf":
+        if attack.norm not in NORMS:
             raise ValueError(
-                f"{attack}: an audit compares with attacks in L∞; norm={attack.norm!r} has no others here"
+                f"{attack}: an audit compares with attacks in L∞ and L2; norm={attack.norm!r} has no others here"
             )
         attack.scaled(1.0)  # raises at once where it cannot be
         self.model, self.split, self.attack, self.seed = on_device_of(split, model), split, attack, seed
@@ -186,6 +190,7 @@ class _Auditor:
         described = {attack.label: repr(attack)}
         self.scores = Audit(split.name, {CLEAN: right.cpu()}, described, {CLEAN: 0.0}, pictures=split.checksum)
         self.extents, self.found = {}, []
+        self.whole = whole_range(attack.norm, split.images)
         self.bar = tqdm(desc="audit", disable=not progress, unit="image")
 
     def measure(self, name, attack, source=None):
@@ -201,11 +206,12 @@ class _Auditor:
 
     def run(self, surrogates):
         label, attack = self.attack.label, self.attack
-        named = {label: attack} if type(attack) is FGSM else {label: attack, "FGSM": FGSM(eps=attack.eps)}
+        self.ball = {"eps": attack.eps, "norm": attack.norm}
+        named = {label: attack} if type(attack) is FGSM else {label: attack, "FGSM": FGSM(**self.ball)}
         for name, other in named.items():
             self.measure(name, other)
         self._more_effort(label, attack)
-        self._less_knowledge(label, attack.eps, surrogates)
+        self._less_knowledge(label, surrogates)
         self._along_eps(label, attack)
         with evaluating(self.model):
             self._pictures(attack)
@@ -218,8 +224,9 @@ class _Auditor:
 
     def _more_effort(self, label, attack):
         if type(attack) is FGSM:
-            share = self.measure("PGD-10", PGD(eps=attack.eps))
-            self.found.append(checks.attack_order(self.scores.share(label), share, label, "PGD-10", attack.eps))
+            share = self.measure("PGD-10", PGD(**self.ball))
+            eps = attack.eps if attack.norm == "Linf" else None
+            self.found.append(checks.attack_order(self.scores.share(label), share, label, "PGD-10", eps))
             why = "a single step is not an attack to report alone"
             self.found.append(checks.stronger("more steps", self.scores, label, "PGD-10", 2.5, why))
         if hasattr(attack, "step_size"):
@@ -232,10 +239,10 @@ class _Auditor:
             why = "where it starts decides; use restarts or AutoAttack"
             self.found.append(checks.stronger("restarts", self.scores, label, name, 1, why))
 
-    def _less_knowledge(self, label, eps, surrogates):
-        blind = {"noise": Noise(eps=eps), "Square-1000": Square(eps=eps, queries=1000)}
+    def _less_knowledge(self, label, surrogates):
+        blind = {"noise": Noise(**self.ball), "Square-1000": Square(**self.ball, queries=1000)}
         weaker = {name: (attack, None) for name, attack in blind.items() if attack != self.attack}
-        carried = PGD(eps=eps, step_size=eps / 4)
+        carried = PGD(**self.ball, step_size=self.attack.eps / 4)
         weaker |= {f"carried from {name}": (carried, source) for name, source in surrogates.items()}
         for name, (attack, source) in weaker.items():
             self.measure(name, attack, source)
@@ -243,13 +250,14 @@ class _Auditor:
 
     def _along_eps(self, label, attack):
         grid = {attack.eps: self.scores.share(label)}
-        for eps in (attack.eps / 2, 2 * attack.eps, 64 / 255, 1.0):
-            if eps <= 1 and all(abs(eps - there) > 1e-9 for there in grid):
-                grid[eps] = self.measure(f"ε = {checks.in_255ths(eps)}", attack.scaled(eps / attack.eps))
-        counts = torch.bincount(self.split.labels)
-        self.found.append(checks.monotone(grid, len(self.split), (label,)))
+        for eps in (attack.eps / 2, 2 * attack.eps, checks.FAR * self.whole, self.whole):
+            if eps <= self.whole and all(abs(eps - there) > 1e-9 for there in grid):
+                named = f"ε = {checks.in_255ths(eps, attack.norm)}"
+                grid[eps] = self.measure(named, attack.scaled(eps / attack.eps))
+        chance = float(torch.bincount(self.split.labels).max() / len(self.split))
+        self.found.append(checks.monotone(grid, len(self.split), (label,), attack.norm))
         if type(attack) is not FGSM:  # a single step has no reason to succeed far out
-            self.found.append(checks.collapse(grid, float(counts.max() / len(self.split)), (label,)))
+            self.found.append(checks.collapse(grid, chance, (label,), attack.norm, self.whole))
 
     def _pictures(self, attack):
         """Checks that need the adversarial pictures themselves."""
@@ -260,7 +268,8 @@ class _Auditor:
         if not isinstance(attack, Torchattacks):  # some of those divide by ε
             still = replace(attack, eps=0.0).craft(self.model, images[:4], labels[:4], self._generator())
             self.found.append(checks.zero_eps(attack, float((still - images[:4]).abs().max()), (attack.label,)))
-        self.found.append(checks.masked_gradient(self.model, images, labels, eps=attack.eps))
+        pixel = attack.eps / self.whole  # in L2, if all pixels have an equal share
+        self.found.append(checks.masked_gradient(self.model, images, labels, eps=pixel))
         points = attack.craft(self.model, images, labels, self._generator())
         mixed = torch.randperm(len(points), generator=torch.Generator().manual_seed(self.seed)).to(points.device)
         with torch.no_grad():

@@ -18,6 +18,7 @@ from attacks import FGSM, dead_gradients, in_255ths, input_gradient
 from evaluation.finding import ATTACKED, WORST, Finding
 
 TOLERANCE = 1e-6
+FAR = 64 / 255  # of the whole range: more than any network withstands
 
 # ---------------------------------------------------------------------------------------------------
 # Checks of a model.
@@ -192,9 +193,9 @@ def inside_ball(label, attack, extent):
         says = f"{extent.broken} examples made by {attack} get logits that are NaN or infinite"
         return Finding("finite logits", "invalid", extent.broken, 0, says, (label, WORST))
     reach = max(extent.largest - attack.eps, -extent.low, extent.high - 1)
-    if not reach <= TOLERANCE * (1 if getattr(attack, "norm", "Linf") == "Linf" else 100) or isnan(sum(extent)):
+    if not reach <= TOLERANCE * (1 if attack.norm == "Linf" else 100) or isnan(sum(extent)):
         pixels = f"pixels from {extent.low:.4g} to {extent.high:.4g}"
-        says = f"{attack} reached |δ| = {in_255ths(extent.largest)}, {pixels}"
+        says = f"{attack} reached |δ| = {in_255ths(extent.largest, attack.norm)}, {pixels}"
         return Finding("inside the ball", "invalid", reach, TOLERANCE, says, (label, WORST))
 
 
@@ -203,7 +204,8 @@ def uses_its_eps(label, attack, extent, attacked):
     if not attacked or not (hasattr(attack, "step_size") or isinstance(attack, FGSM)):
         return None
     if extent.largest < attack.eps / 2:
-        says = f"{attack} changes no pixel by more than {in_255ths(extent.largest)}"
+        what = "pixel" if attack.norm == "Linf" else "picture"
+        says = f"{attack} changes no {what} by more than {in_255ths(extent.largest, attack.norm)}"
         return Finding(
             "ε not used", "suspect", extent.largest, attack.eps / 2, f"{says}; divided twice?", (label,)
         )
@@ -221,19 +223,23 @@ def zero_eps(attack, change, rows=ATTACKED):
 
 
 def step_sizes(label, attack):
-    """Suspect: steps too short to reach ε or over twice ε, or no simple part of 1/255 or ε (a typo like 2/225)."""
+    """Suspect: steps too short to reach ε or over twice ε; or, in L∞, no simple part of 1/255 or ε (a typo like
+    2/225).
+    """
     step = getattr(attack, "step_size", None)
-    if step is None or getattr(attack, "norm", "Linf") != "Linf":
+    if step is None:
         return None
+    alpha, eps = (in_255ths(size, attack.norm) for size in (step, attack.eps))
     if step * attack.steps < attack.eps - TOLERANCE:
-        says = f"{attack.steps} steps of {in_255ths(step)} cannot cross ε = {in_255ths(attack.eps)}"
+        says = f"{attack.steps} steps of {alpha} cannot cross ε = {eps}"
         return Finding("step size", "suspect", step * attack.steps, attack.eps, says, (label,))
     if step > 2 * attack.eps + TOLERANCE:
-        says = f"α = {in_255ths(step)} is over twice ε: each step ends in a corner. Was /255 forgotten?"
+        says = f"α = {alpha} is over twice ε: each step ends in a corner. Was /255 forgotten?"
         return Finding("step size", "suspect", step, 2 * attack.eps, says, (label,))
     quarters, part = step * 255 * 4, 2 * attack.eps / step
-    if abs(quarters - round(quarters)) > 1e-3 and abs(part - round(part)) > 1e-3:
-        says = f"α = {in_255ths(step)} is no quarter of 1/255 and no simple part of ε; 2/225 in place of 2/255?"
+    odd = abs(quarters - round(quarters)) > 1e-3 and abs(part - round(part)) > 1e-3
+    if odd and attack.norm == "Linf":
+        says = f"α = {alpha} is no quarter of 1/255 and no simple part of ε; 2/225 in place of 2/255?"
         return Finding("step size", "suspect", step * 255, 0.25, says, (label,))
 
 
@@ -266,15 +272,15 @@ def robust_above_clean(clean, label, robust):
 
 
 def attack_order(fgsm, pgd, label="FGSM", against="PGD", eps=8 / 255, n=1000):
-    """Accuracy under FGSM against that under PGD at equal ε.
+    """Accuracy under FGSM against that under PGD at equal ε. `eps` is of L∞, None in another norm.
 
     Invalid: FGSM above PGD by over 30 points at ε up to 8/255, catastrophic overfitting (healthy runs have at
-    most 18.7, collapsed ones 62.5 or more [L]; at larger ε healthy ones differ as much). It concerns FGSM's
-    row alone: PGD tells the truth. Suspect: PGD above FGSM by over 1 point, and over two of the n examples, so its
-    steps do not climb [C].
+    most 18.7, collapsed ones 62.5 or more [L]; at larger ε healthy ones differ as much, and L2 is not in [L]). It
+    concerns FGSM's row alone: PGD tells the truth. Suspect: PGD above FGSM by over 1 point, and over two of the n
+    examples, so its steps do not climb [C].
     """
     gap = 100 * (fgsm - pgd)
-    if gap > 30 and eps <= 8 / 255 + TOLERANCE:
+    if gap > 30 and eps is not None and eps <= 8 / 255 + TOLERANCE:
         says = f"{label} leaves {gap:.1f} points more than {against}: the model has learned to fool a single step"
         return Finding("catastrophic overfitting", "invalid", gap, 30, says, (label,))
     if gap < -max(1, 200 / n + 1e-9):
@@ -323,21 +329,22 @@ def weaker_wins(scores, label, name):
         )
 
 
-def collapse(accuracies, chance, rows):
+def collapse(accuracies, chance, rows, norm="Linf", whole=1.0):
     """Invalid: accuracy over 1 point at ε = 1, or above chance at 64/255: the attack cannot attack [C].
 
-    `accuracies` maps ε to accuracy.
+    `accuracies` maps ε to accuracy. In L2 both ε are shares of `whole`, the length of the longest change, so that
+    the balls hold those of L∞.
     """
     for eps, share in accuracies.items():
-        far, known = eps >= 1 - TOLERANCE, abs(eps - 64 / 255) < TOLERANCE
+        far, known = eps >= whole - TOLERANCE, abs(eps - FAR * whole) < TOLERANCE
         limit = 0.01 if far else chance if known else None
         if limit is not None and share > limit:
             over = f"{100 * limit:.1f} %{'' if far else ', chance'}"
-            says = f"at ε = {in_255ths(eps)} the attack still leaves {100 * share:.1f} %, over {over}"
+            says = f"at ε = {in_255ths(eps, norm)} the attack still leaves {100 * share:.1f} %, over {over}"
             return Finding("collapse", "invalid", share, limit, f"{says}: it does not work here", rows)
 
 
-def monotone(accuracies, n, rows):
+def monotone(accuracies, n, rows, norm="Linf"):
     """Suspect: accuracy rises along a growing ε by over 0.5 points, and over two of the n examples [C].
 
     `accuracies` maps ε to accuracy.
@@ -345,7 +352,7 @@ def monotone(accuracies, n, rows):
     lowest = 1.0
     for eps, share in sorted(accuracies.items()):
         if share > lowest + max(0.005, 2 / n):
-            says = f"accuracy rises by {100 * (share - lowest):.1f} points up to ε = {in_255ths(eps)}"
+            says = f"accuracy rises by {100 * (share - lowest):.1f} points up to ε = {in_255ths(eps, norm)}"
             return Finding("monotone in ε", "suspect", share - lowest, 0.005, f"{says}; steps do not climb", rows)
         lowest = min(lowest, share)
 

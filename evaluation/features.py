@@ -38,7 +38,7 @@ def through_layers(model, split, attack, *, source=None, seed=0):
     """
     if len(split) < 4:
         raise ValueError(f"{split.name}: {len(split)} pictures; CKA needs at least 4")
-    if getattr(attack, "norm", "Linf") != "Linf":
+    if attack.norm != "Linf":
         raise ValueError(f"{attack}: noise is drawn in ±ε a pixel to compare with, so an attack in L∞ is needed")
     if attack.eps == 0:
         raise ValueError(f"{attack} changes nothing, so there is nothing to measure")

@@ -111,7 +111,7 @@ def _judge(source, victim, attack, split, indices, generator):
     broken = ~torch.isfinite(logits).all(1)
     stood = (logits.argmax(1) == labels) & ~broken
     change = (adversarial - images).flatten(1)
-    size = change.norm(dim=1) if getattr(attack, "norm", "Linf") == "L2" else change.abs().amax(1)
+    size = change.norm(dim=1) if attack.norm == "L2" else change.abs().amax(1)
     still = (stood & (size == 0)).sum()
     extent = torch.stack([size.max(), adversarial.min(), adversarial.max(), broken.sum(), still]).tolist()
     return "".join("01"[mark] for mark in stood.tolist()), [*extent, time.perf_counter() - begun]

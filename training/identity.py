@@ -25,7 +25,12 @@ def as_dict(settings):
     Where a class is the user's own, its code counts too: who edits its method asks for another run.
     """
     if is_dataclass(settings):
-        inner = {field.name: as_dict(getattr(settings, field.name)) for field in fields(settings)}
+        values = [(field, getattr(settings, field.name)) for field in fields(settings)]
+        inner = {
+            field.name: as_dict(value)
+            for field, value in values
+            if field.metadata.get("written", True) or value != field.default  # what older runs could not say
+        }
         code = code_checksum.of_strangers([settings])
         return {"kind": type(settings).__name__} | inner | ({"code": code} if code else {})
     if isinstance(settings, torch.nn.Module):

@@ -7,6 +7,7 @@ from small import generator, small_network
 from torch import nn
 
 from attacks import APGD, FGSM, PGD, AutoAttack, apgd
+from attacks.pgd import projection
 
 
 class Standing(nn.Module):
@@ -63,15 +64,31 @@ def test_apgd_moves_by_its_step_and_a_quarter_of_the_last_movement():
     gradient = torch.tensor([3.0, -2.0, 1.0, 0.0])
     shape = (1, 1, 1, 4)
     state = {"here": here.view(shape), "before": before.view(shape), "gradient": gradient.view(shape)}
-    state |= {"size": torch.tensor([0.1]), "lower": torch.zeros(shape), "upper": torch.ones(shape)}
-    state["upper"][..., 1] = 0.52
-    state["lower"][..., 1] = 0.46
+    state |= {"size": torch.tensor([0.1])}
+    lower, upper = torch.zeros(shape), torch.ones(shape)
+    upper[..., 1] = 0.52
+    lower[..., 1] = 0.46
+    inside = ((lambda points: points.clamp_(lower, upper)), "Linf")
     z = torch.tensor([0.60, 0.46, 1.0, 0.50])
     expected = (here + 0.75 * (z - here) + 0.25 * (here - before)).clamp(max=1)
-    after = apgd._move(state, 0.75)
+    after = apgd._move(state, 0.75, *inside)
     assert torch.allclose(after["here"].flatten(), expected)
     assert torch.equal(after["before"], state["here"])
-    assert torch.allclose(apgd._move(state, 1.0)["here"].flatten(), z)
+    assert torch.allclose(apgd._move(state, 1.0, *inside)["here"].flatten(), z)
+
+
+def test_apgd_moves_by_the_length_of_its_step_in_l2():
+    """z = P(x + η g / |g|), then as in L∞; P shortens the change to ε, then cuts it at [0, 1]."""
+    shape = (1, 1, 1, 2)
+    image, here, before = (torch.tensor(point) for point in ([0.5, 0.05], [0.6, 0.05], [0.5, 0.05]))
+    state = {"here": here.view(shape), "before": before.view(shape), "size": torch.tensor([0.2])}
+    state["gradient"] = torch.tensor([3e-30, -4e-30]).view(shape)  # squares of these are 0 in float32
+    z = torch.tensor([0.72, 0.05 - 0.16]) - image
+    z = (image + z * 0.25 / z.norm()).clamp(0, 1)
+    expected = here + 0.75 * (z - here) + 0.25 * (here - before) - image
+    expected = (image + expected * min(1, 0.25 / expected.norm())).clamp(0, 1)
+    after = apgd._move(state, 0.75, projection(image.view(shape), 0.25, "L2"), "L2")
+    assert torch.allclose(after["here"].flatten(), expected)
 
 
 def test_apgd_remembers_the_best_point_and_counts_what_rose():
@@ -105,6 +122,10 @@ def test_apgd_starts_somewhere_on_the_border_in_every_direction():
     assert change.abs().amax((1, 2, 3)) == pytest.approx(0.1, abs=1e-6)
     assert abs(float(change.mean())) < 0.01
     assert float(change.std()) == pytest.approx(0.1 / 3**0.5, rel=0.1)  # uniform
+    asked, _ = points_with_gradient(APGD(norm="L2", steps=3), Standing(), images, labels)
+    change = asked[0] - images
+    assert change.flatten(1).norm(dim=1) == pytest.approx(0.5, abs=1e-5)
+    assert float(change.mean()) == pytest.approx(0, abs=0.01)
 
 
 EPS = 8 / 255
@@ -118,19 +139,21 @@ def standing(model, attack, split, seed=0):
         return int((model.eval()(found).argmax(1) == labels).sum())
 
 
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
 @pytest.mark.parametrize("loss", ["ce", "dlr", "targeted"])
-def test_apgd_is_as_strong_as_torchattacks(loss, attacked):
+def test_apgd_is_as_strong_as_torchattacks(loss, norm, attacked):
     model, few = attacked
     images, labels = few.batch(torch.arange(len(few)))
     make = {"ce": torchattacks.APGD, "dlr": torchattacks.APGD, "targeted": torchattacks.APGDT}[loss]
     options = {"loss": loss} if loss != "targeted" else {"n_classes": few.num_classes}
-    attack = make(model.to(memory_format=torch.contiguous_format).eval(), eps=EPS, steps=40, **options)
+    ball = {"norm": norm, "eps": EPS if norm == "Linf" else 0.3}
+    attack = make(model.to(memory_format=torch.contiguous_format).eval(), **ball, steps=40, **options)
     theirs = int((model(attack(images.contiguous(), labels)).argmax(1) == labels).sum())
     model.to(memory_format=torch.channels_last)
-    ours = standing(model, APGD(steps=40, loss=loss), few)
+    ours = standing(model, APGD(**ball, steps=40, loss=loss), few)
     assert 0 < ours <= theirs + 2
     if loss != "dlr":  # which of the two losses is the stronger depends on the network
-        assert ours <= standing(model, PGD(steps=40), few) + 2
+        assert ours <= standing(model, PGD(**ball, steps=40), few) + 2
 
 
 def test_what_stands_is_attacked_on_and_nothing_else():

@@ -19,27 +19,28 @@ def standing(model, attack, split, seed=0):
         return int((model.eval()(found).argmax(1) == labels).sum())
 
 
-def reference(model, split, eps, steps, queries):
+def reference(model, split, ball, steps, queries):
     """torchattacks' own attacks in the standard order."""
     images, labels = split.batch(torch.arange(len(split)))
-    images, common = images.contiguous(), {"eps": eps, "seed": 0, "steps": steps}
+    images, common = images.contiguous(), ball | {"seed": 0, "steps": steps}
     attack = torchattacks.MultiAttack(
         [
             torchattacks.APGD(model.eval(), **common),
             torchattacks.APGDT(model, **common, n_classes=split.num_classes),
             torchattacks.FAB(model, **common, multi_targeted=True, n_classes=split.num_classes),
-            torchattacks.Square(model, eps=eps, seed=0, n_queries=queries),
+            torchattacks.Square(model, **ball, seed=0, n_queries=queries),
         ]
     )
     return int((model(attack(images, labels)).argmax(1) == labels).sum())
 
 
 @pytest.mark.parametrize("name", ["standard", "pgd"])
-@pytest.mark.parametrize("eps", [2 / 255, 6 / 255])
-def test_as_many_withstand_as_with_torchattacks(name, eps, sound, blobs):
+@pytest.mark.parametrize(("norm", "eps"), [("Linf", 2 / 255), ("Linf", 6 / 255), ("L2", 0.1), ("L2", 0.3)])
+def test_as_many_withstand_as_with_torchattacks(name, norm, eps, sound, blobs):
     model, few = sound[name].to(memory_format=torch.contiguous_format), blobs.test.first(64)
-    theirs = reference(model, few, eps, **SHORT)
-    ours = standing(model, AutoAttack(eps=eps, **SHORT), few)
+    ball = {"norm": norm, "eps": eps}
+    theirs = reference(model, few, ball, **SHORT)
+    ours = standing(model, AutoAttack(**ball, **SHORT), few)
     assert abs(ours - theirs) <= 1
     assert 0 < theirs < len(few)  # else it would prove nothing
 
@@ -47,7 +48,7 @@ def test_as_many_withstand_as_with_torchattacks(name, eps, sound, blobs):
 @pytest.mark.long
 def test_on_pictures_of_the_small_cnn(lab):
     few = lab.split.first(60)
-    theirs = reference(lab.robust.to(memory_format=torch.contiguous_format), few, EPS, **SHORT)
+    theirs = reference(lab.robust.to(memory_format=torch.contiguous_format), few, {"eps": EPS}, **SHORT)
     lab.robust.to(memory_format=torch.channels_last)
     assert abs(standing(lab.robust, AutoAttack(**SHORT), few) - theirs) <= 1
 

@@ -38,6 +38,8 @@ OWN = {
     "PGD": PGD(steps=3),
     "PGD-restarts": PGD(steps=2, restarts=3),
     "PGD-L2": PGD(norm="L2", eps=0.5, step_size=0.2, steps=3),
+    "APGD-L2": APGD(norm="L2", steps=4),
+    "AutoAttack-L2": AutoAttack(norm="L2", steps=3, queries=10),
     "MI": MIFGSM(steps=3),
     "NI": NIFGSM(steps=3),
     "VMI": VMIFGSM(steps=3, neighbours=2),
@@ -52,7 +54,10 @@ OWN = {
 }
 
 
-BLIND = {"Square": Square(queries=20), "noise": Noise(draws=2)}  # they see no gradient
+BLIND = {  # they see no gradient
+    **{"Square": Square(queries=20), "noise": Noise(draws=2)},
+    **{"Square-L2": Square(norm="L2", queries=20), "noise-L2": Noise(norm="L2", draws=2)},
+}
 
 
 BRIDGED = {
@@ -66,7 +71,8 @@ BRIDGED = {
 ALL = OWN | BLIND | BRIDGED
 
 
-LIMITED = {name: attack for name, attack in (OWN | BLIND | {"FAB": FAB(steps=3)}).items() if "L2" not in name}
+BOUNDED = OWN | BLIND | {"FAB": FAB(steps=3), "FAB-L2": FAB(steps=3, norm="L2")}
+LIMITED = {name: attack for name, attack in BOUNDED.items() if "L2" not in name}
 
 
 def snapshot(model):
@@ -146,11 +152,11 @@ def test_stays_within_eps(name, eps, step, seed):
         assert torch.equal(adversarial, images)
 
 
-@pytest.mark.parametrize("name", ["FGSM-L2", "PGD-L2"])
+@pytest.mark.parametrize("name", [name for name in BOUNDED if "L2" in name])
 @given(eps=st.floats(0, 20), seed=st.integers(0, 2**31))
 @settings(max_examples=25, deadline=None)
 def test_stays_within_eps_in_l2(name, eps, seed):
-    attack = type(OWN[name])(**{**vars(OWN[name]), "eps": eps})
+    attack = type(BOUNDED[name])(**{**vars(BOUNDED[name]), "eps": eps})
     images, labels = pictures(seed=seed)
     adversarial = attack(small_network(seed % 7), images, labels)
     assert (adversarial - images).flatten(1).norm(dim=1).max() <= eps + 1e-5
@@ -226,26 +232,112 @@ def test_gradient_is_that_of_cross_entropy():
     assert torch.allclose(cosine, torch.ones_like(cosine))
 
 
-@pytest.mark.parametrize("name", list(OWN))
+class Quantised(nn.Module):
+    """The gradient of what it rounds is zero."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = small_network().eval()
+
+    def forward(self, images):
+        return self.inner((images * 4).round() / 4)
+
+
+@pytest.mark.parametrize("name", [*OWN, "bridge-PGD"])
 def test_zero_gradient_is_neither_nan_nor_silent(name):
-    class Quantised(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.inner = small_network().eval()
-
-        def forward(self, images):
-            return self.inner((images * 4).round() / 4)
-
     model, (images, _) = Quantised(), pictures()
     with pytest.warns(RuntimeWarning, match="6 of 6 examples have an input gradient of exactly zero"):
-        adversarial = OWN[name](model, images, model(images).argmax(1))
+        adversarial = ALL[name](model, images, model(images).argmax(1))
     assert torch.isfinite(adversarial).all()
 
 
-def test_a_healthy_gradient_gives_no_warning(network):
+class Cut(nn.Module):
+    """No gradient leads from what it says to the pictures."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.inner, self.how = small_network().eval(), how
+
+    def forward(self, images):
+        if self.how == "no_grad":
+            with torch.no_grad():
+                return self.inner(images)
+        if self.how == "detach":  # yet what it says has a gradient, somewhere else
+            return self.inner(images.detach()) + torch.zeros(4, requires_grad=True)
+        return torch.from_numpy(self.inner(images.detach()).detach().numpy())
+
+
+@pytest.mark.parametrize("how", ["no_grad", "detach", "numpy"])
+@pytest.mark.parametrize("name", [name for name in ALL if name != "bridge-Pixle"])
+def test_a_missing_gradient_is_not_silent(name, how):
+    model, (images, _) = Cut(how), pictures()
+    labels = model(images).argmax(1)
+    if name in BLIND:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert not torch.equal(ALL[name](model, images, labels), images)
+    elif name in BRIDGED and name != "bridge-CW":
+        with pytest.raises(RuntimeError, match=r"no gradient leads from the model's logits|not have been used"):
+            ALL[name](model, images, labels)
+    else:
+        with pytest.warns(RuntimeWarning, match="no gradient leads from the logits of 6 of 6 examples"):
+            ALL[name](model, images, labels)
+
+
+def test_what_withstands_unchanged_is_not_silent(network):
+    images, _ = pictures()
+    labels = network.eval()(images).argmax(1)
+    with pytest.warns(RuntimeWarning, match="5 of 6 examples withstand and were not changed at all"):
+        MIFGSM(step_size=1e-12)(network, images, labels)  # black pixels of the first move even so
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        PGD()(network, *pictures())
+        AutoAttack(steps=2, queries=2)(network, images, (labels + 1) % 4)  # they need no change
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_inference_mode_fools_no_attack(name, network):
+    images, labels = pictures()
+    labels = network.eval()(images).argmax(1)
+    blind = name in BLIND or name == "bridge-Pixle"
+    with torch.inference_mode():
+        for shown in (images, images.clone()):
+            if blind:
+                assert not torch.equal(ALL[name](network, shown, labels), images)
+            else:
+                with pytest.raises(RuntimeError, match="call it outside"):
+                    ALL[name](network, shown, labels)
+    outside = ALL[name](network, shown, labels, generator=generator())  # pictures that were made inside
+    assert torch.equal(outside, ALL[name](network, images, labels, generator=generator()))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_no_graph_of_the_caller_is_kept(name, network):
+    images, labels = pictures()
+    images.requires_grad_()
+    for shown in (images, images * 1):
+        before = shown.detach().clone()
+        for attack in (ALL[name], FGSM(eps=0)):
+            found = attack(network, shown, labels)
+            assert not found.requires_grad
+            assert found.grad_fn is None
+        assert shown.requires_grad
+        assert torch.equal(shown, before)
+    assert images.grad is None
+
+
+@pytest.mark.parametrize("out", [lambda z: (z, z), lambda z: {"logits": z}, lambda z: [z], lambda z: None])
+@pytest.mark.parametrize("name", ["PGD", "AutoAttack", "Square", "bridge-PGD"])
+def test_what_is_no_tensor_of_logits_is_named(name, out, network):
+    network.append(nn.Identity())
+    network[7].forward = out
+    with pytest.raises(TypeError, match=r"a tensor of logits.*models.wrap\(network, logits="):
+        ALL[name](network, *pictures())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_weights_of_another_type_are_named(dtype, network):
+    with pytest.raises(TypeError, match=rf"weights are {dtype}, the images torch.float32: call model.to\("):
+        PGD()(network.to(dtype), *pictures())
 
 
 BAD_IMAGES = {
@@ -318,7 +410,10 @@ def test_refuses_a_model_without_logits():
         (lambda: PGD(steps=2.5), "whole number"),
         (lambda: PGD(restarts=0), "restarts=0"),
         (lambda: PGD(restarts=2, random_start=False), "same point"),
-        (lambda: PGD(norm="L1"), "'Linf' or 'L2'"),
+        (lambda: PGD(norm="L1"), "norm='L1'; 'Linf' or 'L2'"),
+        (lambda: AutoAttack(norm="L1"), "norm='L1'; 'Linf' or 'L2'"),
+        (lambda: TIFGSM(norm="L2"), "TIFGSM: norm='L2'; it is defined for 'Linf' alone"),
+        (lambda: PGD(norm="L2", eps=-1), "eps=-1"),
         (lambda: NIFGSM(decay=-1), "decay=-1"),
         (lambda: DIFGSM(probability=1.5), "probability=1.5"),
         (lambda: DIFGSM(smallest=0), "smallest=0"),
@@ -343,6 +438,8 @@ def test_attacks_print_themselves_in_255ths():
     assert repr(PGD(norm="L2", eps=0.5, step_size=0.1, restarts=2)) == (
         "PGD(ε=0.5, α=0.1, 10 steps, restarts=2, norm=L2)"
     )
+    assert repr(PGD(norm="L2", eps=0.25, steps=20)) == "PGD(ε=0.25, α=0.03125, 20 steps, norm=L2)"
+    assert repr(AutoAttack(norm="L2")) == "AutoAttack(ε=0.5, 100 steps, norm=L2)"
     assert repr(Torchattacks("CW", c=1)) == "Torchattacks('CW', c=1)"
 
 
