@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+import torchattacks
 from small import generator, small_network
 
-from attacks import Noise, Square
+from attacks import Noise, Square, blackbox
 
 
 @pytest.mark.parametrize(
@@ -27,3 +28,49 @@ def test_square_and_noise_stay_at_the_ends():
     for attack in (Square(queries=30, eps=0.02), Noise(eps=0.02)):
         change = (attack.craft(model, images, labels, generator()) - images).abs()
         assert torch.allclose(change, torch.full_like(change, 0.02), atol=1e-6)
+    for attack in (Square(norm="L2", queries=30, eps=0.05), Noise(norm="L2", eps=0.05)):
+        change = attack.craft(model, images, labels, generator()) - images
+        assert torch.allclose(change.flatten(1).norm(dim=1), torch.tensor(0.05), atol=1e-6)
+
+
+@pytest.mark.parametrize("side", [1, 2, 3, 4, 5, 6, 29])
+def test_the_bumps_are_those_of_torchattacks(side, monkeypatch):
+    theirs = torchattacks.Square(small_network(), norm="L2")
+    monkeypatch.setattr(torch, "rand", lambda *_: torch.zeros(1))  # which would lay them down
+    assert torch.allclose(blackbox._pair(side, torch.float32, torch.device("cpu")), theirs.eta(side), atol=1e-6)
+
+
+def test_bumps_are_moved_from_one_square_to_another(monkeypatch):
+    """One square gets a pair of bumps, the other is emptied; elsewhere all changes by the same factor."""
+    images, places, real = torch.full((6, 3, 16, 16), 0.5), [], blackbox._anywhere
+    monkeypatch.setattr(blackbox, "_anywhere", lambda *given: places.append(real(*given)) or places[-1])
+    attack = Square(norm="L2", eps=0.5, share=0.1)
+    before = attack._begin(images, generator(1)) - images
+    change = attack._with_bumps(images, images + before, 1, generator(2)) - images
+    assert torch.allclose(change.flatten(1).norm(dim=1), torch.tensor(0.5), atol=1e-5)
+    filled, emptied = torch.zeros_like(images).bool(), torch.zeros_like(images).bool()
+    filled[places[0]], emptied[places[1]] = True, True
+    assert (change[emptied & ~filled] == 0).all()
+    for now, then, elsewhere in zip(change, before, ~filled & ~emptied & (before.abs() > 1e-6), strict=True):
+        ratio = now[elsewhere] / then[elsewhere]
+        assert torch.allclose(ratio, ratio[0], atol=1e-3)
+        assert ratio[0] > 0
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_square_is_as_strong_as_torchattacks(norm, attacked):
+    model, few = attacked
+    images, labels = few.batch(torch.arange(len(few)))
+    ball = {"norm": norm, "eps": 8 / 255 if norm == "Linf" else 0.5}
+    theirs = torchattacks.Square(model.eval(), **ball, n_queries=300)(images.contiguous(), labels)
+    found = Square(**ball, queries=300)(model, images, labels, generator=generator())
+    counts = [int((model(points).argmax(1) == labels).sum()) for points in (found, theirs)]
+    assert 0 < counts[0] <= counts[1] + 3
+
+
+@pytest.mark.parametrize(("height", "width"), [(3, 3), (4, 9), (9, 4), (2, 2), (5, 28)])
+def test_square_in_l2_takes_pictures_of_any_shape(height, width):
+    images = torch.full((2, 1, height, width), 0.5)
+    attack = Square(norm="L2", eps=0.2)
+    for points in (best := attack._begin(images, generator()), attack._with_bumps(images, best, 5, generator())):
+        assert torch.allclose((points - images).flatten(1).norm(dim=1), torch.tensor(0.2), atol=1e-5)

@@ -12,6 +12,7 @@ from attacks import FGSM
 from defences import (
     NFGSM,
     Adversarial,
+    Free,
     Guided,
 )
 
@@ -79,3 +80,7 @@ def test_errors_are_clear():
             NFGSM(**wrong)
     with pytest.raises(ValueError, match="Guided: weight=-1; a number"):
         Guided(weight=-1)
+    for kind in (NFGSM, Guided, Free):
+        assert kind(norm="Linf") == kind()
+        with pytest.raises(ValueError, match=f"{kind.__name__}: norm='L2'; it is defined for 'Linf' alone"):
+            kind(norm="L2")

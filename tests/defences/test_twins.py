@@ -46,6 +46,20 @@ def climb(points, images, loss, step=STEP, steps=10, eps=EPS):
     return points
 
 
+def climb_in_l2(points, images, loss, eps=0.5, steps=10):
+    """Steps of 2.5 ε / steps along the gradient, shortened to ε and cut at [0, 1] after each."""
+    for _ in range(steps):
+        points = points.detach().requires_grad_()
+        gradient = torch.autograd.grad(loss(points), points)[0]
+        change = points.detach() + 2.5 * eps / steps * gradient / length(gradient) - images
+        points = (images + change * (eps / length(change)).clamp(max=1)).clamp(0, 1)
+    return points
+
+
+def length(pictures):
+    return pictures.flatten(1).norm(dim=1)[:, None, None, None]
+
+
 class Twin:
     """Plain training: what a subclass says of the loss, then its gradient for every weight."""
 
@@ -66,8 +80,10 @@ class Twin:
 
 
 class Madry(Twin):
+    climb = staticmethod(climb)
+
     def craft(self, images, labels, progress, generator):
-        return climb(images, images, lambda points: cross_entropy(self.model(points), labels))
+        return self.climb(images, images, lambda points: cross_entropy(self.model(points), labels))
 
 
 class Scheduled(Twin):
@@ -84,11 +100,13 @@ class Scheduled(Twin):
 class Trades(Twin):
     """Zhang et al. 2019, arXiv:1901.08573."""
 
+    climb = staticmethod(climb)
+
     def craft(self, images, labels, progress, generator):
         clean = softmax(self.model(images), 1).detach()
         start = images + torch.empty_like(images).normal_(generator=generator) * 0.001
         divergence = lambda points: kl_div(log_softmax(self.model(points), 1), clean, reduction="sum")  # noqa: E731
-        return climb(start, images, divergence)
+        return self.climb(start, images, divergence)
 
     def loss(self, images, adversarial, labels):
         clean = self.model(images)
@@ -201,6 +219,10 @@ def perturbed(twin):
     return Perturbed
 
 
+def in_l2(twin):
+    return type("InL2", (twin,), {"climb": staticmethod(climb_in_l2)})
+
+
 SOURCE = tiny_resnet(1).double()
 STILL = PGD(random_start=False)
 TWINS = {
@@ -208,6 +230,8 @@ TWINS = {
     "pgd": (Adversarial(STILL), Madry),
     "epsilon scheduling": (Adversarial(STILL, ramp=(0.25, 0.75)), Scheduled),
     "trades": (TRADES(), Trades),
+    "pgd in L2": (Adversarial(PGD(norm="L2", random_start=False)), in_l2(Madry)),
+    "trades in L2": (TRADES(PGD(norm="L2")), in_l2(Trades)),
     "mart": (MART(STILL), Mart),
     "n-fgsm": (NFGSM(), NoisyFgsm),
     "free": (Free(), FreeTwin),

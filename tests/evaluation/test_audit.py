@@ -7,10 +7,11 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 import torch
-from small import small_network
+from small import late, small_network
 from torch.nn.functional import cross_entropy
 
 from attacks import APGD, FGSM, NIFGSM, PGD, VMIFGSM, AutoAttack, Noise, Square, Torchattacks
+from attacks.base import whole_range
 from evaluation import testing
 from evaluation.audit import Audit, audit, judge, judge_table
 from evaluation.finding import ATTACKED, CLEAN, Finding
@@ -20,10 +21,15 @@ from loaders import Split
 from study import tables
 
 module = importlib.import_module("evaluation.audit")  # by its name the wing hands on the function
+CUT = {"steps": 5, "queries": 50, "targets": 2}
 
 
 @pytest.mark.parametrize("name", ["standard", "pgd"])
-@pytest.mark.parametrize("attack", [PGD(), NIFGSM(), APGD(steps=20)], ids=str)
+@pytest.mark.parametrize(
+    "attack",
+    [PGD(), NIFGSM(), APGD(steps=20), PGD(norm="L2", eps=0.2), late(AutoAttack(norm="L2", eps=0.2, **CUT))],
+    ids=str,
+)
 def test_sound_models_are_not_accused(name, attack, sound, blobs):
     audited = audit(sound[name], blobs.test, attack, surrogates={"other": sound["standard"]}, progress=False)
     assert [finding for finding in audited.findings if finding.severity == "invalid"] == []
@@ -104,8 +110,8 @@ def test_no_eps_no_audit(sound, blobs):
         audit(sound["pgd"], blobs.test, surrogates=sound["standard"])
     with pytest.raises(ValueError, match="built for another data set"):
         audit(small_network(classes=3), blobs.test)
-    with pytest.raises(ValueError, match="norm='L2'"):
-        audit(sound["pgd"], blobs.test, PGD(norm="L2", eps=0.3))
+    with pytest.raises(ValueError, match="norm='L1'"):
+        audit(sound["pgd"], blobs.test, Torchattacks("FAB", norm="L1"))
     with pytest.raises(ValueError, match="no ε to scale"):
         audit(sound["pgd"], blobs.test, Torchattacks("CW"))
 
@@ -246,27 +252,37 @@ def test_a_blind_attack_is_not_held_against_itself(name, planted, hundred):
     assert [asked_for for asked_for, _ in asked].count(repr(attack)) == 1
 
 
-HEALTHY = {
-    repr(PGD()): 0.5,
-    repr(FGSM()): 0.55,
-    repr(PGD(steps=50)): 0.49,
-    repr(PGD(restarts=5)): 0.495,
-    repr(Noise()): 0.97,
-    repr(Square(queries=1000)): 0.6,
-    repr(PGD(step_size=2 / 255)): 0.5,
-    **dict(zip(grid(PGD(), *BEYOND), (0.7, 0.3, 0.1, 0.0), strict=True)),
-}
-WRONG = {
-    "more steps": (repr(PGD(steps=50)), 0.40, "suspect"),
-    "restarts": (repr(PGD(restarts=5)), 0.45, "suspect"),
-    "black box wins": (repr(Noise()), 0.4, "suspect"),
-    "black box wins, Square": (repr(Square(queries=1000)), 0.4, "suspect"),
-    "collapse": (grid(PGD(), 1.0)[0], 0.1, "invalid"),
-    "collapse, at chance": (grid(PGD(), 64 / 255)[0], 0.55, "invalid"),
-    "monotone in ε": (grid(PGD(), 16 / 255)[0], 0.6, "suspect"),
-    "attack order": (repr(FGSM()), 0.4, "suspect"),
-    "catastrophic overfitting": (repr(FGSM()), 0.9, "invalid"),
-}
+def healthy(pgd, ball, beyond):
+    """What an audit of `pgd` measures of a sound network, by what the attacks print."""
+    return {
+        repr(pgd): 0.5,
+        repr(FGSM(**ball)): 0.55,
+        repr(replace(pgd, steps=50)): 0.49,
+        repr(replace(pgd, restarts=5)): 0.495,
+        repr(Noise(**ball)): 0.97,
+        repr(Square(**ball, queries=1000)): 0.6,
+        repr(replace(pgd, step_size=pgd.eps / 4)): 0.5,
+        **dict(zip(grid(pgd, *beyond), (0.7, 0.3, 0.1, 0.0), strict=True)),
+    }
+
+
+def wrong(pgd, ball, beyond):
+    """What differs where something is wrong, and the severity, by the name of the check."""
+    return {
+        "more steps": (repr(replace(pgd, steps=50)), 0.40, "suspect"),
+        "restarts": (repr(replace(pgd, restarts=5)), 0.45, "suspect"),
+        "black box wins": (repr(Noise(**ball)), 0.4, "suspect"),
+        "black box wins, Square": (repr(Square(**ball, queries=1000)), 0.4, "suspect"),
+        "collapse": (grid(pgd, beyond[3])[0], 0.1, "invalid"),
+        "collapse, at chance": (grid(pgd, beyond[2])[0], 0.55, "invalid"),
+        "monotone in ε": (grid(pgd, beyond[1])[0], 0.6, "suspect"),
+        "attack order": (repr(FGSM(**ball)), 0.4, "suspect"),
+        "catastrophic overfitting": (repr(FGSM(**ball)), 0.9, "invalid"),
+    }
+
+
+HEALTHY = healthy(PGD(), {}, BEYOND)
+WRONG = wrong(PGD(), {}, BEYOND)
 
 
 def test_where_nothing_is_wrong_nothing_is_found(planted, hundred):
@@ -274,13 +290,27 @@ def test_where_nothing_is_wrong_nothing_is_found(planted, hundred):
     assert audit(Right(), hundred, PGD(), progress=False).findings == []
 
 
-@pytest.mark.parametrize("wrong", WRONG)
-def test_what_is_wrong_is_found(wrong, planted, hundred):
-    attack, share, severity = WRONG[wrong]
+@pytest.mark.parametrize("name", WRONG)
+def test_what_is_wrong_is_found(name, planted, hundred):
+    attack, share, severity = WRONG[name]
     planted[0].update(HEALTHY | {attack: share})
     found = audit(Right(), hundred, PGD(), progress=False).findings
     there = {finding.check: finding.severity for finding in found}
-    assert there[wrong.partition(",")[0]] == severity, there
+    assert there[name.partition(",")[0]] == severity, there
+
+
+@pytest.mark.parametrize("name", [name for name in WRONG if name != "catastrophic overfitting"])
+def test_what_is_wrong_is_found_in_l2(name, planted, hundred):
+    whole = whole_range("L2", hundred.images)
+    setting = PGD(norm="L2"), {"norm": "L2"}, (0.25, 1.0, 64 / 255 * whole, whole)
+    planted[0].update(healthy(*setting))
+    audited = audit(Right(), hundred, setting[0], progress=False)
+    assert audited.findings == []
+    assert {"ε = 0.25", "ε = 1", f"ε = {whole:.4g}"} <= set(audited.outcomes)
+    attack, share, severity = wrong(*setting)[name]
+    planted[0].update({attack: share})
+    there = {f.check: f.severity for f in audit(Right(), hundred, setting[0], progress=False).findings}
+    assert there[name.partition(",")[0]] == severity, there
 
 
 def test_a_carried_attack_that_wins_is_found_by_its_name(planted, hundred):
@@ -373,6 +403,9 @@ def test_what_stands_beside_one_another_is_compared():
     assert gap.measured == pytest.approx(10)
     for other in (PGD(norm="L2", eps=8 / 255), PGD(eps=4 / 255), PGD(restarts=2), NIFGSM()):
         assert "AutoAttack gap" not in compared(weak=(other, 50), strong=(AA, 40))
+    in_l2 = AutoAttack(norm="L2", steps=5, queries=20)
+    assert "AutoAttack gap" in compared(weak=(PGD(norm="L2"), 50), strong=(in_l2, 40))
+    assert "AutoAttack gap" not in compared(weak=(PGD(), 50), strong=(in_l2, 40))
     assert "AutoAttack gap" not in compared(weak=(PGD(), 50), strong=(PGD(restarts=9), 40))
     steps = compared(few=(PGD(steps=10), 50), many=(PGD(steps=50), 46))["more steps"]
     assert steps.rows == ("few",)
@@ -396,6 +429,9 @@ def test_blind_attacks_and_autoattack_have_their_place():
     two = compared(weak=(PGD(steps=5), 60), strong=(PGD(steps=6), 59), square=(Square(), 55))["black box wins"]
     assert two.rows == ("strong",)  # the strongest white box is what a blind attack may not beat
     assert compared(noise=(Noise(), 45)) == {}
+    assert compared(pgd=(PGD(norm="L2"), 50), noise=(Noise(eps=0.5), 45)) == {}
+    both = {"one": (PGD(norm="L2"), 50), "other": (PGD(), 10), "noise": (Noise(norm="L2"), 45)}
+    assert compared(**both)["black box wins"].rows == ("one",)
 
 
 def test_attacks_that_agree_too_well_are_suspect_only_where_one_takes_a_single_step():

@@ -163,6 +163,8 @@ def test_an_attack_that_leaves_its_ball_is_found(sound, blobs):
         (PGD(step_size=2 / 225), "no quarter of 1/255 and no simple part of ε; 2/225"),
         (PGD(step_size=2), "over twice ε"),
         (PGD(steps=3, step_size=2 / 255), "3 steps of 2/255 cannot cross ε = 8/255"),
+        (PGD(norm="L2", steps=7, step_size=2 / 255), "7 steps of 0.007843 cannot cross ε = 0.5"),
+        (PGD(norm="L2", eps=8 / 255, step_size=2), "α = 2 is over twice ε"),
     ],
     ids=str,
 )
@@ -176,6 +178,8 @@ def test_usual_step_sizes_are_not():
     usual = (PGD(), PGD(step_size=0.5 / 255, steps=40), PGD(step_size=4 / 255, steps=3), FGSM())
     for attack in (*usual, PGD(step_size=0.8 / 255, steps=20), PGD(step_size=2.5 * 8 / 255 / 20, steps=20)):
         assert checks.step_sizes("x", attack) is None
+    for steps in (1, 2, 7, 10, 20, 100):
+        assert checks.step_sizes("x", PGD(norm="L2", eps=0.3, steps=steps)) is None or steps == 1
 
 
 @pytest.mark.parametrize(
@@ -195,6 +199,8 @@ def test_order_of_fgsm_and_pgd(fgsm, pgd, check, severity):
 
 def test_large_eps_is_no_catastrophe():
     assert checks.attack_order(0.50, 0.15, eps=0.05) is None
+    assert checks.attack_order(0.50, 0.15, eps=None) is None
+    assert checks.attack_order(0.50, 0.55, eps=None).check == "attack order"
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
