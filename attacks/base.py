@@ -214,27 +214,11 @@ def refuse_inference_mode():
 
 
 def logits_of(model, images):
-    """What the model says of the images (N, C, H, W). Raises TypeError where that is no tensor of logits, or its
-    weights are of another type than the images.
-    """
-    try:
-        logits = model(images)
-    except RuntimeError as error:
-        weights = list(model.parameters()) if isinstance(model, nn.Module) else []
-        if any(weight.is_inference() for weight in weights):
-            raise RuntimeError(
-                "the model was made inside torch.inference_mode(), so there is no gradient: make it outside"
-            ) from error
-        kinds = {weight.dtype for weight in weights if weight.is_floating_point()}
-        if kinds and images.dtype not in kinds and "memory" not in str(error):
-            raise TypeError(
-                f"the model's weights are {min(kinds, key=str)}, the images {images.dtype}: "
-                f"call model.to({images.dtype}), or let its forward convert the images"
-            ) from error
-        raise
+    """What the model says of the images (N, C, H, W); raises TypeError where that is no tensor."""
+    logits = model(images)
     if not isinstance(logits, torch.Tensor):
         raise TypeError(
-            f"the model gave a {type(logits).__name__}, where a tensor of logits (N, classes) is needed: "
+            f"the model gives a {type(logits).__name__} where a tensor of logits (N, classes) is needed: "
             "wrap it with models.wrap(network, logits=...)"
         )
     return logits

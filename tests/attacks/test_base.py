@@ -334,12 +334,6 @@ def test_what_is_no_tensor_of_logits_is_named(name, out, network):
         ALL[name](network, *pictures())
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
-def test_weights_of_another_type_are_named(dtype, network):
-    with pytest.raises(TypeError, match=rf"weights are {dtype}, the images torch.float32: call model.to\("):
-        PGD()(network.to(dtype), *pictures())
-
-
 BAD_IMAGES = {
     "above 1": (lambda x: x + 1, ValueError, r"\[0, 1\] is needed. Normalise inside the model"),
     "below 0": (lambda x: x - 0.5, ValueError, "images reach from"),
