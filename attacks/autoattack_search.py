@@ -73,9 +73,10 @@ class Search:
             out = self.model(points)
             logits = wide(out.detach()).requires_grad_()
             value = objective(logits)
+            total = value.sum()  # here, or the caller's torch.no_grad() would hold
         if not out.requires_grad:
             return value.detach(), torch.zeros_like(points), logits.detach()
-        ascent = torch.autograd.grad(value.sum(), logits)[0].to(out.dtype)
+        ascent = torch.autograd.grad(total, logits)[0].to(out.dtype)
         (gradient,) = torch.autograd.grad(out, points, ascent, allow_unused=True, materialize_grads=True)
         return value.detach(), gradient, logits.detach()
 

@@ -56,7 +56,7 @@ def _curve(name, model, split, tries, progress, clean_at=(), from_all=False):
     n = len(split)
     rows = [[value, count / n, *wilson(count, n), n] for value, count in counts.items()]
     table = pd.DataFrame(rows, columns=[name, "accuracy", "low", "high", "n"])
-    table.attrs["split"] = split.name
+    table.attrs |= {"split": split.name, "norm": next((its.norm for its, _ in tries.values()), "Linf")}
     return table
 
 

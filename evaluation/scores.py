@@ -76,6 +76,14 @@ class Scores:
             severities |= {min((self.verdict(row) for row in self.attacks), key=VERDICTS.index)}
         return max(severities | {""}, key=VERDICTS.index)
 
+    def title(self, label):
+        """A label for readers: with ε and the norm, where that is L2."""
+        attack = self.attacks.get(label, "")
+        size = re.search(r"(?:ε|\beps)=([^,)]+)", attack)
+        if not re.search("norm='?L2", attack):
+            return label
+        return f"{label}, L2" + (f", ε = {size[1]}" if size else "")
+
     def table(self):
         """A row for clean, each attack and the worst case: accuracy and 95 % interval in percent, n, verdict."""
         rows = {}

@@ -83,7 +83,13 @@ def training_attack(recipe):
 
 def _short_attack(attack):
     """An attack of a recipe.json in few words."""
-    return f"{attack['kind']} with {attack['steps']} steps" if "steps" in attack else attack["kind"]
+    norm = f" (L2, ε = {attack['eps']:.4g})" if attack.get("norm") == "L2" else ""
+    return attack["kind"] + norm + (f" with {attack['steps']} steps" if "steps" in attack else "")
+
+
+def _title(label, scores):
+    """What a figure says of an attack, by its label in a list of Scores."""
+    return next((score.title(label) for score in scores if label in score.attacks), label)
 
 
 @mpl.rc_context(STYLE)
@@ -105,7 +111,8 @@ def plot_scores(scores, show_invalid=False):
                 axis.text(place, 1.5, f"{value:.1f}", ha="center", fontsize=6, rotation=90)
         axis.bar(places, rows.accuracy, width * 0.92, **look)
         axis.errorbar(places, rows.accuracy, yerr=reach, fmt="none", ecolor="black", elinewidth=0.8, capsize=1.5)
-    axis.set_xticks(range(len(labels)), labels)
+    titles = [_title(label, scores.values()).replace(", L2", "\nL2") for label in labels]
+    axis.set_xticks(range(len(labels)), titles)
     axis.grid(axis="x", visible=False)
     # Drawn by hand: a model whose numbers are all left out has no bar to take the colour from.
     entries = [Patch(**look) for look in looks(scores) if look["label"]]
@@ -128,7 +135,8 @@ def plot_against(tables, title, trained=None):
     """
     first = next(iter(tables.values()))
     along = first.columns[0]
-    scale = 255 if along == "eps" else 1
+    in_l2 = first.attrs.get("norm") == "L2"
+    scale = 255 if along == "eps" and not in_l2 else 1
     figure, axis = plt.subplots(figsize=(5, 3.2))
     for rows, look in zip(tables.values(), looks(tables), strict=True):
         axis.plot(scale * rows[along], 100 * rows.accuracy, marker="o", markersize=3, **look)
@@ -142,7 +150,8 @@ def plot_against(tables, title, trained=None):
         axis.minorticks_off()
     if along == "restarts":
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axis.set(xlabel=AXES[along], ylabel="accuracy, %", ylim=(0, 100))
+    named = "ε, the length of the change in L2" if along == "eps" and in_l2 else AXES[along]
+    axis.set(xlabel=named, ylabel="accuracy, %", ylim=(0, 100))
     axis.set_title(f"{title}, {demo(first.attrs['split'])}, n = {first.n[0]}, bands: 95 %")
     axis.legend()
     return done(figure)
@@ -262,7 +271,7 @@ def plot_per_class(scores, split, label):
         axis.set_yticks(range(len(counts)), split.classes)
         axis.invert_yaxis()
     where = f"{demo(split.name)}, n = {len(split)}{left_out}"
-    figure.suptitle(f"{label} by class (dots), up to clean (grey); {where}")
+    figure.suptitle(f"{_title(label, scores.values())} by class (dots), up to clean (grey); {where}")
     return done(figure)
 
 
@@ -298,7 +307,12 @@ def plot_plane(groups, label, sources=None):
             look = {"color": colours[group], "markersize": 5, "elinewidth": 0.6, "alpha": 0.8}
             axis.errorbar(*place, xerr=across, yerr=along, fmt=shapes[_family(name)], **look)
     axis.axline((0, 0), slope=1, color="grey", linewidth=0.8, linestyle=":")
-    axis.set(xlabel="clean accuracy, %", ylabel=f"accuracy under {label}, %", xlim=(0, 102), ylim=(-2, 102))
+    axis.set(
+        xlabel="clean accuracy, %",
+        ylabel=f"accuracy under {_title(label, everything)}, %",
+        xlim=(0, 102),
+        ylim=(-2, 102),
+    )
     axis.set_title(f"{', n = '.join(tested)}; 95 % intervals{left_out}")
     entries = [Patch(color=colour, label=group) for group, colour in colours.items()]
     if len(set(shapes.values())) > 1:
@@ -333,7 +347,11 @@ def plot_examples(models, split, attack, count=6):
         adversarial = attack(model, images, labels, generator=torch.Generator(images.device).manual_seed(0))
         with evaluating(model), torch.no_grad():
             said = model(adversarial).argmax(1).tolist()
-        change = (adversarial - images) / (2 * attack.eps) + 0.5
+        change = adversarial - images
+        largest = (
+            attack.eps if attack.norm == "Linf" else change.abs().amax((1, 2, 3), keepdim=True).clamp_min(1e-12)
+        )
+        change = change / (2 * largest) + 0.5
         rows += [(f"{name}:\nattacked", adversarial, said), ("change", change.clamp(0, 1), [None] * count)]
     figure, axes = plt.subplots(len(rows), count, figsize=(1.15 * count + 0.9, 1.32 * len(rows)))
     for places, (name, pictures, said) in zip(axes, rows, strict=True):
@@ -345,7 +363,8 @@ def plot_examples(models, split, attack, count=6):
             axis.spines[:].set_visible(False)
         places[0].set_ylabel(name)
     where = f"{attack}, {demo(split.name)}. {before} before the attack"
-    figure.suptitle(f"{where}.\nCaptions: what the model says; change: ±ε is black to white", fontsize=8)
+    reach = "±ε" if attack.norm == "Linf" else "the largest, up or down,"
+    figure.suptitle(f"{where}.\nCaptions: what the model says; change: {reach} is black to white", fontsize=8)
     return done(figure)
 
 

@@ -97,7 +97,7 @@ def accuracies(scores):
     """
     rows = {}
     for name, score in scores.items():
-        cells = {_column(label, row, scores): _cell(row) for label, row in score.table().iterrows()}
+        cells = {_column(label, score, scores): _cell(row) for label, row in score.table().iterrows()}
         rows[name] = cells | {"n": score.n}
     table = pd.DataFrame.from_dict(rows, orient="index")
     columns = sorted(table, key=lambda label: (label == "n", label == WORST))
@@ -106,10 +106,10 @@ def accuracies(scores):
     return _styled(table[columns], caption)
 
 
-def _column(label, row, scores):
-    """An attack's label, or all of its settings where the same label stands for different ones."""
-    settings = {score.attacks[label] for score in scores.values() if label in score.attacks}
-    return label if len(settings) < 2 else row.attack
+def _column(label, score, scores):
+    """An attack's title, or all of its settings where the same label stands for different ones."""
+    settings = {other.attacks[label] for other in scores.values() if label in other.attacks}
+    return score.title(label) if len(settings) < 2 else score.attacks[label]
 
 
 def _cell(row):
@@ -137,7 +137,8 @@ def seeds(scores):
                 rows[name] = {"seeds": f"not combined: {error}"}
                 continue
             cells = {
-                label: _marked(f"{row['mean']:.1f} ± {row.spread:.1f}", row.verdict) for label, row in combined
+                some[0].title(label): _marked(f"{row['mean']:.1f} ± {row.spread:.1f}", row.verdict)
+                for label, row in combined
             }
             rows[name] = cells | {"seeds": len(some)}
     if not rows:
@@ -157,7 +158,7 @@ def descent(runs, scores, label):
     rows = {}
     for name, run in runs.items():
         score, source = scores[name], re.sub(r"^from-([^-]+)-.*?(-seed\d+)?$", r"source-\1\2", name)
-        cells = {row: _cell(score.table().loc[row]) for row in (CLEAN, label)}
+        cells = {score.title(row): _cell(score.table().loc[row]) for row in (CLEAN, label)}
         known = source in scores and "invalid" not in (score.verdict(label), scores[source].verdict(label))
         left = survival(scores[source], score, label) if known else "–"
         first = runs.get(re.sub("probe-then-all(-pgd)?", "head", name), run)

@@ -110,7 +110,7 @@ def plot_amounts(scores, label):
             reach = np.abs(np.array(ends).reshape(-1, 2).T - np.array(shares))
             axis.errorbar(list(kept), shares, yerr=reach, marker="o", markersize=4, capsize=2, **look)
         axis.set(xscale="log", xlabel="target pictures to train with", ylim=(0, 100))
-        axis.set_title(row, fontsize="large")
+        axis.set_title(everything[0].title(row), fontsize="large")
         axis.set_xticks(ticks := sorted({n for amounts in scores.values() for n in amounts}), ticks, fontsize=8)
         axis.minorticks_off()
     axes[0].set_ylabel("accuracy, %")

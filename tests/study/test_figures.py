@@ -21,6 +21,8 @@ def test_figures(study, tmp_path):
         "steps": diagnostics.accuracy_against_steps(named["other"], few, PGD(), [1, 3], progress=False),
         "restarts": diagnostics.accuracy_against_restarts(named["other"], few, PGD(), 2, progress=False),
     }
+    in_l2 = PGD(norm="L2", steps=2)
+    tables["in L2"] = diagnostics.accuracy_against_eps(named["other"], few, in_l2, [0.5], progress=False)
     margins = diagnostics.margins(named["other"], few, FGSM())
     claims = pd.DataFrame(
         {"claimed": [0.7], "true": [0.3], "low": [0.2], "high": [0.4], "n": [9]}, index=["stale"]
@@ -37,6 +39,8 @@ def test_figures(study, tmp_path):
         "scores": figures.plot_scores(scores),
         "examples": figures.plot_examples(named, data.test, FGSM(), count=3),
         "eps": figures.plot_against(along, "PGD-10"),
+        "eps in L2": figures.plot_against({"other": tables["in L2"]}, "PGD-10"),
+        "examples in L2": figures.plot_examples(named, data.test, PGD(norm="L2", steps=2), count=3),
         "overfitting": figures.plot_overfitting(runs["standard"]),
         "classes": figures.plot_per_class(scores, data.test, "PGD-2"),
         "carried": transfer_figures.plot_carried(carried_matrix(named, few, FGSM(), progress=False)),
@@ -48,6 +52,8 @@ def test_figures(study, tmp_path):
             assert (session.runs / "figures" / f"{name}.{ending}").stat().st_size > 5000
         text = " ".join(item.get_text() for item in figure.findobj(lambda item: hasattr(item, "get_text")))
         assert "a demonstration" in text  # every figure from drawn pictures says so
+    named = [drawn[name].axes[0].get_xlabel() for name in ("eps", "eps in L2")]
+    assert named == ["ε, in 255ths of the pixel range", "ε, the length of the change in L2"]
 
 
 def test_invalid_bars_are_left_out(study):

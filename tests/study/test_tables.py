@@ -6,11 +6,12 @@ import re
 import pandas as pd
 import torch
 
+from attacks import FGSM, PGD, Torchattacks
 from evaluation import checks
 from evaluation.finding import Finding
 from evaluation.scores import Scores
 from storage.atomic_files import write_json
-from study import tables
+from study import figures, tables
 from training.weights import save_weights
 
 
@@ -114,3 +115,16 @@ def test_descent_is_told_from_the_source_of_the_same_name_and_seed(study):
     assert f"{sum(weight.numel() for weight in runs['standard'].model.parameters()):,}" in page
     both = sum(run.history["time/epoch_s"].sum() for run in runs.values())
     assert f">{both:.0f}<" in rows["from-robust-probe-then-all-seed0"]
+
+
+def test_the_norm_and_eps_are_named_where_the_norm_is_l2():
+    right = torch.arange(10) < 5
+    attack, other = PGD(norm="L2", steps=20), Torchattacks("PGDL2", eps=0.7)
+    attacks = {"PGD-20": repr(attack), "PGDL2": repr(other), "FGSM": repr(FGSM())}
+    score = Scores("x test", {"clean": right} | dict.fromkeys(attacks, right), attacks)
+    page = tables.accuracies({"a": score}).to_html()
+    assert all(f">{title}</th>" in page for title in ("clean", "PGD-20, L2, ε = 0.5", "FGSM", "PGDL2"))
+    drawn = figures.plot_scores({"a": score}).axes[0]
+    assert "PGD-20\nL2, ε = 0.5" in [tick.get_text() for tick in drawn.get_xticklabels()]
+    plane = figures.plot_plane({"all": {"a": score}}, "PGD-20").axes[0]
+    assert plane.get_ylabel() == "accuracy under PGD-20, L2, ε = 0.5, %"

@@ -4,7 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from defences import Standard
+from attacks import APGD, NIFGSM, PGD
+from defences import NFGSM, Adversarial, Standard
+from training.identity import as_dict
 from training.recipe import Recipe
 
 
@@ -45,3 +47,12 @@ def test_schedules():
     assert replace(recipe, schedule="constant").learning_rate_at(0.9) == 0.4
     piecewise = replace(recipe, schedule="piecewise")
     assert [piecewise.learning_rate_at(p) for p in (0, 0.4, 0.5, 0.8)] == pytest.approx([0.4, 0.4, 0.04, 0.004])
+
+
+def test_a_norm_that_older_runs_could_not_name_is_written_where_it_is_l2():
+    for written in (as_dict(Adversarial(APGD()))["attack"], as_dict(NFGSM()), as_dict(NIFGSM())):
+        assert "norm" not in written
+    assert as_dict(APGD(norm="L2"))["norm"] == "L2"
+    assert as_dict(PGD())["norm"] == "Linf"
+    known = as_dict(PGD(norm="L2", steps=20))
+    assert (known["eps"], known["step_size"]) == (0.5, 0.0625)
