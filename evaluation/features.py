@@ -14,6 +14,7 @@ from torch.nn.functional import cosine_similarity
 
 from attacks import evaluating
 from attacks.base import logit_gradient
+from attacks.pgd import lengths
 from evaluation.batch_sizes import BATCH
 from evaluation.per_example import in_float32, on_device_of
 from evaluation.testing import seed_for
@@ -25,7 +26,7 @@ def through_layers(model, split, attack, *, source=None, seed=0):
     """What an attack does to the features of each layer: a table, a row a layer, from the pixels to the logits.
 
     shift       mean length of the change under the attack, as a multiple of the features' own length
-    noise       the same under uniform noise in ±ε: what any change of that size does
+    noise       the same under uniform noise in ±ε, in L2 of the length ε: what any change of that size does
     cka         likeness of clean and attacked features, 1 where they are alike up to rotation and scale
     alignment   mean cosine of the loss's gradients, for these features, at the picture and at a noisy one: near 1
                 the loss is a slope, near 0 its gradient means nothing an ε further (at the pixels: gradient
@@ -38,8 +39,6 @@ def through_layers(model, split, attack, *, source=None, seed=0):
     """
     if len(split) < 4:
         raise ValueError(f"{split.name}: {len(split)} pictures; CKA needs at least 4")
-    if attack.norm != "Linf":
-        raise ValueError(f"{attack}: noise is drawn in ±ε a pixel to compare with, so an attack in L∞ is needed")
     if attack.eps == 0:
         raise ValueError(f"{attack} changes nothing, so there is nothing to measure")
     model = on_device_of(split, model)
@@ -126,6 +125,8 @@ def _collect(model, split, attack, seed):
     with evaluating(model), in_float32(split):
         for images, labels in split.batches(BATCH[split.labels.device.type]):
             noise = torch.empty_like(images).uniform_(-attack.eps, attack.eps, generator=generator)
+            if attack.norm == "L2":
+                noise *= attack.eps / lengths(noise)
             noisy = (images + noise).clamp(0, 1)
             adversarial = attack.craft(model, images, labels, generator)
             here, slopes = _with_gradients(model, images, labels)

@@ -49,8 +49,6 @@ def test_too_few_examples_are_refused(blobs):
         features.cka(draw(3, 2), draw(3, 2))
     with pytest.raises(ValueError, match="3 pictures; CKA needs at least 4"):
         features.through_layers(small_network(), blobs.test.first(3), FGSM())
-    with pytest.raises(ValueError, match="an attack in L∞ is needed"):
-        features.through_layers(small_network(), blobs.test, PGD(norm="L2", eps=1.0))
     with pytest.raises(ValueError, match="changes nothing"):
         features.through_layers(small_network(), blobs.test, FGSM(eps=0))
 
@@ -75,6 +73,10 @@ def test_shifts_are_lengths_of_the_change(blobs):
     assert table.noise["pixels"] < table["shift"]["pixels"]  # its pixels change by less than ε
     assert table.alignment.tolist() == pytest.approx([1, 1])  # the gradient of two classes has one direction
     assert table.attrs["n"] == 50
+    in_l2 = features.through_layers(network, split, FGSM(norm="L2", eps=0.02))
+    share = (0.02 / images.flatten(1).norm(dim=1)).mean().item()
+    assert in_l2["shift"]["pixels"] == pytest.approx(share, rel=0.01)
+    assert in_l2.noise["pixels"] == pytest.approx(share, rel=0.01)
 
 
 def test_alignment_is_the_cosine_of_two_gradients(blobs, monkeypatch):
