@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from attacks.autoattack_search import PRECISIONS, Search
-from attacks.base import NORMS, Attack, choice, setting
+from attacks.base import NORMS, Attack, choice, norm_setting, setting
 from attacks.pgd import direction, lengths, projection
 from processes.data_parallel import drawn
 
@@ -31,8 +31,7 @@ class APGD(Attack):
     restarts: int = setting(1, 1)
     samples: int = setting(1, 1)
     precision: str = choice(*PRECISIONS)
-
-    norms = NORMS
+    norm: str = norm_setting(*NORMS)
 
     @property
     def label(self):

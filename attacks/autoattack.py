@@ -6,7 +6,7 @@ import torch
 
 from attacks.apgd import APGD
 from attacks.autoattack_search import PRECISIONS
-from attacks.base import NORMS, Attack, choice, setting
+from attacks.base import NORMS, Attack, choice, norm_setting, setting
 from attacks.blackbox import Square
 from attacks.fab import FAB
 
@@ -25,8 +25,7 @@ class AutoAttack(Attack):
     targets: int = setting(9, 1)
     queries: int = setting(5000, 1)
     precision: str = choice(*PRECISIONS)
-
-    norms = NORMS
+    norm: str = norm_setting(*NORMS)
 
     @property
     def stages(self):

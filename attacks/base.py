@@ -24,19 +24,6 @@ NORMS = ("Linf", "L2")
 USUAL_EPS = {"Linf": 8 / 255, "L2": 0.5}  # RobustBench's for CIFAR-10
 
 
-def check_norm(owner, _):
-    """Raise ValueError unless a norm is one that an attack or a defence knows: L∞, or what `norms` lists."""
-    norms = getattr(owner, "norms", ("Linf",))
-    if owner.norm not in norms:
-        there = "'Linf' or 'L2' is needed" if len(norms) > 1 else "it is defined for 'Linf' alone"
-        raise ValueError(f"{type(owner).__name__}: norm={owner.norm!r}; {there}")
-
-
-def norm_setting(written=False, **settings):
-    """The field `norm`; unless it always was, "Linf" is not written into recipe.json: see training/identity.py."""
-    return field(default="Linf", metadata={"check": check_norm, "written": written}, **settings)
-
-
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Attack:
     """Settings of an attack. `eps` is the largest change: of a pixel in the `norm` "Linf", in units of the [0, 1]
@@ -44,9 +31,8 @@ class Attack:
     """
 
     eps: float | None = None
-    norm: str = norm_setting()
 
-    norms: ClassVar[tuple] = ("Linf",)
+    norm: ClassVar[str] = "Linf"  # a setting where there is a choice: see norm_setting
     # Does it change every picture that withstands it, or give some back as they were?
     changes_all: ClassVar[bool] = True
     # Ours have a gradient wherever the model has one; CW and others stop on purpose once they have won.
@@ -151,7 +137,7 @@ def in_255ths(value, norm="Linf"):
 
 def whole_range(norm, images):
     """The ε with which every picture of [0, 1] can be reached from every other: 1, in L2 √(C · H · W)."""
-    return 1.0 if norm == "Linf" else math.sqrt(images[0].numel())
+    return 1.0 if norm == "Linf" else math.sqrt(images.shape[1:].numel())
 
 
 @contextmanager
@@ -355,6 +341,15 @@ def choice(*choices):
     return field(default=choices[0], metadata={"check": partial(check_choice, choices=choices)})
 
 
+def norm_setting(*norms, written=False, **settings):
+    """A field that says in which norm ε is, one of these; the first is the default.
+
+    Unless it always was, that one is not written into recipe.json: see training/identity.py.
+    """
+    metadata = {"check": partial(check_norm, norms=norms), "written": written}
+    return field(default=norms[0], metadata=metadata, **settings)
+
+
 def check_settings(owner):
     """Raise ValueError unless every field that was made by `setting` or `choice` is what it may be."""
     for each in fields(owner):
@@ -375,6 +370,15 @@ def check_setting(owner, name, low, high, *, whole=False, open_low=False, open_h
     raise ValueError(
         f"{type(owner).__name__}: {name}={value!r}; {kind} {bounds}{limit} is needed. {hint}".rstrip()
     )
+
+
+def check_norm(owner, name, norms):
+    """Raise ValueError unless the norm is one of these."""
+    if owner.norm not in norms:
+        there = (
+            " or ".join(map(repr, norms)) + " is needed" + ("" if norms[1:] else ": it is defined for no other")
+        )
+        raise ValueError(f"{type(owner).__name__}: norm={owner.norm!r}; {there}")
 
 
 def check_choice(owner, name, choices):

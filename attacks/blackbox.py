@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from attacks.autoattack_search import PRECISIONS, Search, margin
-from attacks.base import NORMS, Attack, choice, setting, whole_range
+from attacks.base import NORMS, Attack, choice, norm_setting, setting, whole_range
 from attacks.pgd import bounds, lengths
 
 # After so many queries the squares' share of the picture halves; as in AutoAttack, whatever the budget.
@@ -25,8 +25,8 @@ class Square(Attack):
     queries: int = setting(5000, 1)
     share: float = setting(0.8, 0, 1, open_low=True)
     precision: str = choice(*PRECISIONS)
+    norm: str = norm_setting(*NORMS)
 
-    norms = NORMS
     zero_gradient_is_failure = False
 
     def craft(self, model, images, labels, generator, targeted=False):
@@ -115,8 +115,8 @@ class Noise(Attack):
     """
 
     draws: int = setting(10, 1)
+    norm: str = norm_setting(*NORMS)
 
-    norms = NORMS
     zero_gradient_is_failure = False
     label = "noise"
 

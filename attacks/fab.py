@@ -6,7 +6,7 @@ from functools import partial
 import torch
 
 from attacks.autoattack_search import Search
-from attacks.base import NORMS, Attack, setting
+from attacks.base import NORMS, Attack, norm_setting, setting
 
 BIAS = 0.1  # the largest share of the way back towards the picture
 OVERSHOOT = 1.05
@@ -25,9 +25,9 @@ class FAB(Attack):
 
     steps: int = setting(100, 1)
     targets: int = setting(9, 1)
+    norm: str = norm_setting(*NORMS)
 
     label = "FAB-T"
-    norms = NORMS
     changes_all = False  # what it finds too far away is given back as it was
 
     def craft(self, model, images, labels, generator, targeted=False):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from attacks.base import Attack, input_gradient, moved, setting
+from attacks.base import Attack, input_gradient, moved, norm_setting, setting
 from attacks.pgd import bounds
 from processes.data_parallel import drawn
 
@@ -21,6 +21,7 @@ class MIFGSM(Attack):
     step_size: float = setting(2 / 255, 0, open_low=True, hint="2/255 is usual")
     steps: int = setting(10, 1)
     decay: float = setting(1.0, 0)
+    norm: str = norm_setting("Linf")
 
     look_ahead = False
     neighbours = 0

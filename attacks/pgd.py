@@ -14,9 +14,8 @@ USUAL_STEP = 2 / 255
 class FGSM(Attack):
     """One step of size ε along the sign of the gradient (L2: along the gradient itself), from the picture."""
 
-    norm: str = norm_setting(written=True)
+    norm: str = norm_setting(*NORMS, written=True)
 
-    norms = NORMS
     takes_tensors = True
 
     def craft(self, model, images, labels, generator, targeted=False):
@@ -37,9 +36,8 @@ class PGD(Attack):
     steps: int = setting(10, 1)
     restarts: int = setting(1, 1)
     random_start: bool = True
-    norm: str = norm_setting(written=True)
+    norm: str = norm_setting(*NORMS, written=True)
 
-    norms = NORMS
     takes_tensors = True
 
     def __post_init__(self):

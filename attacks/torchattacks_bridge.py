@@ -4,7 +4,6 @@ import inspect
 import random
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -31,8 +30,6 @@ class Torchattacks(Attack):
 
     name: str
     settings: dict
-
-    norm: ClassVar[str] = "Linf"  # no setting of its own: theirs says it
 
     changes_all = False
 

@@ -20,7 +20,7 @@ class SingleStep:
     """
 
     eps: float = setting(8 / 255, 0, 1, open_low=True, hint=EPS_HINT)
-    norm: str = norm_setting(kw_only=True, repr=False)
+    norm: str = norm_setting("Linf", kw_only=True, repr=False)
 
     __post_init__ = check_settings
 

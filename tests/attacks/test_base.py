@@ -406,7 +406,7 @@ def test_refuses_a_model_without_logits():
         (lambda: PGD(restarts=2, random_start=False), "same point"),
         (lambda: PGD(norm="L1"), "norm='L1'; 'Linf' or 'L2'"),
         (lambda: AutoAttack(norm="L1"), "norm='L1'; 'Linf' or 'L2'"),
-        (lambda: TIFGSM(norm="L2"), "TIFGSM: norm='L2'; it is defined for 'Linf' alone"),
+        (lambda: TIFGSM(norm="L2"), "TIFGSM: norm='L2'; 'Linf' is needed: it is defined for no other"),
         (lambda: PGD(norm="L2", eps=-1), "eps=-1"),
         (lambda: NIFGSM(decay=-1), "decay=-1"),
         (lambda: DIFGSM(probability=1.5), "probability=1.5"),

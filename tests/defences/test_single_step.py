@@ -82,5 +82,7 @@ def test_errors_are_clear():
         Guided(weight=-1)
     for kind in (NFGSM, Guided, Free):
         assert kind(norm="Linf") == kind()
-        with pytest.raises(ValueError, match=f"{kind.__name__}: norm='L2'; it is defined for 'Linf' alone"):
+        with pytest.raises(
+            ValueError, match=f"{kind.__name__}: norm='L2'; 'Linf' is needed: it is defined for no other"
+        ):
             kind(norm="L2")
