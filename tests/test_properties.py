@@ -33,10 +33,11 @@ from training.weights import load_weights, save_weights
 
 EPS = st.one_of(st.sampled_from([0.0, 1 / 255, 8 / 255, 1.0]), st.floats(0, 1))
 STEP = st.floats(1e-4, 1)
+NORM = st.sampled_from(["Linf", "L2"])
 SEEDS = st.integers(0, 2**31)
 ATTACKS = st.one_of(
-    st.builds(FGSM, eps=EPS),
-    st.builds(PGD, eps=EPS, step_size=STEP, steps=st.integers(1, 4), restarts=st.integers(1, 2)),
+    st.builds(FGSM, norm=NORM, eps=EPS),
+    st.builds(PGD, norm=NORM, eps=EPS, step_size=STEP, steps=st.integers(1, 4), restarts=st.integers(1, 2)),
     *(
         st.builds(kind, eps=EPS, step_size=STEP, steps=st.integers(1, 3))
         for kind in (MIFGSM, NIFGSM, DIFGSM, TIFGSM, SINIFGSM)
@@ -45,10 +46,10 @@ ATTACKS = st.one_of(
         st.builds(kind, eps=EPS, step_size=STEP, steps=st.integers(1, 2), neighbours=st.integers(1, 2))
         for kind in (VMIFGSM, VNIFGSM)
     ),
-    st.builds(APGD, eps=EPS, steps=st.integers(1, 4), loss=st.sampled_from(["ce", "dlr", "targeted"])),
-    st.builds(FAB, eps=EPS, steps=st.integers(1, 2)),
-    st.builds(Square, eps=EPS, queries=st.integers(1, 6)),
-    st.builds(Noise, eps=EPS, draws=st.integers(1, 3)),
+    st.builds(APGD, norm=NORM, eps=EPS, steps=st.integers(1, 4), loss=st.sampled_from(["ce", "dlr", "targeted"])),
+    st.builds(FAB, norm=NORM, eps=EPS, steps=st.integers(1, 2)),
+    st.builds(Square, norm=NORM, eps=EPS, queries=st.integers(1, 6)),
+    st.builds(Noise, norm=NORM, eps=EPS, draws=st.integers(1, 3)),
 )
 
 

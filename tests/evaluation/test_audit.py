@@ -27,7 +27,7 @@ CUT = {"steps": 5, "queries": 50, "targets": 2}
 @pytest.mark.parametrize("name", ["standard", "pgd"])
 @pytest.mark.parametrize(
     "attack",
-    [PGD(), NIFGSM(), APGD(steps=20), PGD(norm="L2", eps=0.2), late(AutoAttack(norm="L2", eps=0.2, **CUT))],
+    [PGD(), NIFGSM(), APGD(steps=20), late(PGD(norm="L2", eps=0.2)), late(AutoAttack(norm="L2", eps=0.2, **CUT))],
     ids=str,
 )
 def test_sound_models_are_not_accused(name, attack, sound, blobs):
