@@ -3,6 +3,7 @@
     source = load_source("ours/cifar100-robust-w16")             # or "imagenet/resnet18", a run's folder, a file
     model = adapt(source, num_classes=10, train="head")          # or "last_stage", "all", or names of layers
     describe(model)                                              # stages, parameters, what trains, rates
+    export(run, "folder")                                        # files that need nothing of this repository
 
 What does not train is frozen wholly: its weights ask for no gradient, its BatchNorm statistics and its
 dropout stay in eval mode, whoever calls `.train()`. Low-rank adapters may learn on top of it.
@@ -10,50 +11,64 @@ dropout stay in eval mode, whoever calls `.train()`. Low-rank adapters may learn
 
 import copy
 import functools
+import logging
 from contextlib import ExitStack
 from pathlib import Path
-from pickle import UnpicklingError
 
 import pandas as pd
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
 import models
 from attacks import evaluating
+from evaluation.per_example import on_device_of, predict
+from evaluation.statistics import wilson
 from models import low_rank, ours
 from models.backbones import replace_head
+from models.export import export
 from models.fingerprint import structure
-from storage.atomic_files import first_line, read_json
+from models.freezing import freeze, is_frozen, thaw
+from models.model import picture_for
+from models.source_files import SourceError, fill
+from storage.atomic_files import read_json
 from training.run_folder import ANEW, RunFolder
 from training.weights import header_of
 
+__all__ = ["SourceError", "adapt", "describe", "export", "load_source"]
+
+log = logging.getLogger("study")
+
 OURS = "ours/"
-PICTURE = 32  # pixels a side, to see where the resolution falls
-
-# What others put in front of the names of a network's weights.
-WRAPPERS = ("module.", "model.", "network.", "state_dict.")
 
 
-class SourceError(RuntimeError):
-    """The source cannot be used; the message names it and what to do."""
-
-
-def load_source(where, architecture=None, num_classes=None, **options):
+def load_source(where, architecture=None, num_classes=None, *, weights=None, check=None, **options):
     """A trained model: one of ours, from torchvision ("imagenet/resnet18"), a finished run's folder, or a file.
 
     "ours/cifar100-robust-w16" and its like lie in models/weights/, each with a card that says what it is worth;
     a name that is not there is answered with those that are.
-    A file, safetensors or a state dict saved by torch, needs `architecture` (a name for `models.build`) and
-    the `num_classes` that it was trained for; prefixes such as "module." are undone. Nothing is unpickled
-    but tensors. Raises SourceError for files that do not fit, WeightsError for failed downloads.
+    A file, safetensors or saved by torch, needs `architecture` (a name for `models.build`) and the `num_classes`
+    that it was trained for. The state dict in it is found, whatever stands before its names; where there are
+    several, `weights` is the key of one. A normaliser that it holds becomes the model's; where it holds none, the
+    log says what is assumed. Nothing is unpickled but tensors and plain values.
+
+    check: a split with labels of the source's own classes; the log says how accurate it is there. Raises
+    SourceError for files that do not fit, and for a source at chance on `check`; WeightsError where a download
+    fails.
     """
-    if str(where).startswith("imagenet/"):
-        return models.build(str(where), 1000, **options)
-    if str(where).startswith(OURS):
-        return _ours(str(where).removeprefix(OURS), architecture, num_classes, options)
+    model = _loaded(str(where), architecture, num_classes, weights, options)
+    if check is not None:
+        _measure(model, check, where)
+    return model
+
+
+def _loaded(where, architecture, num_classes, weights, options):
+    if where.startswith("imagenet/"):
+        return models.build(where, 1000, **options)
+    if where.startswith(OURS):
+        return _ours(where.removeprefix(OURS), architecture, num_classes, options)
     path = Path(where)
+    if architecture is None and path.name == "weights.safetensors" and (path.parent / "recipe.json").exists():
+        path = path.parent
     if (path / "recipe.json").exists():
         return _from_run(path)
     if path.is_dir():
@@ -66,8 +81,27 @@ def load_source(where, architecture=None, num_classes=None, **options):
     if architecture is None or num_classes is None:
         raise SourceError(f"{path} holds weights only: say which architecture and num_classes they belong to")
     model = from_spec({"name": architecture, "num_classes": num_classes} | options)
-    _fill(model.network, _read_weights(path), path, architecture)
+    fill(model, path, weights, said=options)
     return model
+
+
+def _measure(model, split, where):
+    """Say how accurate a source is; raises SourceError where it knows no more than the commonest class."""
+    logits = predict(on_device_of(split, model), split)
+    if logits.shape[1] != split.num_classes:
+        raise SourceError(
+            f"{where} knows {logits.shape[1]} classes and {split.name} has {split.num_classes}: check= wants "
+            "pictures of the source's own classes, in their order"
+        )
+    right, n = int((logits.argmax(1) == split.labels).sum()), len(split)
+    chance = int(split.labels.bincount().max()) / n
+    found = f"{where} is right on {100 * right / n:.1f} % of {n} pictures of {split.name}"
+    if wilson(right, n)[0] <= chance:
+        raise SourceError(
+            f"{found}, where always saying one class gives {100 * chance:.1f} %: are these its weights, its "
+            "classes in this order, its normaliser (mean=, std=), its size of pictures (resize=)?"
+        )
+    log.info("%s", found)
 
 
 def _ours(name, *options):
@@ -110,55 +144,14 @@ def from_spec(spec):
     """The model that a recipe.json describes, with fresh weights. Raises SourceError for models built by hand."""
     if not isinstance(spec, dict):
         raise SourceError(
-            f"the model {spec!r} was not made by models.build, so it cannot be made again from its name"
+            f"the model {spec!r} was not made by models.build, so it cannot be made again from its name. Make it "
+            "yourself, and call train() with this folder: it loads the run"
         )
     fresh = {"pretrained": False} if spec["name"].startswith("imagenet/") else {}
     model = models.build(**{key: value for key, value in spec.items() if key != "adapted"} | fresh)
     for adapted in spec.get("adapted", []):
         model = adapt(model, **adapted)
     return model
-
-
-def _read_weights(path):
-    """A flat dict of tensors from a file; only tensors are ever unpickled."""
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise SourceError(
-            f"{path} cannot be read as weights ({first_line(error)}). It is cut off, or holds more than tensors: "
-            "a pickle with code in it is never opened. Save the state_dict alone"
-        ) from error
-    while isinstance(content, dict) and not any(isinstance(value, torch.Tensor) for value in content.values()):
-        inner = [value for value in content.values() if isinstance(value, dict)]
-        if not inner:
-            raise SourceError(f"{path} holds no tensors")
-        content = max(inner, key=len)
-    return {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}
-
-
-def _fill(network, weights, path, architecture):
-    """Load weights whose names may carry the prefixes of wrappers."""
-    wanted = network.state_dict()
-    stripped = {}
-    for name, value in weights.items():
-        while name not in wanted and name.startswith(WRAPPERS):
-            name = name.split(".", 1)[1]
-        stripped[name] = value
-    faults = [
-        f"has {name!r} of shape {tuple(value.shape)} where {tuple(wanted[name].shape)} is needed"
-        for name, value in stripped.items()
-        if name in wanted and wanted[name].shape != value.shape
-    ]
-    missing = [name for name in wanted if name not in stripped and not name.endswith("num_batches_tracked")]
-    if missing:
-        faults.insert(0, f"misses {len(missing)} of {len(wanted)} tensors, for instance {missing[0]!r}")
-    if faults:
-        raise SourceError(
-            f"{path} does not fit {architecture}: it {faults[0]}. Another architecture, width, num_classes?"
-        )
-    network.load_state_dict({name: stripped.get(name, value) for name, value in wanted.items()})
 
 
 def adapt(source, num_classes, train="all", *, seed=0, rates=None, rank=None, norms=None):
@@ -186,16 +179,17 @@ def adapt(source, num_classes, train="all", *, seed=0, rates=None, rank=None, no
         raise ValueError(f"norms={norms!r}: None, 'frozen' or 'adapted' is needed")
     if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or rank < 1):
         raise ValueError(f"rank={rank!r}: None or a whole number of at least 1 is needed")
-    model = copy.deepcopy(source)
+    model = copy.deepcopy(models.model_of(source))
+    grey = picture_for(model)
+    model.head = model.find_head(grey)
     for module in list(model.requires_grad_(True).modules()):
         low_rank.merge(module)
-        if _is_frozen(module):
-            module.__class__ = type(module).thawed
+        thaw(module)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         if num_classes is not None:
             replace_head(model.network, model.head, num_classes)
-        leaves = _leaves(model)
+        leaves = _leaves(model, grey, num_classes)
         wanted = _chosen(leaves, model.head, train)
         chosen = _with_norms(wanted, leaves, norms)
         _freeze_layers(leaves, chosen)
@@ -205,8 +199,9 @@ def adapt(source, num_classes, train="all", *, seed=0, rates=None, rank=None, no
     model.rates = _checked_rates(model, rates or {})
     adapted = {"num_classes": num_classes, "train": train, "seed": seed, "rates": rates}
     adapted |= {name: value for name, value in (("rank", rank), ("norms", norms)) if value is not None}
-    model.spec = source.spec | {"adapted": [*source.spec.get("adapted", []), adapted]}
-    return model.to(memory_format=torch.channels_last)
+    if isinstance(model.spec, dict):
+        model.spec = model.spec | {"adapted": [*model.spec.get("adapted", []), adapted]}
+    return model.to(memory_format=models.habits(model)[0])
 
 
 def _with_norms(chosen, leaves, norms):
@@ -229,7 +224,7 @@ def _add_adapters(leaves, chosen, rank):
         low_rank.add(module, rank)
 
 
-def _leaves(model):
+def _leaves(model, grey, num_classes=None):
     """Layers without children, in the order a picture passes them: {name: (module, side of its output)}."""
     seen = {}
 
@@ -237,13 +232,17 @@ def _leaves(model):
         side = output.shape[-1] if isinstance(output, torch.Tensor) and output.ndim == 4 else None
         seen[name] = (module, side)
 
-    grey = torch.full((1, 3, PICTURE, PICTURE), 0.5, device=next(model.parameters()).device)
     with ExitStack() as hooks, evaluating(model), torch.no_grad():
         for name, module in model.network.named_modules():
             last = next(module.children(), None) is None and ".parametrizations" not in name
             if last or low_rank.is_adapted(module):
                 hooks.enter_context(module.register_forward_hook(functools.partial(note, name)))
-        model(grey)
+        count = model(grey).shape[1]
+    if num_classes not in (None, count):
+        raise ValueError(
+            f"with a head {model.head!r} for {num_classes} classes the network gives {count} logits: is another "
+            "layer its head? models.wrap(network, head=...) names it"
+        )
     return seen
 
 
@@ -267,8 +266,7 @@ def _chosen(leaves, head, train):
         layer = head if wanted == "head" else wanted
         found = {name for name in leaves if name == layer or name.startswith(f"{layer}.")}
         if not found:
-            known = ", ".join(dict.fromkeys(name.split(".")[0] for name in leaves))
-            raise ValueError(f"train names {wanted!r}, which is no layer; at the top there are {known} and 'head'")
+            raise ValueError(f"train names {wanted!r}, which is no layer; {_at_the_top(leaves)} and 'head'")
         chosen |= found
     if not any(weight.numel() for name in chosen for weight in leaves[name][0].parameters()):
         raise ValueError(f"train={train!r}: these layers have no weights, so nothing would train")
@@ -283,9 +281,14 @@ def _last_stage(leaves, head):
     first = next((name for name in maps if leaves[name][1] == final), weighted[0])
     if first == weighted[0]:
         raise ValueError(
-            "train='last_stage': this network's resolution never falls; name the layers (see describe)"
+            "train='last_stage': this network's resolution never falls; name the layers (see describe): "
+            f"{_at_the_top(weighted)}"
         )
     return weighted[weighted.index(first) :]
+
+
+def _at_the_top(leaves):
+    return f"at the top there are {', '.join(dict.fromkeys(name.split('.')[0] for name in leaves))}"
 
 
 def _freeze_layers(leaves, chosen):
@@ -315,31 +318,8 @@ def _freeze_between(network, leaves, chosen):
             for weight in module.parameters(recurse=False):
                 weight.requires_grad_(False)
         inside = {leaf for leaf, _ in leaves.values()} & set(module.modules())
-        if not around & chosen and all(_is_frozen(leaf) for leaf in inside):
+        if not around & chosen and all(is_frozen(leaf) for leaf in inside):
             freeze(module)
-
-
-def freeze(module):
-    """Freeze a layer wholly and for good: no gradients, and eval mode whoever calls `.train()`."""
-    for inner in module.modules():
-        if not _is_frozen(inner):
-            inner.__class__ = _frozen_class(type(inner))
-        inner.training = False
-    module.requires_grad_(False)
-
-
-def _is_frozen(module):
-    return hasattr(type(module), "thawed")
-
-
-@functools.cache
-def _frozen_class(kind):
-    """The same kind of layer, deaf to `.train()`; a class and no patched instance, so copies are frozen too."""
-
-    def train(self, mode=True):
-        return nn.Module.train(self, False)
-
-    return type(kind.__name__, (kind,), {"train": train, "thawed": kind, "__module__": kind.__module__})
 
 
 def _checked_rates(model, rates):
@@ -358,14 +338,19 @@ def _checked_rates(model, rates):
 def describe(model):
     """A row a layer with weights: parameters, how many train, BatchNorm's mode, multiple of the learning rate."""
     rates = getattr(model, "rates", {})
-    rows = []
-    leaves = _leaves(model)
+    rows, model = [], models.model_of(model)
+    grey = picture_for(model)
+    leaves = _leaves(model, grey)
+    try:
+        head = model.find_head(grey)
+    except ValueError:  # it is shown without one
+        head = None
     for name, module in model.network.named_modules():
         count = sum(weight.numel() for weight in module.parameters(recurse=False))
         if count == 0:
             continue
         layer, _, part = name.partition(".parametrizations.weight")
-        mark = " (low rank)" if part else " (head)" if name == getattr(model, "head", None) else ""
+        mark = " (low rank)" if part else " (head)" if name == head else ""
         trains = any(weight.requires_grad for weight in module.parameters(recurse=False))
         norm = isinstance(module, nn.modules.batchnorm._NormBase)
         rows.append(
@@ -374,7 +359,7 @@ def describe(model):
                 "side": leaves.get(layer, (module, None))[1] or "",
                 "parameters": count,
                 "trains": trains,
-                "BatchNorm": ("fixed" if _is_frozen(module) else "moves") if norm else "",
+                "BatchNorm": ("fixed" if is_frozen(module) else "moves") if norm else "",
                 "rate": models.rate_of(name, rates) if trains else 0.0,
             }
         )

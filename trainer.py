@@ -20,8 +20,6 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from attacks import evaluating
-from evaluation.per_example import predict
 from evaluation.testing import test
 from evaluation.transfer_attack import transfer_attack
 from models.low_rank import Packed
@@ -29,7 +27,7 @@ from processes import child_processes, data_parallel
 from processes.machine import own_device, prepare, ran_out_of_memory
 from processes.seeds import derive_seed, seed_global
 from processes.stopping import Stop
-from training import catastrophic_overfitting, step
+from training import before, catastrophic_overfitting, step
 from training.identity import identity_of
 from training.recipe import Recipe
 from training.rehearsal import rehearse
@@ -100,9 +98,9 @@ def train(model, data, recipe, folder, *, processes=None, progress=True):
     device = data.train.labels.device
     data_parallel.join(device)
     identity = identity_of(model, data, recipe)
-    model = copy.deepcopy(model).to(device, memory_format=torch.channels_last)
+    model = copy.deepcopy(model).to(device)
     data_parallel.spread(model)
-    _check(model, data, recipe)
+    before.check(model, data, recipe, Path(folder).name)
     several = 1 if processes is None or data_parallel.world() > 1 else child_processes.count(processes, device)
     if several > 1 and not RunFolder(folder).finished:
         job = Packed(model), data.to("cpu"), recipe, RunFolder(folder).path.resolve(), identity
@@ -158,29 +156,6 @@ def _claim(run, identity, model, device, held, wait):
     held.enter_context(run.alone_in_its_study(model, wait))
     elsewhere = run.copy_finished_twin(model)
     return run.finished, elsewhere
-
-
-def _check(model, data, recipe):
-    """What can be known to be wrong before anything is written."""
-    if recipe.batch_size > len(data.train):
-        raise ValueError(f"batch_size={recipe.batch_size}: there are only {len(data.train)} training pictures")
-    predict(model, data.val.first(2))  # raises where the logits do not fit the classes
-    side = recipe.low_resolution
-    if side is None:
-        return
-    images, _ = next(data.val.batches(2))
-    if images.shape[2] != images.shape[3]:
-        raise ValueError(f"low_resolution={side}: the pictures, {tuple(images.shape[2:])}, are not square")
-    if side >= min(images.shape[2:]):
-        raise ValueError(f"low_resolution={side}: the pictures have {min(images.shape[2:])} pixels a side already")
-    try:
-        with evaluating(model), torch.no_grad():
-            model(step.shrunk(images, side))
-    except (RuntimeError, ValueError) as error:
-        raise ValueError(
-            f"low_resolution={side}: the model cannot take pictures of {side} x {side} pixels ({error}). Networks "
-            "that average over all places before their head can, resnet18 for instance"
-        ) from error
 
 
 def _train(model, data, recipe, run, device, progress):

@@ -18,6 +18,8 @@ from typing import ClassVar
 import torch
 from torch import nn
 
+from models import fitted, taken
+
 LIFT = 128.0  # between what float16 loses, below 6e-8, and what it cannot hold, above 65,504
 EPS_HINT = "8/255 is usual; a plain 8 forgets the division"
 NORMS = ("Linf", "L2")
@@ -145,7 +147,8 @@ def evaluating(model):
     """Put every submodule into eval mode and ask no gradient for any weight: crafting needs neither.
 
     Each module and weight gets its own flag back afterwards, whatever happens. Without gradients for weights less
-    is kept in memory, and the networks of `models` take their fused form. Inside, no weight may be changed.
+    is kept in memory, and the networks of `models` take their fused form. Inside, no weight may be changed, and
+    pictures reach a network in its own precision and layout.
     """
     modules = list(model.modules()) if isinstance(model, nn.Module) else []
     weights = [weight for module in modules for weight in module.parameters(recurse=False)]
@@ -156,7 +159,8 @@ def evaluating(model):
             setattr(owner, flag, False)
     before += [(module, "_folds", module.keep_folds()) for module in modules if hasattr(module, "keep_folds")]
     try:
-        yield
+        with fitted(model):
+            yield
     finally:
         for owner, flag, value in before:
             setattr(owner, flag, value)
@@ -197,17 +201,6 @@ def refuse_inference_mode():
             "inside torch.inference_mode() there is no gradient, so an attack would change nothing: "
             "call it outside; torch.no_grad() around it does no harm"
         )
-
-
-def logits_of(model, images):
-    """What the model says of the images (N, C, H, W); raises TypeError where that is no tensor."""
-    logits = model(images)
-    if not isinstance(logits, torch.Tensor):
-        raise TypeError(
-            f"the model gives a {type(logits).__name__} where a tensor of logits (N, classes) is needed: "
-            "wrap it with models.wrap(network, logits=...)"
-        )
-    return logits
 
 
 def _in_float16(logits):
@@ -256,7 +249,7 @@ class _Watched(nn.Module):
             self.asked = self.asked or len(images)
             images = images.view_as(images)  # what an attack's own loss says of the pictures passes this by
             images.register_hook(self._note_gradient)
-        logits = logits_of(self.model, images)
+        logits = taken(self.model(images))
         if logits.ndim != 2 or len(logits) != len(images):
             raise ValueError(
                 f"the model gave a tensor of shape {tuple(logits.shape)} for {len(images)} images; "

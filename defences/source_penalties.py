@@ -8,7 +8,7 @@ import torch
 from attacks import evaluating
 from attacks.base import check_setting
 from defences.adversarial import Wrapped
-from models import LowRank
+from models import LowRank, model_of
 from models.low_rank import is_adapted
 
 
@@ -29,10 +29,11 @@ class Penalty(Wrapped):
 
     def loss(self, model, images, labels, **rest):
         loss, logits = self.defence.loss(model, images, labels, **rest)
-        return loss + self.strength * self.distance(model, images, self.source.to(images.device)), logits
+        source = model_of(self.source.to(images.device))
+        return loss + self.strength * self.distance(model_of(model), images, source), logits
 
     def distance(self, model, images, source):
-        """A scalar, zero where the model is the source."""
+        """A scalar, zero where the model is the source; both are Models."""
         raise NotImplementedError
 
 
@@ -50,7 +51,7 @@ class L2SP(Penalty):
     def distance(self, model, images, source):
         start = dict(source.named_parameters())
         start |= {f"{name}.weight": layer.weight for name, layer in source.named_modules() if is_adapted(layer)}
-        head = f"network.{model.head}."
+        head = f"network.{model.find_head(images)}."
         changes = [module.change() for module in model.modules() if isinstance(module, LowRank)]
         for name, weight in model.named_parameters():
             if weight.requires_grad and not name.startswith(head) and ".parametrizations." not in name:

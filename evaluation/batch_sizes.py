@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from attacks.base import logits_of
+from models import taken
 from processes.machine import ran_out_of_memory
 
 BATCH = {"cpu": 250, "cuda": 1000}  # pictures at once
@@ -62,7 +62,7 @@ class AnySize(nn.Module):
         logits = None
         if len(full) <= self.most.get(kind, math.inf):
             try:
-                logits = logits_of(self.model, full)
+                logits = taken(self.model(full))
             except RuntimeError as error:
                 self.halve(error)
         if logits is None:

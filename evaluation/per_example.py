@@ -29,7 +29,9 @@ class Extent(NamedTuple):
 
 
 def on_device_of(split, model):
-    """The model on the split's device: itself, or a copy."""
+    """The model on the split's device: itself, or a copy. Raises TypeError for what is no module."""
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"{model!r:.80} is no torch.nn.Module: models.wrap(function) makes one of a function")
     weight = next(model.parameters(), None)
     if weight is None or weight.device == split.labels.device:
         return model
@@ -45,6 +47,7 @@ def predict(model, split):
         def logits_from(begin):
             logits = model(split.batch(slice(begin, begin + size))[0])
             # On the CPU another process can take them.
+            logits = logits.float()
             return logits if data_parallel.world() == 1 else logits.cpu()
 
         found = data_parallel.shared_out(range(0, len(split), size), logits_from)

@@ -6,19 +6,16 @@ Because the model normalises and resizes, an attack's ε always means pixels of 
 from functools import partial
 
 import torch
-from torch import nn
-from torch.nn.functional import interpolate
 
 from models import backbones
 from models.backbones import WeightsError
 from models.low_rank import LowRank
+from models.model import Model, fitted, habits, model_of, taken, wrap
 from models.normalise import CIFAR10_MEAN, CIFAR10_STD, Normalise
 from models.resnet import BasicBlock, Bottleneck, PreActBlock, ResNet
 from models.shallow import ShallowCNN, WideShallowCNN
 
 MOST_CLASSES = 100_000
-# What torch and torchvision say where a network is for pictures of another size.
-MISFITS = "cannot be multiplied", "Output size is too small", "can't be greater than actual input", "Wrong image"
 
 NETWORKS = {
     "shallow_cnn": ShallowCNN,
@@ -29,43 +26,6 @@ NETWORKS = {
     "resnet50": partial(ResNet, Bottleneck, (3, 4, 6, 3)),  # 23.52
     "preact_resnet18": partial(ResNet, PreActBlock, (2, 2, 2, 2)),  # 11.17
 }
-
-
-class Model(nn.Module):
-    """A network with normalising and resizing in front; `spec` holds the arguments that built it.
-
-    `head` is the name, in the network, of the layer that gives the logits.
-    """
-
-    def __init__(self, network, normalise, resize, spec):
-        super().__init__()
-        self.normalise = normalise
-        self.resize = resize  # pixels a side, or None
-        self.network = network
-        self.head = backbones.head_name(network, spec["num_classes"])
-        self.spec = spec
-
-    def forward(self, images):
-        images = self.normalise(images.expand(-1, 3, -1, -1))  # grey ones: the same value in each channel
-        if self.resize is not None and images.shape[2:] != (self.resize, self.resize):
-            images = interpolate(images, size=(self.resize, self.resize), mode="bilinear", align_corners=False)
-        try:
-            return self.network(images)
-        except (RuntimeError, AssertionError) as error:
-            if not any(words in str(error) for words in MISFITS):
-                raise
-            name, side = self.spec["name"], " x ".join(map(str, images.shape[2:]))
-            raise ValueError(
-                f"{name} does not take pictures of {side} pixels. In models.build, "
-                f"resize={224 if name.startswith(backbones.PREFIX) else 32} resizes them inside the model"
-            ) from error
-
-    def with_features(self, images):
-        """Logits (N, K) and the features that the head makes them of, (N, ...), in one pass."""
-        kept = []
-        head = self.network.get_submodule(self.head)
-        with head.register_forward_pre_hook(lambda _, inputs: kept.append(inputs[0])):
-            return self(images), kept[0]
 
 
 def build(name, num_classes, *, seed=0, mean=None, std=None, resize=None, **options):

@@ -16,6 +16,9 @@ from torch import nn
 from storage.atomic_files import impatient
 
 PREFIX = "imagenet/"
+# Heads beside the head, for training alone, in which these give tuples.
+WITH_AUXILIARY = {"googlenet": ("aux1", "aux2"), "inception_v3": ("AuxLogits",)}
+HEADS = (nn.Linear, nn.Conv2d)  # what can be a head
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as torchvision trained with
 
 
@@ -34,7 +37,13 @@ def backbone(name, num_classes, pretrained=True):
     known = published.list_models(module=published)
     if name not in known:
         raise ValueError(f"torchvision has no classifier {name!r}; it has {', '.join(known)}")
-    network = published.get_model(name, weights=None) if not pretrained else _fetch(published, name)
+    auxiliary = WITH_AUXILIARY.get(name, ())
+    # These networks get over it themselves that their published weights want another normalisation than ours.
+    settings = {"transform_input": True, "init_weights": True} if auxiliary else {}
+    network = _fetch(published, name) if pretrained else published.get_model(name, weights=None, **settings)
+    for other in auxiliary:
+        network.aux_logits = False
+        setattr(network, other, None)
     replace_head(network, head_name(network, 1000), num_classes)
     return network
 
@@ -75,7 +84,7 @@ def head_name(network, num_classes):
         name
         for name, module in network.named_modules()
         if getattr(module, "out_features", getattr(module, "out_channels", None)) == num_classes
-        and isinstance(module, (nn.Linear, nn.Conv2d))
+        and isinstance(module, HEADS)
     ]
     if not found:
         raise ValueError(

@@ -146,7 +146,7 @@ def chain(x, block, pairs, shortcut=None):
             return None
         shortcut = tuple(shortcut.children())
     every = [*pairs, shortcut] if shortcut else pairs
-    if not _possible(every):
+    if x.is_meta or not _possible(every):
         return None
     dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
     known = {} if block._folds is None else block._folds

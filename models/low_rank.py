@@ -63,7 +63,7 @@ class Packed:
     def unpacked(self, device):
         for name, adapter in self.adapters.items():
             parametrize.register_parametrization(self.network.get_submodule(name), "weight", adapter)
-        return self.network.to(device, memory_format=torch.channels_last)
+        return self.network.to(device)
 
 
 def is_adapted(module):

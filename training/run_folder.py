@@ -87,7 +87,9 @@ class RunFolder:
                 f"  {field}: {there!r} in the folder, {here!r} asked" for field, there, here in apart
             )
             raise RunRefused(
-                f"{self.path} holds another run:\n{shown}\nGive this run another folder, or delete that one."
+                f"{self.path} holds another run:\n{shown}\nGive this run another folder, for instance "
+                f"{self.path.name}-2, or delete {self.path} to train it anew: a run cannot change its recipe on "
+                "the way, nor its length, because the learning rate of every step depends on it."
             )
         self.claimed = self.identity
 

@@ -8,7 +8,7 @@ import torch
 from torch.nn.functional import interpolate
 
 from defences import Standard, innermost, moment, with_sizes
-from models import Model, rate_of
+from models import fitted, model_of, rate_of
 from processes import data_parallel
 from training import catastrophic_overfitting, precision
 from training.cuda_graphs import Graphed
@@ -153,13 +153,18 @@ def use_features(state, data, run):
     That is so for Standard() without augmentation, on a backbone that is frozen and deaf to `.train()`. The
     steps are the same, so the result is (up to the rounding of other batch sizes).
     """
-    model, recipe = state.model.train(), state.recipe
-    if type(recipe.defence) is not Standard or recipe.low_resolution is not None or not isinstance(model, Model):
+    model, recipe = model_of(state.model.train()), state.recipe
+    if type(recipe.defence) is not Standard or recipe.low_resolution is not None:
         return
-    head = model.network.get_submodule(model.head)
+    images, _ = data.train.batch(torch.arange(2, device=state.device))
+    try:
+        name = model.find_head(images)
+    except ValueError:  # nothing here looks like one
+        return
+    head = model.network.get_submodule(name)
     alive = [module for module in model.modules() if module.training and next(module.children(), None) is None]
-    training = [name for name, weight in model.named_parameters() if weight.requires_grad]
-    alone = all(name.startswith(f"network.{model.head}.") for name in training)
+    training = [each for each, weight in model.named_parameters() if weight.requires_grad]
+    alone = all(each.startswith(f"network.{name}.") for each in training)
     still = all(module is head or module is model.normalise for module in alive)
     if not alone or not still or not isinstance(head, torch.nn.Linear):
         return
@@ -167,7 +172,7 @@ def use_features(state, data, run):
         log.info("%s trains a head alone: with augment=False it would need the backbone only once", run.path.name)
         return
     with torch.no_grad(), precision.computing(state.precision, state.device):
-        logits, first = model.with_features(data.train.batch(torch.arange(2, device=state.device))[0])
+        logits, first = model.with_features(images)
         size = first[0].numel() * first.element_size() * len(data.train)
         if not torch.equal(head(first), logits) or size > CACHE_BYTES:
             return
@@ -266,7 +271,7 @@ def _gradients(state, defence, progress, images, labels):
     weights = [weight for group in state.optimizer.param_groups for weight in group["params"]]
     before = [weight.grad for weight in weights]
     state.optimizer.zero_grad(set_to_none=True)
-    with precision.computing(state.precision, state.device):
+    with precision.computing(state.precision, state.device), fitted(state.learner.learner):
         loss, logits = state.learner.loss(
             defence,
             images,

@@ -7,11 +7,13 @@ import torch
 
 SCALARS = ("loss/train", "loss/val", "accuracy/train", "accuracy/clean", "accuracy/robust", "lr", "time/epoch_s")
 
+FILES = "events.out.tfevents.*"
+
 
 def _date_back(folder):
     """Let files from before come first, also where the clock was set back: TensorBoard goes by times in names."""
     latest = int(time.time()) - 1
-    for path in sorted(folder.glob("events.out.tfevents.*"), reverse=True):
+    for path in sorted(folder.glob(FILES), reverse=True):
         if named := re.fullmatch(r"(events\.out\.tfevents\.)(\d+)(.*)", path.name):
             head, stamp, rest = named.groups()
             latest = min(latest, int(stamp))
@@ -27,10 +29,13 @@ class Curves:
         from torch.utils.tensorboard import SummaryWriter  # imported late: it costs a second
         from torch.utils.tensorboard.summary import hparams
 
-        _date_back(folder)
-        self.writer = SummaryWriter(folder, purge_step=first_epoch + 1)
         if first_epoch > 0:
+            _date_back(folder)
+            self.writer = SummaryWriter(folder, purge_step=first_epoch + 1)
             return
+        for path in folder.glob(FILES):  # of a start that closed no epoch, perhaps of another recipe
+            path.unlink()
+        self.writer = SummaryWriter(folder, purge_step=0)
         # The recipe as text and under hparams, whose metrics are the live curves.
         plain = {key: v if isinstance(v, (bool, int, float, str)) else repr(v) for key, v in vars(recipe).items()}
         rows = "\n".join(f"| {key} | {value} |" for key, value in plain.items())
