@@ -241,8 +241,12 @@ def _is_channels_last(weight):
 @contextmanager
 def fitted(model):
     """Inside, pictures reach the model in its precision, and contiguous unless its weights are channels-last."""
-    layout, dtype = habits(model) if isinstance(model, nn.Module) else (torch.channels_last, torch.float32)
-    if (layout, dtype) == (torch.channels_last, torch.float32):
+    ours, odd = (
+        (torch.channels_last, torch.float32),
+        isinstance(model, torch.jit.ScriptModule),
+    )  # that has no hooks
+    layout, dtype = habits(model) if isinstance(model, nn.Module) and not odd else ours
+    if (layout, dtype) == ours:
         yield
         return
     with model.register_forward_pre_hook(partial(_fit, layout, dtype), prepend=True):

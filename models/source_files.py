@@ -103,9 +103,12 @@ def read(path):
         with torch.serialization.safe_globals(NUMBERS):
             return torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        held = re.search(r"GLOBAL (\S+) was not", str(error))
+        what = f"it holds a {held[1]}" if held else first_line(error)
         raise SourceError(
-            f"{path} cannot be read as weights ({first_line(error)}). It is cut off, or holds more than tensors: "
-            "a pickle with code in it is never opened. Save the state_dict alone"
+            f"{path} cannot be read as weights ({what}). It is cut off, or holds more than tensors: a pickle with "
+            "code in it is never opened. Save the state_dict alone, where you trust the file: "
+            "torch.save(torch.load(file, weights_only=False)['state_dict'], other)"
         ) from error
 
 
