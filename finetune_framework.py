@@ -67,6 +67,8 @@ def _loaded(where, architecture, num_classes, weights, options):
     if where.startswith(OURS):
         return _ours(where.removeprefix(OURS), architecture, num_classes, options)
     path = Path(where)
+    if weights is not None and path.is_dir():
+        raise SourceError(f"weights={weights!r} names a set of weights in a file; {path} is a folder")
     if architecture is None and path.name == "weights.safetensors" and (path.parent / "recipe.json").exists():
         path = path.parent
     if (path / "recipe.json").exists():

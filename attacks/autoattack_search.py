@@ -25,8 +25,8 @@ class Search:
         self.places = torch.arange(len(images), device=images.device)
         # Inside somebody's autocast the search is still full precision, unless it asks for less.
         low = precision == "bfloat16" or (precision == "auto" and fast_bfloat16(images.device))
-        self.low = low and images.dtype == torch.float32
         logits = self.exact(images)
+        self.low = low and images.dtype == logits.dtype == torch.float32
         self.low = self.low and self._low_is_enough(wide(logits))
         others = logits.scatter(1, labels[:, None], -math.inf)
         self.rivals = others.argsort(1, descending=True)[:, :-1]

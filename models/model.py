@@ -120,23 +120,25 @@ def wrap(network, *, logits=None, mean=None, std=None, resize=None, head=None):
         raise TypeError(f"network={network!r:.80}: a module, or a function of pictures, is needed")
     if (mean is None) != (std is None):
         raise ValueError("mean and std go together: one of them is missing")
-    network = network if isinstance(network, nn.Module) else _Function(network)
-    while inner := getattr(network, "_orig_mod", None) or _in_parallel(network):
-        network = inner
+    network = bare(network) if isinstance(network, nn.Module) else _Function(network)
     if head is not None and not isinstance(dict(network.named_modules()).get(head), backbones.HEADS):
         raise ValueError(f"head={head!r} is no linear layer or convolution of this network; {_layers(network)}")
     normalise = nn.Identity() if mean is None else Normalise(mean, std)
     return Wrapped(network, normalise, resize, logits, head)
 
 
-def _in_parallel(network):
+def bare(network):
+    """The network inside what torch.compile and DataParallel put around it."""
     kinds = nn.DataParallel, nn.parallel.DistributedDataParallel
-    return network.module if isinstance(network, kinds) else None
+    while inner := network.module if isinstance(network, kinds) else getattr(network, "_orig_mod", None):
+        network = inner
+    return network
 
 
 def model_of(network):
-    """The network itself where it is a Model, else `wrap` of it."""
-    return network if isinstance(network, Model) else wrap(network)
+    """The network itself where it is a Model, whatever is around it, else `wrap` of it."""
+    inner = bare(network)
+    return inner if isinstance(inner, Model) else wrap(network)
 
 
 def picture_for(model):

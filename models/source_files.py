@@ -220,10 +220,12 @@ def _misfit(best, left, content, path, model):
 
 def _what_fits(best, content, model):
     """In words, the first of a network's kin that a file fits; None where there is none."""
-    head, stem = (best.file.get(f"{best.prefix}{name}.weight") for name in (model.head, "stem.0"))
+    head = best.file.get(f"{best.prefix}{model.head}.weight")
+    stem = next((value for name, value in best.file.items() if name.endswith("stem.0.weight")), None)
     classes = [model.spec["num_classes"]] + ([len(head)] if head is not None else [])
     widths = {model.spec.get("width", 64), len(stem)} if stem is not None else ()
-    for name, count, width in itertools.product(_kin(model.spec["name"]), dict.fromkeys(classes), (None, *widths)):
+    kin = _kin(model.spec["name"], models.NETWORKS if stem is not None else None)
+    for name, count, width in itertools.product(kin, dict.fromkeys(classes), (None, *widths)):
         options = {"pretrained": False} if name.startswith(backbones.PREFIX) else {}
         options |= {} if width is None else {"width": width}
         try:
@@ -237,12 +239,14 @@ def _what_fits(best, content, model):
     return None
 
 
-def _kin(name):
-    """Networks whose names share a word with this one's."""
-    from torchvision import models as published  # imported late: it costs 1.4 s
+def _kin(name, known=None):
+    """Networks, of the known ones or of all, whose names share a word with this one's; itself first."""
 
     def words(name):
         return set(re.findall("[a-z]{3,}", name.removeprefix(backbones.PREFIX)))
 
-    known = [*models.NETWORKS, *(backbones.PREFIX + other for other in published.list_models(module=published))]
+    if known is None:
+        from torchvision import models as published  # imported late: it costs 1.4 s
+
+        known = [*models.NETWORKS, *(backbones.PREFIX + one for one in published.list_models(module=published))]
     return [name, *(other for other in known if words(other) & words(name) and other != name)]

@@ -5,10 +5,11 @@ import io
 import logging
 import pickle
 from dataclasses import dataclass, replace
+from functools import partial
 
 import pytest
 import torch
-from small import small_network
+from small import late, small_network
 from torch import nn
 
 import models
@@ -94,7 +95,7 @@ def test_view(wrapped, few, tmp_path):
     scores = testing.test(network, few.test, [FGSM(), AutoAttack(steps=2, targets=1, queries=4)], progress=False)
     assert scores.share("clean") == plain
     if not wrapped:
-        audit(network, few.test.first(4), PGD(steps=1), progress=False)
+        audit(network, few.test.first(2), PGD(steps=1), progress=False)
     run = train(network, few, RECIPE, tmp_path / "run", progress=False)
     assert fingerprint(train(network, few, RECIPE, tmp_path / "run", progress=False).model) == fingerprint(
         run.model
@@ -168,7 +169,8 @@ def test_a_tuple_in_training_alone(few, tmp_path):
     train(models.wrap(Auxiliary(), logits=0), few, RECIPE, tmp_path / "run", progress=False)
 
 
-def test_googlenet_by_name(few, tmp_path):
+@pytest.mark.long
+def test_googlenet_by_name():
     """pytorch/vision #302: fine-tuning GoogLeNet fails on its auxiliary heads. Here it has none."""
     model = models.build("imagenet/googlenet", 10, pretrained=False, resize=32)
     assert model.train()(torch.rand(2, 3, 32, 32)).shape == (2, 10)
@@ -181,6 +183,8 @@ def test_half_and_double(dtype, few, tmp_path):
 
     Each is tested in its own precision; pictures and ε stay in float32. float64 trains, 16 bits are refused.
     """
+    if dtype == torch.float16:
+        audit(models.build("shallow_cnn", 10).half(), few.test.first(2), PGD(steps=1), progress=False)
     network = small_network(size=32, classes=10).eval()
     split = labelled(network)
     reference = testing.test(network, split, [PGD(steps=3)], progress=False)
@@ -197,7 +201,8 @@ def test_half_and_double(dtype, few, tmp_path):
             train(network, few, RECIPE, tmp_path / "run", progress=False)
 
 
-def test_compiled_and_in_parallel():
+@pytest.mark.parametrize("put", [late(partial(torch.compile, backend="eager")), nn.DataParallel], ids=str)
+def test_compiled_and_in_parallel(put):
     """NVIDIA/apex #1632: attacks on a network that DataParallel or torch.compile is around.
 
     Both give the numbers of the network inside, and `adapt` takes what is around off.
@@ -205,16 +210,15 @@ def test_compiled_and_in_parallel():
     network = viewing().eval()
     split = labelled(network, 20)
     plain = testing.test(network, split, [PGD(steps=2)], progress=False)
-    for around in (torch.compile(network, backend="eager"), nn.DataParallel(network)):
-        scores = testing.test(around, split, [PGD(steps=2)], progress=False)
-        assert scores.share("clean") == plain.share("clean") == 1
-        assert abs(scores.share("PGD-2") - plain.share("PGD-2")) <= 0.05
-        model = adapt(around, 5, train="head")
-        assert model.head == "fc"
-        assert {name for name, weight in model.named_parameters() if weight.requires_grad} == {
-            "network.fc.weight",
-            "network.fc.bias",
-        }
+    scores = testing.test(put(network), split, [PGD(steps=2)], progress=False)
+    assert scores.share("clean") == plain.share("clean") == 1
+    assert abs(scores.share("PGD-2") - plain.share("PGD-2")) <= 0.05
+    model = adapt(put(network), 5, train="head")
+    assert model.head == "fc"
+    trains = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    assert trains == {"network.fc.weight", "network.fc.bias"}
+    ours = models.build("shallow_cnn", 10)
+    assert adapt(put(ours), 5).spec["name"] == "shallow_cnn"
 
 
 def test_a_function():
