@@ -339,8 +339,8 @@ def _checked_rates(model, rates):
 
 def describe(model):
     """A row a layer with weights: parameters, how many train, BatchNorm's mode, multiple of the learning rate."""
-    rates = getattr(model, "rates", {})
-    rows, model = [], models.model_of(model)
+    model = models.model_of(model)
+    rows, rates = [], getattr(model, "rates", {})
     grey = picture_for(model)
     leaves = _leaves(model, grey)
     try:

@@ -45,9 +45,8 @@ def predict(model, split):
         size = BATCH[split.labels.device.type]
 
         def logits_from(begin):
-            logits = model(split.batch(slice(begin, begin + size))[0])
+            logits = model(split.batch(slice(begin, begin + size))[0]).float()
             # On the CPU another process can take them.
-            logits = logits.float()
             return logits if data_parallel.world() == 1 else logits.cpu()
 
         found = data_parallel.shared_out(range(0, len(split), size), logits_from)

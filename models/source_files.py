@@ -25,7 +25,7 @@ COUNTER = "num_batches_tracked"  # of BatchNorm: older files have none, and noth
 MEAN = ("mean", "mu", "new_mean", "pixel_mean", "image_mean")
 STD = ("std", "sigma", "new_std", "pixel_std", "image_std")
 # Numbers that checkpoints hold beside their tensors: plain values, no code.
-SCALAR = np._core.multiarray.scalar
+SCALAR = np.float64().__reduce__()[0]
 NUMBERS = [np.dtype, SCALAR, (SCALAR, "numpy.core.multiarray.scalar"), *{type(np.dtype(k)) for k in "?bhilBHILfd"}]
 
 
@@ -104,7 +104,7 @@ def read(path):
             return torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         held = re.search(r"GLOBAL (\S+) was not", str(error))
-        what = f"it holds a {held[1]}" if held else first_line(error)
+        what = f"it holds {held[1]}" if held else first_line(error)
         raise SourceError(
             f"{path} cannot be read as weights ({what}). It is cut off, or holds more than tensors: a pickle with "
             "code in it is never opened. Save the state_dict alone, where you trust the file: "
@@ -114,10 +114,10 @@ def read(path):
 
 def _match(content, model, path, key=None):
     """The set of weights that is the network's, what is left beside it, and the normaliser."""
-    found = _sets(content, model.network.state_dict())
+    found, partial = _sets(content, model.network.state_dict())
     if not found:
         raise SourceError(f"{path} holds no tensors")
-    best = _the_one(found, path, key)
+    best = _the_one(found, partial, path, key)
     used = {each.prefix + name for each in found if each.file is best.file for name in each.tensors}
     auxiliary = backbones.WITH_AUXILIARY.get(model.spec["name"].removeprefix(backbones.PREFIX), ())
     spare = tuple(f"{best.prefix}{name}." for name in auxiliary)
@@ -126,14 +126,14 @@ def _match(content, model, path, key=None):
     above = [
         tensors
         for place, tensors in _with_tensors(content)
-        if not place or f"{best.place}.".startswith(f"{place}.")
+        if place != best.place and (not place or best.place.startswith(f"{place}."))
     ]
     normaliser = _normaliser(left, path) or next(filter(None, (_normaliser(dict(t), path) for t in above)), None)
     return best, left, normaliser
 
 
 def _sets(content, wanted):
-    """All places where some of the wanted tensors lie: those that fit, else the one that has most of them."""
+    """The places where the wanted tensors lie, else the one that has most of them; and those that have many."""
     found = []
     for place, tensors in _with_tensors(content):
         counts = Counter({"": len(tensors) / 1e9})  # has it none, the largest is spoken of
@@ -142,8 +142,10 @@ def _sets(content, wanted):
             ends = (".".join(parts[begin:]) for begin in range(len(parts)))
             counts.update(name.removesuffix(end) for end in ends if end in wanted)
         found += [(count, Set(place, tensors, prefix, wanted)) for prefix, count in counts.items()]
+    found.sort(key=lambda pair: -pair[0])
     fitting = [each for _, each in found if each.fits]
-    return fitting or [each for _, each in sorted(found, key=lambda pair: -pair[0])[:1]]
+    partial = [each for count, each in found if count > len(wanted) / 3 and not each.fits]
+    return fitting or [each for _, each in found[:1]], partial
 
 
 def _with_tensors(content, place=""):
@@ -157,9 +159,15 @@ def _with_tensors(content, place=""):
         yield from _with_tensors(value, f"{place}.{key}" if place else str(key))
 
 
-def _the_one(found, path, key):
-    """The set of that key, or the only one; copies count once."""
+def _the_one(found, partial, path, key):
+    """The set of that key, or the only one; copies count once. Averaged weights may lack what is no weight."""
     labels = ", ".join(repr(each.label) for each in found)
+    if key is None and found[0].fits and partial:
+        others = ", ".join(repr(each.label) for each in partial)
+        raise SourceError(
+            f"{path} holds several sets of weights, {labels} and, in part, {others}: say which with "
+            f"weights={found[0].label!r}"
+        )
     if key is not None:
         found = [one for one in found if f"{one.label}.".startswith(f"{key}.")]
         if not found:

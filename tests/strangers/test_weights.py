@@ -173,6 +173,11 @@ def test_several_sets_of_weights(together, file):
     assert fingerprint(load(path, weights=f"{at}model")) == fingerprint(raw)
     with pytest.raises(SourceError, match="no fitting weights under 'best'"):
         load(path, weights="best")
+    shadow = {"shadow": dict(averaged.network.named_parameters())}  # of the weights alone, without statistics
+    path = file({"model": raw.network.state_dict(), "ema": shadow})
+    with pytest.raises(SourceError, match=r"several sets of weights, 'model' and, in part, 'ema\.shadow'"):
+        load(path)
+    assert fingerprint(load(path, weights="model")) == fingerprint(raw)
 
 
 def test_copies_of_the_same_weights_need_no_answer(file):
