@@ -53,7 +53,7 @@ class Network(torch.nn.Module):
 
     def forward(self, images):
         images = (images - self.normalise.mean) / self.normalise.std
-        if {resize} and images.shape[-1] != {resize}:
+        if {resize}:
             images = torch.nn.functional.interpolate(images, ({resize}, {resize}), mode="bilinear")
         return self.network(images)
 

@@ -54,8 +54,10 @@ class Model(nn.Module):
     def prepared(self, images):
         """The pictures as the network wants them."""
         images = self.normalise(images)
-        if self.resize is not None and images.shape[2:] != (self.resize, self.resize):
-            images = interpolate(images, size=(self.resize, self.resize), mode="bilinear", align_corners=False)
+        size = (self.resize, self.resize)
+        # What is exported takes pictures of any size, so it does not ask for this one's.
+        if self.resize is not None and (torch.compiler.is_exporting() or images.shape[-2:] != size):
+            images = interpolate(images, size=size, mode="bilinear", align_corners=False)
         return images
 
     def find_head(self, images):

@@ -352,3 +352,13 @@ def test_adapted_networks_are_pickled():
             assert not any(norm.training for norm in norms)
             assert not any(weight.requires_grad for norm in norms for weight in norm.parameters())
             assert all(module.training for module in adapt(other, None).train().modules())
+
+
+@pytest.mark.parametrize("shape", [(64, 32), (32, 64), (20, 20), (32, 32)])
+def test_pictures_that_are_not_square(shape):
+    """fastai/fastai #1851: pictures of another shape than a square stay so under a resize to one."""
+    seen = []
+    for model in (models.build("resnet18", 10, width=4, resize=32), models.wrap(viewing(), resize=32)):
+        model.network.register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape)))
+        assert model.eval()(torch.rand(2, 3, *shape)).shape == (2, 10)
+    assert seen == [(2, 3, 32, 32)] * 2

@@ -247,8 +247,9 @@ def test_export(kind, tmp_path):
         "own": lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(3600, 5)),
     }[kind]().eval()
     export(model, tmp_path / "there")
+    sizes = [(1, 32), (5, 32), *((3, size) for size in (48, 64) if kind != "own")]
     with torch.no_grad():
-        pairs = [(images, model(images)) for images in (torch.rand(count, 3, 32, 32) for count in (1, 5))]
+        pairs = [(images, model(images)) for images in (torch.rand(n, 3, size, size) for n, size in sizes)]
     torch.save(pairs, tmp_path / "there" / "pictures.pt")
     outside = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     subprocess.run(
