@@ -9,7 +9,6 @@ What does not train is frozen wholly: its weights ask for no gradient, its Batch
 dropout stay in eval mode, whoever calls `.train()`. Low-rank adapters may learn on top of it.
 """
 
-import copy
 import functools
 import logging
 from contextlib import ExitStack
@@ -181,7 +180,7 @@ def adapt(source, num_classes, train="all", *, seed=0, rates=None, rank=None, no
         raise ValueError(f"norms={norms!r}: None, 'frozen' or 'adapted' is needed")
     if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or rank < 1):
         raise ValueError(f"rank={rank!r}: None or a whole number of at least 1 is needed")
-    model = copy.deepcopy(models.model_of(source))
+    model = models.copied(models.model_of(source))
     grey = picture_for(model)
     model.head = model.find_head(grey)
     for module in list(model.requires_grad_(True).modules()):

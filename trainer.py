@@ -20,8 +20,11 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
+from evaluation import checks
 from evaluation.testing import test
 from evaluation.transfer_attack import transfer_attack
+from loaders import Data
+from models import copied
 from models.low_rank import Packed
 from processes import child_processes, data_parallel
 from processes.machine import own_device, prepare, ran_out_of_memory
@@ -95,10 +98,14 @@ def train(model, data, recipe, folder, *, processes=None, progress=True):
     together. A script that torchrun has started, on one machine or several, needs nothing more than this call in
     each process.
     """
+    if not isinstance(data, Data):
+        raise TypeError(
+            f"{data!r:.80}: Data is needed, with its three splits; loaders.from_dataset makes it of a Dataset"
+        )
     device = data.train.labels.device
     data_parallel.join(device)
     identity = identity_of(model, data, recipe)
-    model = copy.deepcopy(model).to(device)
+    model = copied(model).to(device)
     data_parallel.spread(model)
     before.check(model, data, recipe, Path(folder).name)
     several = 1 if processes is None or data_parallel.world() > 1 else child_processes.count(processes, device)
@@ -159,9 +166,8 @@ def _claim(run, identity, model, device, held, wait):
 
 
 def _train(model, data, recipe, run, device, progress):
-    for name, seen in (("training", data.train), ("validation", data.val)):
-        if data.test is not None and seen.checksum == data.test.checksum and data_parallel.leads():
-            log.warning("%s: the test split is the %s split, so what is found on it is no test", data.name, name)
+    if data_parallel.leads() and data.test is not None and (leak := checks.leak(data.test, data.train, data.val)):
+        log.warning("%s: %s", data.name, leak.message)
     steps = len(data.train) // recipe.batch_size
     state = step.State(model, recipe, steps, device, run.path.name)
     state.resume(run)

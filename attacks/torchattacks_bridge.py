@@ -34,11 +34,13 @@ class Torchattacks(Attack):
     changes_all = False
 
     def __init__(self, name, **settings):
-        probe = _make(name, torch.nn.Linear(1, 1), settings)
+        probe = _make(name, torch.nn.Linear(1, 1, device="meta"), settings)
         eps = getattr(probe, "eps", getattr(probe, "max_epsilon", None))
         norm = str(getattr(probe, "norm", "L2" if name.endswith("L2") else "Linf"))
         norm = norm if norm in ("L1", "L2") else "Linf"
         vars(self).update(name=name, settings=settings, norm=norm, eps=1.0 if eps is None else float(eps))
+        if hasattr(probe, "alpha") and hasattr(probe, "steps"):  # as ours call it, for the check of step sizes
+            vars(self).update(step_size=float(probe.alpha), steps=int(probe.steps))
         super().__post_init__()
 
     @property

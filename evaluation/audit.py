@@ -35,7 +35,7 @@ def examine(model, split, logits, scores, attacks, extents):
     images, labels = split.batch(few)
     found = [
         checks.finite_logits(logits),
-        checks.constant_predictor(logits.argmax(1), split.labels, logits.shape[1]),
+        checks.constant_predictor(logits.argmax(1), split.labels, split.num_classes, logits.shape[1]),
         checks.probabilities(logits),
     ]
     with evaluating(model):
@@ -62,6 +62,7 @@ def examine(model, split, logits, scores, attacks, extents):
 
 def _compared(attacks, scores):
     """Checks of attacks beside one another."""
+    yield checks.one_ball(attacks)
     for one, many in fgsm_and_pgd(attacks):
         eps = attacks[one].eps if attacks[one].norm == "Linf" else None
         yield checks.attack_order(scores.share(one), scores.share(many), one, many, eps, scores.n)
@@ -70,7 +71,8 @@ def _compared(attacks, scores):
     if len({(attack.norm, attack.eps) for attack in white.values()}) == 1 and any(
         isinstance(a, FGSM) for a in white.values()
     ):
-        yield checks.alike(scores.share(CLEAN), {label: scores.share(label) for label in kinds.values()})
+        shares = {label: scores.share(label) for label in kinds.values()}
+        yield checks.alike(scores.share(CLEAN), shares, scores.n)
     # Blind attacks may not win against the strongest of the others, and none of these against AutoAttack.
     for label, attack in attacks.items():
         rivals = [other for other, its in white.items() if (its.norm, its.eps) == (attack.norm, attack.eps)]

@@ -32,14 +32,17 @@ def finite_logits(logits):
         return Finding("finite logits", "invalid", broken, 0, says)
 
 
-def constant_predictor(predictions, labels, num_classes):
+def constant_predictor(predictions, labels, num_classes, outputs=None):
     """Invalid: no better than chance, or over half of the other classes' pictures taken for one class.
 
     A model that ignores its input cannot be attacked: its "robustness" is chance. Where classes differ in size,
     what it has learned also shows in the accuracy of each class (recall): always saying one class gives a mean of
     one over their number; 2 points more, and three standard errors of guessing, count for nothing.
     """
-    sizes, said = (torch.bincount(some, minlength=num_classes).double() for some in (labels, predictions))
+    most, why = max(num_classes, outputs or 0), "nothing was learned"
+    if most > num_classes:
+        why = f"the network has {most} outputs for {num_classes} classes: adapt() gives it a head for these"
+    sizes, said = (torch.bincount(some, minlength=most).double() for some in (labels, predictions))
     hits = torch.bincount(labels[predictions == labels], minlength=len(sizes))
     there = sizes > 0
     chance, even = float(sizes.max()) / len(labels), 1 / int(there.sum())
@@ -48,7 +51,7 @@ def constant_predictor(predictions, labels, num_classes):
         return Finding("better than chance", "suspect", 1, 1, f"{says}. Test on pictures of several classes")
     recall, noise = (hits / sizes)[there], even * float((even * (1 - even) / sizes[there]).sum()) ** 0.5
     learned = float(recall.mean()) > even + 0.02 + 3 * noise
-    if not learned and (found := better_than_chance(float(hits.sum()) / len(labels), chance)):
+    if not learned and (found := better_than_chance(float(hits.sum()) / len(labels), chance, why)):
         return found
     taken = float(((said - hits) / (len(labels) - sizes)).max())
     balanced = chance <= even + 3 * (even / len(labels)) ** 0.5  # as far as chance allows in so many pictures
@@ -59,11 +62,11 @@ def constant_predictor(predictions, labels, num_classes):
         )
 
 
-def better_than_chance(accuracy, chance):
+def better_than_chance(accuracy, chance, why="nothing was learned"):
     """Invalid: clean accuracy at most 2 points above always saying one class."""
     if accuracy <= chance + 0.02:
         says = f"{100 * accuracy:.1f} %, where always saying one class gives {100 * chance:.1f} %"
-        return Finding("better than chance", "invalid", accuracy, chance + 0.02, f"{says}; nothing was learned")
+        return Finding("better than chance", "invalid", accuracy, chance + 0.02, f"{says}; {why}")
 
 
 def masked_gradient(model, images, labels, rows=ATTACKED, eps=8 / 255):
@@ -288,17 +291,31 @@ def attack_order(fgsm, pgd, label="FGSM", against="PGD", eps=8 / 255, n=1000):
         return Finding("attack order", "suspect", -gap, 1, says, (label, against))
 
 
-def alike(clean, shares):
+def alike(clean, shares, n=1000):
     """Suspect: three or more different attacks, one of a single step, within 1 point of one another [C].
 
     Attacks differ; where they agree this well, the examples may not be the model's own. At the ends of the
-    scale (below 2 %, or all within 3 points of clean accuracy) they must agree.
+    scale (below 2 %, or all within 3 points of clean accuracy) they must agree, and of fewer than 100 pictures (n)
+    they often do.
     """
-    if len(shares) >= 3 and min(shares.values()) > 0.02 and clean - min(shares.values()) > 0.03:
+    if n >= 100 and len(shares) >= 3 and min(shares.values()) > 0.02 and clean - min(shares.values()) > 0.03:
         spread = 100 * (max(shares.values()) - min(shares.values()))
         if spread < 1:
             says = f"{', '.join(shares)} agree within {spread:.1f} points: are the examples crafted on this model?"
             return Finding("attacks alike", "suspect", spread, 1, says, (*shares, WORST))
+
+
+def one_ball(attacks):
+    """Suspect: attacks of several sizes or norms, so what withstands all of them tells nothing of one ε.
+
+    `attacks` maps labels to attacks.
+    """
+    balls = {(attack.norm, round(attack.eps, 9)): attack for attack in attacks.values()}
+    if len(balls) > 1:
+        says = ", ".join(f"ε = {in_255ths(eps, norm)} in {norm}" for norm, eps in balls)
+        return Finding(
+            "one ball", "suspect", len(balls), 1, f"the worst case is over unlike sizes: {says}", (WORST,)
+        )
 
 
 def stronger(check, scores, label, name, limit, message):
@@ -398,4 +415,5 @@ def leak(tested, *seen):
 
 
 def _checksums(split):
-    return [hashlib.sha1(image.numpy().tobytes()).digest() for image in split.images.cpu().contiguous()]
+    parts = (split.pictures(slice(begin, begin + 4096)).cpu() for begin in range(0, len(split), 4096))
+    return [hashlib.sha1(image.numpy().tobytes()).digest() for part in parts for image in part.contiguous()]

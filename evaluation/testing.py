@@ -11,6 +11,7 @@ from evaluation.audit import examine
 from evaluation.finding import CLEAN
 from evaluation.per_example import Kept, attacked, on_device_of, predict
 from evaluation.scores import Scores
+from loaders import Split
 from models.fingerprint import fingerprint
 from processes import data_parallel
 from processes.machine import own_device, prepare
@@ -53,6 +54,11 @@ def named(attacks):
 
 
 def evaluate(source, victim, split, attacks, seed, progress, carried, folder=None):
+    if not isinstance(split, Split):
+        raise TypeError(
+            f"{split!r:.80}: a Split is needed, such as data.test; loaders.from_dataset makes Data of a Dataset, "
+            "which a DataLoader has as loader.dataset"
+        )
     begun = time.perf_counter()
     data_parallel.join(split.labels.device)
     source, victim = on_device_of(split, source), on_device_of(split, victim)

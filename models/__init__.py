@@ -10,7 +10,7 @@ import torch
 from models import backbones
 from models.backbones import WeightsError
 from models.low_rank import LowRank
-from models.model import Model, fitted, habits, model_of, taken, wrap
+from models.model import Model, copied, fitted, habits, model_of, taken, wrap
 from models.normalise import CIFAR10_MEAN, CIFAR10_STD, Normalise
 from models.resnet import BasicBlock, Bottleneck, PreActBlock, ResNet
 from models.shallow import ShallowCNN, WideShallowCNN

@@ -137,6 +137,26 @@ def bare(network):
     return network
 
 
+def copied(network):
+    """A copy. Raises ValueError where it holds what cannot be copied."""
+    try:
+        return copy.deepcopy(network)
+    except RuntimeError as error:
+        if "created explicitly by the user" not in str(error):
+            raise
+        held = (
+            name for name, module in network.named_modules() for value in vars(module).values() if _computed(value)
+        )
+        raise ValueError(
+            f"{next(held, 'a layer')!r} holds a weight that was computed from others and cannot be copied: "
+            "take torch.nn.utils.parametrizations.weight_norm for utils.weight_norm; prune.remove() ends pruning"
+        ) from error
+
+
+def _computed(value):
+    return isinstance(value, torch.Tensor) and value.grad_fn is not None
+
+
 def model_of(network):
     """The network itself where it is a Model, whatever is around it, else `wrap` of it."""
     inner = bare(network)

@@ -105,6 +105,10 @@ def read(path):
     except (SafetensorError, UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         held = re.search(r"GLOBAL (\S+) was not", str(error))
         what = f"it holds {held[1]}" if held else first_line(error)
+        if path.read_bytes()[:100].lstrip().startswith(b"<"):
+            what = "it is a web page, as failed downloads leave them"
+        elif "weights_only" in what:  # torch's advice is to run the code in it
+            what = "it holds more than tensors"
         raise SourceError(
             f"{path} cannot be read as weights ({what}). It is cut off, or holds more than tensors: a pickle with "
             "code in it is never opened. Save the state_dict alone, where you trust the file: "

@@ -7,6 +7,8 @@ from attacks import evaluating
 from evaluation.per_example import attacked, predict
 from processes.seeds import derive_seed
 
+AT_LEAST = 10  # steps, before which every network says nearly the same
+
 
 def validate(state, split):
     """Loss and accuracy on the validation split, robust accuracy on its first pictures, `at_chance`; float32."""
@@ -26,7 +28,7 @@ def at_chance(state, labels, logits, clean):
     Measured on Shapes: the logits of plain networks that never leave chance spread by 0.02 and less over the
     pictures, those of a ResNet-18 that learns late, from scratch under PGD, by 0.2 and more.
     """
-    if not state.step - state.steps < state.total / 4 <= state.step:
+    if not state.step - state.steps < state.total / 4 <= state.step or state.step < AT_LEAST:
         return None
     spread, chance = float((logits - logits.mean(0)).std()), float(torch.bincount(labels).max()) / len(labels)
     if spread > 0.05 or clean > chance + 0.02 or chance == 1:

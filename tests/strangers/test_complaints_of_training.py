@@ -162,9 +162,9 @@ def test_a_test_split_that_chooses_is_said(few, tmp_path, caplog):
     """
     other = Blobs().split(16, 2, "test")
     go(replace(few, test=other), tmp_path / "two", replace(RECIPE, epochs=1))
-    assert "no test" not in caplog.text
+    assert "test pictures" not in caplog.text
     go(replace(few, test=few.val), tmp_path / "one", replace(RECIPE, epochs=1))
-    assert "the test split is the validation split, so what is found on it is no test" in caplog.text
+    assert "100.0 % of the test pictures are in what training or choosing has seen" in caplog.text
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
