@@ -274,7 +274,7 @@ class _Watched(nn.Module):
                 "its weights are broken (diverged training?) or its arithmetic overflows"
             )
         says, zero = None, 0 if self.without_gradient is None else int(self.without_gradient)
-        if self.asked and self.without_gradient is None and attack.zero_gradient_is_failure:
+        if self.asked and self.without_gradient is None:
             says = (
                 f"no gradient leads from the logits of {self.asked} of {count} examples to the images (a forward "
                 "under no_grad, in numpy, or detached), so the attack cannot move them; that is no robustness"
