@@ -59,7 +59,7 @@ def results(shown=SHOWN, experiment=EXPERIMENT, networks=NETWORKS):
     figure = f'<img src="{drawn}" width="560" alt="Clean accuracy against accuracy under AutoAttack">'
     said = (
         f"Accuracy in % on n = {n} test pictures, with its 95 % interval. {TRAINED}. "
-        f"[All scores]({shown}/scores.csv); [machine, commit, command]({shown}/provenance.json)."
+        f"[Scores, machine, commit, command]({shown})."
     )
     return "\n\n".join([figure, _rows(["source", "then trained", "clean", attack], rows, words=2), said])
 
