@@ -242,14 +242,17 @@ class _Watched(nn.Module):
         self.finite = True
         self.asked = 0  # examples whose first gradient was asked for
         self.without_gradient = None
+        self.cut = False  # did logits come without a graph?
         self.unchanged = 0
 
     def forward(self, images):
-        if images.requires_grad and torch.is_grad_enabled() and self.without_gradient is None:
+        asks = images.requires_grad and torch.is_grad_enabled()
+        if asks and self.without_gradient is None:
             self.asked = self.asked or len(images)
             images = images.view_as(images)  # what an attack's own loss says of the pictures passes this by
             images.register_hook(self._note_gradient)
         logits = taken(self.model(images))
+        self.cut = self.cut or (asks and not logits.requires_grad)
         if logits.ndim != 2 or len(logits) != len(images):
             raise ValueError(
                 f"the model gave a tensor of shape {tuple(logits.shape)} for {len(images)} images; "
@@ -274,7 +277,8 @@ class _Watched(nn.Module):
                 "its weights are broken (diverged training?) or its arithmetic overflows"
             )
         says, zero = None, 0 if self.without_gradient is None else int(self.without_gradient)
-        if self.asked and self.without_gradient is None:
+        missing = self.asked and self.without_gradient is None  # some look at logits, and stop where they have won
+        if self.cut or (missing and attack.zero_gradient_is_failure):
             says = (
                 f"no gradient leads from the logits of {self.asked} of {count} examples to the images (a forward "
                 "under no_grad, in numpy, or detached), so the attack cannot move them; that is no robustness"

@@ -267,8 +267,11 @@ class Cut(nn.Module):
         return torch.from_numpy(self.inner(images.detach()).detach().numpy())
 
 
-@pytest.mark.parametrize("how", ["no_grad", "detach", "numpy"])
-@pytest.mark.parametrize("name", [name for name in ALL if name != "bridge-Pixle"])
+# CW need not follow the gradient that detached logits still have, somewhere else.
+CUTS = {(name, how) for name in ALL for how in ("no_grad", "detach", "numpy")} - {("bridge-CW", "detach")}
+
+
+@pytest.mark.parametrize(("name", "how"), sorted(case for case in CUTS if case[0] != "bridge-Pixle"))
 def test_a_missing_gradient_is_not_silent(name, how):
     model, (images, _) = Cut(how), pictures()
     labels = model(images).argmax(1)
@@ -282,6 +285,13 @@ def test_a_missing_gradient_is_not_silent(name, how):
     else:
         with pytest.warns(RuntimeWarning, match="no gradient leads from the logits of 6 of 6 examples"):
             ALL[name](model, images, labels)
+
+
+def test_an_attack_that_has_won_before_it_begins_gives_no_warning(network):
+    images, _ = pictures()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Torchattacks("DeepFool")(network.eval(), images, (network(images).argmax(1) + 1) % 4)
 
 
 def test_what_withstands_unchanged_is_not_silent(network):
