@@ -90,6 +90,11 @@ class Attack:
         raise NotImplementedError
 
     @property
+    def pace(self):
+        """The size of a step and their number, where it takes steps of one size; else None for what it has not."""
+        return getattr(self, "step_size", None), getattr(self, "steps", None)
+
+    @property
     def stages(self):
         """The attacks that it consists of, each on what the ones before have left."""
         return (self,)

@@ -39,9 +39,12 @@ class Torchattacks(Attack):
         norm = str(getattr(probe, "norm", "L2" if name.endswith("L2") else "Linf"))
         norm = norm if norm in ("L1", "L2") else "Linf"
         vars(self).update(name=name, settings=settings, norm=norm, eps=1.0 if eps is None else float(eps))
-        if hasattr(probe, "alpha") and hasattr(probe, "steps"):  # as ours call it, for the check of step sizes
-            vars(self).update(step_size=float(probe.alpha), steps=int(probe.steps))
         super().__post_init__()
+
+    @property
+    def pace(self):
+        probe = _make(self.name, torch.nn.Linear(1, 1, device="meta"), self.settings)
+        return getattr(probe, "alpha", None), getattr(probe, "steps", None)
 
     @property
     def follows_cross_entropy(self):

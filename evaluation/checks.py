@@ -229,13 +229,13 @@ def step_sizes(label, attack):
     """Suspect: steps too short to reach ε or over twice ε; or, in L∞, no simple part of 1/255 or ε (a typo like
     2/225).
     """
-    step = getattr(attack, "step_size", None)
-    if step is None:
+    step, steps = attack.pace
+    if step is None or steps is None:
         return None
     alpha, eps = (in_255ths(size, attack.norm) for size in (step, attack.eps))
-    if step * attack.steps < attack.eps - TOLERANCE:
-        says = f"{attack.steps} steps of {alpha} cannot cross ε = {eps}"
-        return Finding("step size", "suspect", step * attack.steps, attack.eps, says, (label,))
+    if step * steps < attack.eps - TOLERANCE:
+        says = f"{steps} steps of {alpha} cannot cross ε = {eps}"
+        return Finding("step size", "suspect", step * steps, attack.eps, says, (label,))
     if step > 2 * attack.eps + TOLERANCE:
         says = f"α = {alpha} is over twice ε: each step ends in a corner. Was /255 forgotten?"
         return Finding("step size", "suspect", step, 2 * attack.eps, says, (label,))

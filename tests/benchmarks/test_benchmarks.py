@@ -82,6 +82,7 @@ def test_what_a_gpu_will_show_runs_here_at_its_smallest(folders, tmp_path):
     assert read(tmp_path, "fast_robust")["seeds"][0]["seed"] == 0
 
 
+@pytest.mark.long
 def test_every_defence_has_a_row_and_a_place_in_the_figure(folders, tmp_path):
     tiny = ["--preset", "smoke", "--pictures", "128", "--epochs", "1", "--width", "2", "--tested", "10"]
     defences.main([*tiny, "--output", str(tmp_path)])

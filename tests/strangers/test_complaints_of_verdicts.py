@@ -12,9 +12,11 @@ import models
 from attacks import FGSM, PGD, Torchattacks
 from evaluation import testing
 from finetune_framework import SourceError, adapt, load_source
+from loaders import Split
 from trainer import Recipe, train
 
 SPLIT = quarters()
+PARTS = "images", "labels"
 RECIPE = Recipe(epochs=1, batch_size=16, validation_images=4)
 
 
@@ -63,9 +65,10 @@ def test_training_pictures_among_the_test_pictures(blobs, tmp_path, caplog):
 
     Right: training says how many, where they are over 1 %.
     """
-    shared = blobs.train.first(8)
-    test = blobs.test.first(72)
-    test.images[:8] = shared.images
+    images, labels = (
+        torch.cat([getattr(blobs.train, kind)[:8], getattr(blobs.test, kind)[:64]]) for kind in PARTS
+    )
+    test = Split(images, labels, blobs.classes, "test")
     train(small_network(), replace(blobs, test=test), RECIPE, tmp_path / "run", progress=False)
     assert "11.1 % of the test pictures are in what training or choosing has seen" in caplog.text
 

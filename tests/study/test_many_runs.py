@@ -1,4 +1,7 @@
-"""train_all() and test_all(): the same runs and scores, one after the other and at once."""
+"""train_all() and test_all(): the same runs and scores, one after the other and at once.
+
+What needs Ray waits for make test-all; make test starts it once, for a whole study (test_main.py).
+"""
 
 import pytest
 import torch
@@ -53,6 +56,7 @@ def both(tmp_path_factory, folders):
     return results[None], results["local:2"]
 
 
+@pytest.mark.long
 def test_the_same_weights_in_the_same_order(both):
     (_, runs, _), (_, others, _) = both
     assert list(runs) == list(others) == list(asked_for(None))
@@ -60,6 +64,7 @@ def test_the_same_weights_in_the_same_order(both):
         assert fingerprint(runs[key].model) == fingerprint(others[key].model), key
 
 
+@pytest.mark.long
 def test_the_same_scores_for_each_example_and_saved(both):
     (_, runs, scores), (_, others, their_scores) = both
     assert list(scores) == list(their_scores)
@@ -71,6 +76,7 @@ def test_the_same_scores_for_each_example_and_saved(both):
         assert saved["weights"] == fingerprint(runs[label, 0].model)
 
 
+@pytest.mark.long
 def test_what_is_the_same_is_trained_once(both):
     for session, _, _ in both:
         origins = [
@@ -79,6 +85,7 @@ def test_what_is_the_same_is_trained_once(both):
         assert sum(origin is None for origin in origins) == 1
 
 
+@pytest.mark.long
 def test_again_all_is_loaded(both, monkeypatch):
     session, runs, _ = both[1]
     monkeypatch.setattr(many_runs, "run_all", None)
@@ -87,6 +94,7 @@ def test_again_all_is_loaded(both, monkeypatch):
     assert fingerprint(again["pgd", 0].model) == fingerprint(runs["pgd", 0].model)
 
 
+@pytest.mark.long
 def test_where_it_is_is_written(both):
     session = both[1][0]
     notes = session.runs.parent / ".jobs"
@@ -94,6 +102,7 @@ def test_where_it_is_is_written(both):
     assert "process" in read_json(notes / "grid" / "pgd-seed0.json")["where"]
 
 
+@pytest.mark.long
 def test_a_start_must_stand_further_up(both):
     session, data = both[0][0], None
     asked = asked_for(data)
@@ -102,6 +111,7 @@ def test_a_start_must_stand_further_up(both):
         many_runs.train_all(asked, session)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("on", [None, "local:2"])
 def test_a_run_that_is_there_is_what_others_start_from(both, on):
     """One of the repository's: the next one knows of which weights it was made, and nothing is trained for it."""
@@ -117,6 +127,7 @@ def test_a_run_that_is_there_is_what_others_start_from(both, on):
     assert known["initial_weights"] == fingerprint(there.model)
 
 
+@pytest.mark.long
 def test_a_folder_that_is_not_shared_is_named(both, monkeypatch, tmp_path):
     monkeypatch.setattr(many_runs, "run_all", lambda *_: {})  # elsewhere, all went well
     monkeypatch.setenv("STUDY_RUNS", str(tmp_path))
