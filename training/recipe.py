@@ -1,11 +1,11 @@
 """A recipe: everything that decides a run besides the model's initial weights and the data."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from attacks import PGD, Attack
 from attacks.base import check_choice, check_setting
-from defences import Standard
+from defences import Standard, innermost
 
 SCHEDULES = ("one_cycle", "piecewise", "constant")
 PRECISIONS = ("auto", "bfloat16", "float16", "float32")
@@ -25,7 +25,8 @@ class Recipe:
     any size and do not enlarge their pictures themselves. `precision` "auto" is bfloat16 on devices that have
     it in hardware, float16 on other GPUs, else float32; float16 comes with a loss that is scaled (Micikevicius et
     al. 2018, arXiv:1710.03740). Every epoch ends in a validation on the validation split; robust
-    accuracy there is measured with `validation_attack` on the first `validation_images`.
+    accuracy there is measured with `validation_attack` on the first `validation_images`; None is PGD(), or, where
+    the defence's attack is in L2, PGD in L2 with its ε.
     """
 
     epochs: int
@@ -43,11 +44,15 @@ class Recipe:
     augment: bool = True
     low_resolution: int | None = None
     precision: str = "auto"
-    validation_attack: Attack = field(default_factory=PGD)
+    validation_attack: Attack | None = None
     validation_images: int = 1000
     seed: int = 0
 
     def __post_init__(self):
+        if self.validation_attack is None:
+            attack = getattr(innermost(self.defence), "attack", None)
+            in_l2 = getattr(attack, "norm", None) == "L2"
+            vars(self)["validation_attack"] = PGD(norm="L2", eps=attack.eps) if in_l2 else PGD()
         for name in ("epochs", "batch_size", "validation_images"):
             check_setting(self, name, 1, math.inf, whole=True)
         check_setting(self, "seed", 0, math.inf, whole=True)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from attacks import APGD, NIFGSM, PGD
-from defences import NFGSM, Adversarial, Standard
+from defences import AWP, NFGSM, TRADES, Adversarial, Standard
 from training.identity import as_dict
 from training.recipe import Recipe
 
@@ -30,7 +30,7 @@ from training.recipe import Recipe
         {"precision": "float8"},
         {"defence": "pgd"},
         {"defence": Standard},
-        {"validation_attack": None},
+        {"validation_attack": "PGD"},
         {"seed": -1},
     ],
     ids=str,
@@ -56,3 +56,9 @@ def test_a_norm_that_older_runs_could_not_name_is_written_where_it_is_l2():
     assert as_dict(PGD())["norm"] == "Linf"
     known = as_dict(PGD(norm="L2", steps=20))
     assert (known["eps"], known["step_size"]) == (0.5, 0.0625)
+
+
+def test_validation_is_in_the_norm_of_the_training():
+    assert Recipe(epochs=1).validation_attack == Recipe(epochs=1, defence=NFGSM()).validation_attack == PGD()
+    for defence in (Adversarial(PGD(norm="L2", eps=0.25)), AWP(TRADES(PGD(norm="L2", eps=0.25), ramp=0.5))):
+        assert Recipe(epochs=1, defence=defence).validation_attack == PGD(norm="L2", eps=0.25)
