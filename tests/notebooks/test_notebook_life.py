@@ -80,6 +80,7 @@ def notebook(session, shapes, tmp_path):
     made.manager.shutdown_kernel(now=True)
 
 
+@pytest.mark.long
 def test_a_life_of_a_notebook(notebook):
     folder = RunFolder(notebook.run)
     assert "NameError" in notebook.cell(TRAIN)  # out of order, before anything is there

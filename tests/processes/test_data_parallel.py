@@ -53,6 +53,7 @@ def both(tmp_path_factory):
     return folders, alone, {what: torch.load(folders[1] / f"{what}.pt", weights_only=True) for what in alone}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", [*on_several.DEFENCES, "resnet18"])
 def test_weights_and_history_are_those_of_one_process(both, name):
     (weights, history), (others, their_history) = (found["defences"][name] for found in both[1:])
@@ -63,11 +64,13 @@ def test_weights_and_history_are_those_of_one_process(both, name):
         assert their_history[column] == pytest.approx(values, abs=apart), column
 
 
+@pytest.mark.long
 def test_twenty_steps_in_float32(both):
     alone, two = (found["steps"] for found in both[1:])
     assert distance(alone["weights"], two["weights"]) < 1e-5
 
 
+@pytest.mark.long
 def test_bfloat16(both):
     """Statistics of BatchNorm stay in float32; what is left of the difference is rounding."""
     alone, two = (found["steps"] for found in both[1:])
@@ -75,6 +78,7 @@ def test_bfloat16(both):
     assert distance(alone["bfloat16"], two["bfloat16"]) < 0.05
 
 
+@pytest.mark.long
 def test_a_test_is_shared_out_and_its_outcomes_are_the_same_for_each_example(both):
     (here, there), alone, two = both[0], *(found["steps"] for found in both[1:])
     assert alone["outcomes"].keys() == two["outcomes"].keys()
