@@ -64,7 +64,7 @@ class Run:
 
     def best_model(self):
         """A copy of the model with the weights after the best epoch. Raises RunDamaged where they are gone."""
-        model = copy.deepcopy(self.model)
+        model = copied(self.model)
         RunFolder(self.folder).load_best(model, self.best_epoch)
         return model.eval()
 
@@ -283,7 +283,7 @@ def _close_epoch(state, data, run, curves, bar):
         curves.epoch(epoch + 1, row)
         curves.pictures(epoch + 1, *examples(state, data.val), recipe.validation_attack.eps)
     state.keep()
-    best = copy.deepcopy(state.result()) if _best_epoch(state.history) == state.epoch else None
+    best = copied(state.result()) if _best_epoch(state.history) == state.epoch else None
     run.beside(run.save_epoch, state.checkpoint(), best and best.cpu())
     bar.set_postfix(loss=f"{row['loss/train']:.3f}", **_latest(state))
 

@@ -101,6 +101,8 @@ def _as_labels(labels, count, name):
     labels = np.asarray(labels.detach().cpu() if isinstance(labels, torch.Tensor) else labels)
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
+    if labels.dtype == object and all(isinstance(label, str) for label in labels.flat):
+        labels = labels.astype(str)
     remedy = "one whole number or word a picture is needed"
     if labels.ndim == 2:
         remedy += "; one-hot rows become numbers by labels.argmax(1)"

@@ -20,6 +20,7 @@ from storage.paths import data_root
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
 PARTS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+PARTS |= {"training": "train", "testing": "test"}  # as some public sets have them
 PREFIX = "folder:"  # of a data set's name, in notebooks
 
 
@@ -82,6 +83,10 @@ def _listed(path):
         raise DataError(f"{path} is no folder")
     tops = _folders(path)
     parts = {PARTS[top.name.lower()]: top for top in tops if top.name.lower() in PARTS}
+    if len(parts) == len(tops) > 1 and "train" not in parts:
+        raise DataError(
+            f"{path} holds {', '.join(top.name for top in tops)}: these are splits, and train is missing"
+        )
     if "train" not in parts or len(parts) == 1:
         parts = {"train": path}
     elif len(parts) < len(tops):

@@ -30,6 +30,8 @@ def from_dataset(dataset, *, name=None, classes=None, validation=0.1, test=0.1, 
     augmenting is for the recipe, normalising for the model. The names of the classes are `classes`, else what the
     dataset has of them. Shares, shuffling and errors are those of from_arrays.
     """
+    if isinstance(dataset, torch.utils.data.DataLoader):
+        raise DataError("a DataLoader gives batches; its Dataset is loader.dataset")
     several = dataset if isinstance(dataset, (tuple, list)) else (dataset,)
     if len(several) not in (1, 2, 3):
         raise ValueError(f"{len(several)} datasets: train, (train, test) or (train, val, test) is needed")

@@ -1,6 +1,5 @@
 """A network in files that need none of this repository's code."""
 
-import copy
 import importlib.util
 import logging
 import warnings
@@ -11,7 +10,7 @@ from torch import nn
 
 from models import low_rank
 from models.backbones import PREFIX
-from models.model import model_of, picture_for
+from models.model import copied, model_of, picture_for
 from storage.atomic_files import replacing
 
 log = logging.getLogger("study")
@@ -79,7 +78,7 @@ def export(source, folder):
     model = source if isinstance(source, nn.Module) else getattr(source, "model", None)
     if model is None:
         raise TypeError(f"{source!r:.80}: a run or a model is needed; load_source() makes one of a run's folder")
-    model = copy.deepcopy(model_of(model)).float().cpu().to(memory_format=torch.contiguous_format).eval()
+    model = copied(model_of(model)).float().cpu().to(memory_format=torch.contiguous_format).eval()
     for module in list(model.modules()):
         low_rank.merge(module)
     folder = Path(folder)

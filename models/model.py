@@ -138,23 +138,10 @@ def bare(network):
 
 
 def copied(network):
-    """A copy. Raises ValueError where it holds what cannot be copied."""
-    try:
-        return copy.deepcopy(network)
-    except RuntimeError as error:
-        if "created explicitly by the user" not in str(error):
-            raise
-        held = (
-            name for name, module in network.named_modules() for value in vars(module).values() if _computed(value)
-        )
-        raise ValueError(
-            f"{next(held, 'a layer')!r} holds a weight that was computed from others and cannot be copied: "
-            "take torch.nn.utils.parametrizations.weight_norm for utils.weight_norm; prune.remove() ends pruning"
-        ) from error
-
-
-def _computed(value):
-    return isinstance(value, torch.Tensor) and value.grad_fn is not None
+    """A copy, also of a network in which a forward pass has left tensors: they come without their graphs."""
+    held = (value for module in network.modules() for value in vars(module).values())
+    left = {id(value): value.detach().clone() for value in held if getattr(value, "grad_fn", None) is not None}
+    return copy.deepcopy(network, left)
 
 
 def model_of(network):
@@ -167,7 +154,7 @@ def picture_for(model):
     """A grey picture (1, C, H, W) that a Model takes. Raises ValueError where it takes none of the usual sizes."""
     weights = list(model.parameters())
     channels = next((weight.shape[1:2] for weight in weights if weight.ndim == 4), (3, 1))
-    alone = copy.deepcopy(model).eval()
+    alone = copied(model).eval()
     for side, count in itertools.product(SIDES, channels):
         grey = torch.full((1, count, side, side), 0.5, device=weights[0].device if weights else "cpu")
         try:
@@ -181,20 +168,32 @@ def picture_for(model):
 
 
 def _found_head(model, images):
-    """The last layer in a pass of these pictures that gives as many numbers as there are logits."""
-    called, model = [], copy.deepcopy(model).eval()
+    """The last layer that gives the logits, up to scale and shift, in a pass of noise like these pictures."""
+    called, model = [], copied(model).eval()
     for name, module in model.network.named_modules():
         if isinstance(module, backbones.HEADS):
-            module.register_forward_hook(lambda _, __, out, name=name: called.append((name, out.shape[1:2])))
+            module.register_forward_hook(lambda _, __, out, name=name: called.append((name, out.detach())))
+    noise = torch.rand((8, *images.shape[1:]), generator=torch.Generator().manual_seed(0)).to(images)
     with torch.no_grad():
-        logits = model(images)
-    found = [name for name, count in called if count == logits.shape[1:]]
+        logits = model(noise)
+    found = [name for name, out in called if out.shape[:2] == logits.shape and _same_answers(out, logits)]
     if not found:
         raise ValueError(
             f"no layer of this network gives its {tuple(logits.shape[1:])} logits: which one is its head? "
             f"models.wrap(network, head=...) names it; {_layers(model.network)}"
         )
     return found[-1]
+
+
+def _same_answers(out, logits):
+    """Is what a layer gave, averaged over places, with or without a ReLU, the logits up to scale and shift?"""
+    wanted = logits - logits.mean(1, keepdim=True)
+    for each in (out, out.relu()):
+        given = each.flatten(2).mean(2) if each.ndim > 2 else each
+        given = given - given.mean(1, keepdim=True)
+        if torch.cosine_similarity(given.flatten().double(), wanted.flatten().double(), 0) > 0.9999:
+            return True
+    return False
 
 
 def _layers(network):

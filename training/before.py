@@ -1,6 +1,5 @@
 """What can be known to be wrong before anything of a run is written."""
 
-import copy
 import logging
 
 import torch
@@ -8,7 +7,7 @@ from torch import nn
 
 from attacks import evaluating
 from evaluation.per_example import predict
-from models import fitted, taken
+from models import copied, fitted, taken
 from training.step import shrunk
 
 log = logging.getLogger("study")
@@ -32,7 +31,7 @@ def check(model, data, recipe, name="this run"):
 
 def _in_training_mode(model, images, batch_size, name):
     """One forward pass of a copy, which gives what training will get: some networks differ there."""
-    model = copy.deepcopy(model).train()
+    model = copied(model).train()
     _look_for_moving_norms(model, name)
     with torch.no_grad(), torch.random.fork_rng(devices=[images.device] if images.is_cuda else []), fitted(model):
         try:

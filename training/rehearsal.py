@@ -1,6 +1,5 @@
 """Before a run: do its steps fit into the memory, and what will they cost?"""
 
-import copy
 import logging
 import math
 import resource
@@ -9,6 +8,7 @@ import time
 import torch
 
 from attacks import dead_gradients, evaluating, input_gradient
+from models import copied
 from processes import data_parallel
 from processes.machine import ran_out_of_memory
 from training import precision
@@ -69,7 +69,7 @@ def _compare_gradients(state, data, run):
 
 def _trial(state, data, size):
     """The seconds of a step of so many pictures, at the attack's full ε: the fastest of a few."""
-    trial = State(copy.deepcopy(state.model).train(), state.recipe, state.steps, state.device, "a trial")
+    trial = State(copied(state.model).train(), state.recipe, state.steps, state.device, "a trial")
     trial.step, trial.parts, trial.rescued = trial.total, state.parts, state.rescued
     if state.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(state.device)

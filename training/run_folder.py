@@ -12,7 +12,6 @@ scores.json, .csv     what test() found, if it was saved here
 Every file that is read again shows when it was damaged or taken from another run.
 """
 
-import copy
 import hashlib
 import io
 import json
@@ -26,6 +25,7 @@ import pandas as pd
 import torch
 from safetensors import SafetensorError
 
+from models import copied
 from models.fingerprint import fingerprint
 from processes.machine import environment
 from storage.atomic_files import Damaged, Held, first_line, held, read_json, replacing, write_json
@@ -209,7 +209,7 @@ class RunFolder:
             try:
                 if twin.identity != self.identity:
                     continue
-                twin.load_result(copy.deepcopy(model))
+                twin.load_result(copied(model))
                 twin.load_history()
                 environment = read_json(twin.path / "environment.json")
             except (Damaged, FileNotFoundError):
@@ -260,7 +260,7 @@ class RunFolder:
         """Write the result; when it can be read back, the checkpoints are no longer needed."""
         history = _checksum_of(self.path / "history.csv")
         self._save(model, "weights.safetensors", metadata | {"history": history})
-        self.load_result(copy.deepcopy(model))
+        self.load_result(copied(model))
         for path in self.checkpoints:
             path.unlink(missing_ok=True)
 

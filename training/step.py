@@ -8,7 +8,7 @@ import torch
 from torch.nn.functional import interpolate
 
 from defences import Standard, innermost, moment, with_sizes
-from models import fitted, model_of, rate_of
+from models import copied, fitted, model_of, rate_of
 from processes import data_parallel
 from training import catastrophic_overfitting, precision
 from training.cuda_graphs import Graphed
@@ -30,7 +30,7 @@ class State:
     def __init__(self, model, recipe, steps, device, name="this run"):
         self.model, self.recipe, self.steps, self.device = model, recipe, steps, device
         self.total = steps * recipe.epochs
-        self.average = copy.deepcopy(model).eval() if recipe.ema or recipe.swa else None
+        self.average = copied(model).eval() if recipe.ema or recipe.swa else None
         self.optimizer = torch.optim.SGD(
             _parameter_groups(model),
             lr=recipe.learning_rate,

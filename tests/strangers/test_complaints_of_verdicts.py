@@ -85,19 +85,49 @@ def test_a_loader_where_a_split_is_needed(blobs, tmp_path):
         train(small_network(), blobs.train, RECIPE, tmp_path / "run", progress=False)
 
 
-def test_a_layer_that_cannot_be_copied(blobs, tmp_path):
-    """pytorch/pytorch #28594: deepcopy of a network with weight_norm fails.
+class Keeping(nn.Module):
+    """Two layers that give as many numbers, of which one gives the logits; and what it has seen, it keeps."""
 
-    Right: the error names the layer and the remedy.
-    """
+    def __init__(self):
+        super().__init__()
+        self.body, self.fc, self.aux = nn.Conv2d(3, 8, 3), nn.Linear(8, 4), nn.Linear(8, 4)
+
+    def forward(self, images):
+        self.seen = self.body(images).relu().mean((2, 3))
+        logits = self.fc(self.seen)
+        self.beside = self.aux(self.seen)
+        return logits
+
+
+def weight_normed():
     network = small_network()
     with pytest.warns(FutureWarning):
         network[6] = nn.utils.weight_norm(network[6])
+    return network
+
+
+@pytest.mark.parametrize("make", [weight_normed, Keeping])
+def test_tensors_that_a_forward_pass_left(make, blobs, tmp_path):
+    """pytorch/pytorch #28594: deepcopy of a network with weight_norm, or with a kept activation, fails.
+
+    Right: it trains.
+    """
+    network = make()
     network(torch.rand(2, 3, 8, 8))
-    with pytest.raises(ValueError, match=r"'6' holds a weight .*parametrizations\.weight_norm"):
-        train(network, blobs, RECIPE, tmp_path / "run", progress=False)
-    with pytest.raises(ValueError, match=r"6' holds a weight"):
-        adapt(network, 4)
+    run = train(network, blobs, replace(RECIPE, ema=0.9), tmp_path / "run", progress=False)
+    assert len(run.history) == 1
+
+
+def test_another_layer_that_gives_as_many_numbers():
+    """MadryLab/robustness #96: the head of one's own network is exchanged.
+
+    Right: the layer that gives the logits, not the last one of their size.
+    """
+    network = Keeping().eval()
+    pictures = torch.rand(3, 3, 8, 8)
+    adapted = adapt(network, 4).eval()
+    assert adapted.head == "fc"
+    assert not torch.allclose(adapted(pictures), network(pictures))
 
 
 def test_a_web_page_in_place_of_weights(tmp_path):
