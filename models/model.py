@@ -264,11 +264,9 @@ def _is_channels_last(weight):
 @contextmanager
 def fitted(model):
     """Inside, pictures reach the model in its precision, and contiguous unless its weights are channels-last."""
-    ours, odd = (
-        (torch.channels_last, torch.float32),
-        isinstance(model, torch.jit.ScriptModule),
-    )  # that has no hooks
-    layout, dtype = habits(model) if isinstance(model, nn.Module) and not odd else ours
+    ours = torch.channels_last, torch.float32
+    hooked = isinstance(model, nn.Module) and not isinstance(model, torch.jit.ScriptModule)
+    layout, dtype = habits(model) if hooked else ours
     if (layout, dtype) == ours:
         yield
         return

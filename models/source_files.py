@@ -103,17 +103,20 @@ def read(path):
         with torch.serialization.safe_globals(NUMBERS):
             return torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        held = re.search(r"GLOBAL (\S+) was not", str(error))
-        what = f"it holds {held[1]}" if held else first_line(error)
-        if path.read_bytes()[:100].lstrip().startswith(b"<"):
-            what = "it is a web page, as failed downloads leave them"
-        elif "weights_only" in what:  # torch's advice is to run the code in it
-            what = "it holds more than tensors"
-        raise SourceError(
-            f"{path} cannot be read as weights ({what}). It is cut off, or holds more than tensors: a pickle with "
-            "code in it is never opened. Save the state_dict alone, where you trust the file: "
-            "torch.save(torch.load(file, weights_only=False)['state_dict'], other)"
-        ) from error
+        raise SourceError(f"{path} cannot be read as weights ({_trouble(path, error)})") from error
+
+
+def _trouble(path, error):
+    """Why a file is not read, and the remedy; never torch's, which is to run the code in it."""
+    if not isinstance(error, OSError):
+        with open(path, "rb") as file:
+            if file.read(100).lstrip().startswith(b"<"):
+                return "it is a web page, as failed downloads leave them. Fetch it again"
+    held = re.search(r"GLOBAL (\S+) was not", str(error))
+    if held or "weights_only" in first_line(error):
+        what = f"it holds {held[1]}" if held else "it holds more than tensors"
+        return f"{what}: a pickle with code in it is never opened. Save the state_dict alone, where it was written"
+    return f"{first_line(error)}; it is cut off, or of another kind. Fetch it again"
 
 
 def _match(content, model, path, key=None):
