@@ -49,7 +49,7 @@ def test_an_audit_says_what_it_measured(sound, blobs):
 
 
 def test_an_audit_leaves_the_model_as_it_was(sound, blobs):
-    model = sound["pgd"].train()
+    model = deepcopy(sound["pgd"]).train()  # a copy: other tests share the network, and its mode
     before = {name: value.clone() for name, value in model.state_dict().items()}
     audit(model, blobs.test.first(32), PGD(steps=2), progress=False)
     assert all(module.training for module in model.modules())
