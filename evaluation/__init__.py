@@ -8,6 +8,7 @@ from evaluation.audit import audit, judge_table
 from evaluation.diagnostics import accuracy_against_eps
 from evaluation.features import through_layers
 from evaluation.scores import Scores
+from evaluation.source_gain import feature_bound, source_gain
 from evaluation.statistics import paired
 from evaluation.testing import test
 from evaluation.transfer_attack import carried_matrix, carried_outcomes, transfer_attack

@@ -2,6 +2,7 @@
 
 import importlib
 import math
+from copy import deepcopy
 from dataclasses import replace
 
 import pandas as pd

@@ -1,0 +1,169 @@
+"""What does a source give to a network that is made of it: clean accuracy, or robustness itself?
+
+Robust accuracy is R = C · S: clean accuracy, times the share of right answers that withstand. So the difference of
+two networks splits, exactly, into what better accuracy brings and what better withstanding brings. That robustness
+follows clean accuracy alone is the claim of Vaishnavi et al. 2024 (TMLR, "A Study of the Effects of Transfer
+Learning on Adversarial Robustness"); that it is carried over itself, of Nern et al. 2023 (NeurIPS,
+arXiv:2302.12095), whose bound `feature_bound` measures.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+from attacks import PGD, evaluating
+from evaluation.batch_sizes import BATCH
+from evaluation.finding import CLEAN
+from evaluation.per_example import in_float32, on_device_of
+from evaluation.statistics import Difference, check_attacks, check_examples
+from evaluation.testing import seed_for
+from models import model_of
+
+RESAMPLES = 2000  # of the pictures, for an interval of 95 %
+
+
+@dataclass(frozen=True)
+class Gain:
+    """How much more A withstands than B, and where it comes from."""
+
+    total: Difference  # by_accuracy + by_withstanding
+    by_accuracy: Difference
+    by_withstanding: Difference
+    equal: Difference | None  # where both have the clean accuracy `at`; None where they never have the same
+    at: float
+
+    def __str__(self):
+        split = (
+            f"{self.total}: {self.by_accuracy} because more pictures are right to begin with, "
+            f"{self.by_withstanding} because more of the right ones withstand"
+        )
+        if self.equal is None:
+            return f"{split}. Their clean accuracies do not meet, so the two cannot be held apart"
+        if self.equal.sign > 0:
+            answer = "robustness itself is carried over"
+        elif self.equal.sign < 0:
+            answer = "at equal accuracy it costs robustness"
+        else:
+            answer = (
+                f"beyond clean accuracy, no more than {100 * max(0, self.equal.high):.1f} points are carried over"
+            )
+        return f"{split}. At a clean accuracy of {100 * self.at:.1f} %: {self.equal}; {answer}"
+
+
+def source_gain(a, b, label):
+    """How much more A withstands than B of the attack `label`, split by where it comes from: a Gain.
+
+    `a` and `b` are the stages of a training, from short to long: each a list of Scores, one a seed, all on the
+    same examples. The last stages are split: with C the clean accuracy and S the share of it that withstands,
+    R_a - R_b = (C_a - C_b)(S_a + S_b)/2 + (S_a - S_b)(C_a + C_b)/2. For equal clean accuracy, R is read off the
+    straight lines between the stages, at the highest C that both reach. Intervals: 95 % bootstrap over the
+    pictures, paired, with one picture more that speaks for A and one for B, so that none has no width; that of the
+    seeds is not in them. Raises ValueError where the examples, or the attacks, are not the same.
+    """
+    scores = [score for stage in (*a, *b) for score in stage]
+    check_examples(scores)
+    check_attacks(scores, label)
+    a, b = (torch.stack([_outcomes(stage, label) for stage in stages]) for stages in (a, b))
+    value, at = _parts(*(part.mean(2)[None].numpy() for part in (a, b)))
+    one_each = [
+        torch.cat([part, torch.tensor(more).double().expand(*part.shape[:2], 2)], 2)
+        for part, more in ((a, (1, 0)), (b, (0, 1)))
+    ]
+    n = one_each[0].shape[2]
+    drawn = torch.randint(n, (RESAMPLES, n), generator=torch.Generator().manual_seed(0))
+    counts = torch.zeros(RESAMPLES, n, dtype=torch.float64).scatter_add_(
+        1, drawn, torch.ones(1, 1).double().expand(RESAMPLES, n)
+    )
+    spread, _ = _parts(*((torch.einsum("rn,skn->rsk", counts, part) / n).numpy() for part in one_each))
+    return Gain(*map(_difference, value, spread), float(at[0]))
+
+
+def _difference(value, spread):
+    """A value (1,) with the interval that its resamples (R,) span; None where more than half of them have none."""
+    there = spread[np.isfinite(spread)]
+    if not np.isfinite(value[0]) or 2 * len(there) < len(spread):
+        return None
+    return Difference(float(value[0]), *np.quantile(there, (0.025, 0.975)).tolist())
+
+
+def _outcomes(stage, label):
+    """Is each picture right, and does it withstand? (2, N), in the mean of the seeds."""
+    return torch.stack(
+        [torch.stack([score.outcome(row).double() for score in stage]).mean(0) for row in (CLEAN, label)]
+    )
+
+
+def _parts(a, b):
+    """The four differences of a Gain, and its `at`, each (R,), of mean outcomes (R, stages, 2)."""
+    (clean_a, robust_a), (clean_b, robust_b) = a[:, -1].T, b[:, -1].T
+    share_a, share_b = (
+        robust / np.maximum(clean, 1e-12) for clean, robust in ((clean_a, robust_a), (clean_b, robust_b))
+    )
+    by_accuracy = (clean_a - clean_b) * (share_a + share_b) / 2
+    by_withstanding = (share_a - share_b) * (clean_a + clean_b) / 2
+    at = np.minimum(a[:, :, 0].max(1), b[:, :, 0].max(1))
+    meet = at >= np.maximum(a[:, :, 0].min(1), b[:, :, 0].min(1))
+    equal = np.where(meet, _robust_at(a, at) - _robust_at(b, at), np.nan)
+    return (robust_a - robust_b, by_accuracy, by_withstanding, equal), at
+
+
+def _robust_at(stages, at):
+    """Robust accuracy at this clean accuracy, on the straight lines between the stages: (R,)."""
+    ordered = [some[some[:, 0].argsort(kind="stable")] for some in stages]
+    return np.array([np.interp(x, *some.T) for x, some in zip(at, ordered, strict=True)])
+
+
+def feature_bound(model, split, attack, *, seed=0):
+    """Does what is known of the features alone say that a picture withstands? A table, a row a picture.
+
+    moved       how far the features that the head reads move: the longest |f(x + δ) - f(x)|, in L2, that a PGD
+                without restarts finds when it climbs this length
+    room        how far they can move before a linear head changes its mind: the smallest (z_y - z_j) / |w_y - w_j|
+                over the classes j, z the logits, w the head's weights; below zero where the picture is wrong
+    withstands  moved < room
+
+    The bound of Nern et al. 2023 (arXiv:2302.12095), for single pictures: if no change within ε moved the features
+    further, the head could not be fooled. `moved` is what an attack has found, so this is measured, not certified.
+    Raises ValueError where the head is no linear layer.
+    """
+    if type(attack) is not PGD or attack.restarts > 1:  # each picture's features are compared in their order
+        raise ValueError(f"attack={attack}: a PGD without restarts is needed")
+    model, found = model_of(on_device_of(split, model)), []
+    generator = torch.Generator(split.labels.device).manual_seed(seed_for(attack, seed))
+    with evaluating(model), in_float32(split):
+        for images, labels in split.batches(BATCH[split.labels.device.type]):
+            with torch.no_grad():
+                logits, features = model.with_features(images)
+            head = model.network.get_submodule(model.find_head(images))
+            if not isinstance(head, nn.Linear):
+                raise ValueError(f"the head is a {type(head).__name__}; the bound is that of a linear layer")
+            climber = _Moved(model, features)
+            pushed = attack.craft(climber, images, torch.zeros_like(labels), generator)
+            with torch.no_grad():
+                moved = climber.lengths(pushed)
+            margins = logits.gather(1, labels[:, None]) - logits
+            apart = (head.weight[labels][:, None] - head.weight).norm(dim=2)
+            rooms = (margins / apart.clamp_min(1e-12)).scatter(1, labels[:, None], torch.inf)
+            found.append(torch.stack([moved, rooms.amin(1)]).double().cpu())
+    moved, room = torch.cat(found, 1).numpy()
+    table = pd.DataFrame({"moved": moved, "room": room, "withstands": moved < room})
+    table.attrs |= {"split": split.name, "n": len(split), "attack": repr(attack)}
+    return table
+
+
+class _Moved(nn.Module):
+    """Two logits whose cross-entropy for class 0 rises with the distance of the features from where they were."""
+
+    def __init__(self, model, before):
+        super().__init__()
+        self.model, self.before = model, before
+
+    def lengths(self, images):
+        return (self.model.with_features(images)[1] - self.before).flatten(1).norm(dim=1)
+
+    def forward(self, images):
+        length = self.lengths(images)
+        return torch.stack([-length, torch.zeros_like(length)], 1)
