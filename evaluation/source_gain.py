@@ -37,11 +37,11 @@ class Gain:
 
     def __str__(self):
         split = (
-            f"{self.total}: {self.by_accuracy} because more pictures are right to begin with, "
-            f"{self.by_withstanding} because more of the right ones withstand"
+            f"{self.total}; more pictures are right to begin with: {self.by_accuracy}; "
+            f"more of the right ones withstand: {self.by_withstanding}"
         )
         if self.equal is None:
-            return f"{split}. Their clean accuracies do not meet, so the two cannot be held apart"
+            return f"{split}. They never have the same clean accuracy, so what it explains cannot be told"
         if self.equal.sign > 0:
             answer = "robustness itself is carried over"
         elif self.equal.sign < 0:
@@ -74,9 +74,7 @@ def source_gain(a, b, label):
     ]
     n = one_each[0].shape[2]
     drawn = torch.randint(n, (RESAMPLES, n), generator=torch.Generator().manual_seed(0))
-    counts = torch.zeros(RESAMPLES, n, dtype=torch.float64).scatter_add_(
-        1, drawn, torch.ones(1, 1).double().expand(RESAMPLES, n)
-    )
+    counts = torch.stack([torch.bincount(row, minlength=n) for row in drawn]).double()
     spread, _ = _parts(*((torch.einsum("rn,skn->rsk", counts, part) / n).numpy() for part in one_each))
     return Gain(*map(_difference, value, spread), float(at[0]))
 

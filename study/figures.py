@@ -137,7 +137,7 @@ def plot_against(tables, title, trained=None):
     along = first.columns[0]
     in_l2 = first.attrs.get("norm") == "L2"
     scale = 255 if along == "eps" and not in_l2 else 1
-    figure, axis = plt.subplots(figsize=(5, 3.2))
+    figure, axis = plt.subplots(figsize=(6.6, 3.2))
     for rows, look in zip(tables.values(), looks(tables), strict=True):
         axis.plot(scale * rows[along], 100 * rows.accuracy, marker="o", markersize=3, **look)
         low, high = 100 * rows.low, 100 * rows.high
@@ -153,7 +153,7 @@ def plot_against(tables, title, trained=None):
     named = "ε, the length of the change in L2" if along == "eps" and in_l2 else AXES[along]
     axis.set(xlabel=named, ylabel="accuracy, %", ylim=(0, 100))
     axis.set_title(f"{title}, {demo(first.attrs['split'])}, n = {first.n[0]}, bands: 95 %")
-    axis.legend()
+    axis.legend(**BESIDE)
     return done(figure)
 
 

@@ -119,3 +119,32 @@ def plot_amounts(scores, label):
     tested = demo(distinct(f"{score.split}, n = {score.n}" for score in everything))
     figure.suptitle(f"{tested}; 95 % intervals{'; invalid numbers left out' if invalid else ''}")
     return done(figure)
+
+
+@mpl.rc_context(STYLE)
+def plot_stages(stages, label):
+    """Clean accuracy against accuracy under one attack as trainings get longer: a line each, a point a stage.
+
+    `stages` maps names to lists of stages, from short to long, each a list of Scores, one a seed. A point is the
+    mean of the seeds, its 95 % intervals are those of a single seed, in the mean.
+    """
+    everything = [score for stage in stages.values() for some in stage for score in some]
+    figure, axis = plt.subplots(figsize=(6, 4))
+    for points, look in zip(stages.values(), looks(stages), strict=True):
+        places, reach = [], []
+        for row in (CLEAN, label):
+            shares = np.array([np.mean([100 * score.share(row) for score in some]) for some in points])
+            ends = [np.mean([100 * np.array(score.interval(row)) for score in some], axis=0) for some in points]
+            places.append(shares)
+            reach.append(np.abs(np.array(ends).T - shares))
+        axis.errorbar(*places, xerr=reach[0], yerr=reach[1], marker="o", markersize=4, elinewidth=0.6, **look)
+        axis.annotate(
+            "longest", (places[0][-1], places[1][-1]), (-4, 4), textcoords="offset points", ha="right", fontsize=7
+        )
+    axis.axline((0, 0), slope=1, color="grey", linewidth=0.8, linestyle=":")
+    axis.set(xlabel="clean accuracy, %", ylabel=f"accuracy under {everything[0].title(label)}, %")
+    axis.set(xlim=(0, 102), ylim=(-2, 102))
+    tested = demo(distinct(f"{score.split}, n = {score.n}" for score in everything))
+    axis.set_title(f"{tested}; 95 % intervals")
+    axis.legend(**BESIDE)
+    return done(figure)

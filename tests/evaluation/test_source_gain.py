@@ -29,7 +29,7 @@ def test_the_parts_add_up_and_are_what_they_say():
     assert gain.by_withstanding.value == pytest.approx(0.35 * (0.8 + 0.5) / 2)
     assert gain.by_accuracy.value + gain.by_withstanding.value == pytest.approx(gain.total.value)
     assert gain.equal is None
-    assert "cannot be held apart" in str(gain)
+    assert "cannot be told" in str(gain)
 
 
 def test_at_equal_accuracy_only_what_is_beyond_it_counts():
@@ -60,6 +60,7 @@ def test_no_interval_is_without_width_and_it_is_the_same_each_time():
     assert gain == source_gain(*nothing, "PGD-20")
 
 
+@pytest.mark.long
 def test_the_intervals_hold_the_truth_in_95_of_100_draws():
     """C is 0.7 and 0.6, S is 0.5 and 0.4, the two networks independent: the parts are known."""
     truth = {"total": 0.11, "by_accuracy": 0.1 * 0.45, "by_withstanding": 0.1 * 0.65}

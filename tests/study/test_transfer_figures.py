@@ -26,6 +26,7 @@ def test_all_are_drawn_and_say_that_drawn_pictures_are_a_demonstration(study):
         "carried_attacks": transfer_figures.plot_carried_attacks(stood, few),
         "layers": transfer_figures.plot_layers(layers),
         "amounts": transfer_figures.plot_amounts({name: {10: s, 100: s} for name, s in scores.items()}, "PGD-2"),
+        "stages": transfer_figures.plot_stages({name: [[s]] for name, s in scores.items()}, "PGD-2"),
         "plane": figures.plot_plane({"a": scores}, "PGD-2", {"a": scores["other"]}),
     }
     for name, figure in drawn.items():
@@ -63,6 +64,16 @@ def test_amounts_leave_out_what_is_invalid(blobs):
     assert [[10, 30], [100, 50]] in lines[0]
     assert [[100, 50]] in lines[1]
     assert [[10, 20], [100, 40]] in lines[1]
+
+
+def test_a_line_leads_through_the_stages_in_the_mean_of_their_seeds():
+    def score(clean, robust):
+        right = torch.arange(100)
+        return Scores("x test", {"clean": right < clean, "PGD": right < robust}, {"PGD": "PGD"})
+
+    stages = [[score(40, 10), score(60, 20)], [score(70, 50)]]
+    (axis,) = transfer_figures.plot_stages({"head": stages}, "PGD").axes
+    assert axis.get_lines()[0].get_xydata().tolist() == [[50, 15], [70, 50]]
 
 
 def test_layers_show_what_the_tables_hold():
