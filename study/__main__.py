@@ -42,10 +42,12 @@ def main(arguments=None):
     known = _parameters_of(notebooks, {} if options.part else asked)
     target = _place(options.copy_to) if options.copy_to else None
     session = utils.start("study", preset=options.preset, seed=options.seed, data=options.data)
+    if not options.notebooks:
+        notebooks = _without_long(notebooks, session.preset)
     study = session.runs.parent
     data = session.dataset("cifar10") if session.own else session.family
     values = {"preset": session.preset, "data": data, "seed": session.seed} | asked
-    parameters = {path: {n: v for n, v in values.items() if n in names} for path, names in known.items()}
+    parameters = {path: {n: v for n, v in values.items() if n in known[path]} for path in notebooks}
     if options.part:
         end_with_starter()
         return 1 if [path for path in notebooks if not _ran(path, study, parameters[path])] else 0
@@ -113,7 +115,7 @@ def _task(notebook, notebooks, options, study):
     command += [word for text in options.parameter for word in ("-p", text)]
     output = study / "notebooks" / f"{notebook.stem}.log"
     output.parent.mkdir(parents=True, exist_ok=True)
-    after = json.loads(notebook.read_text(encoding="utf-8"))["metadata"].get("after")
+    after = _metadata(notebook).get("after")
     after = after if after in [other.stem for other in notebooks] else None
     note = study / ".jobs" / f"{notebook.stem}-notebook.json"
     return Task(run_command, (command, output), note, after, light=True)
@@ -159,6 +161,18 @@ def _choose(beginnings):
         if not any(path.name.startswith(beginning) for path in there):
             sys.exit(f"no notebook begins with {beginning!r}; there are {', '.join(path.stem for path in there)}")
     return [path for path in there if not beginnings or path.name.startswith(tuple(beginnings))]
+
+
+def _without_long(notebooks, preset):
+    """Those that run in this preset where none is asked for by name; says which are left out."""
+    left = [path for path in notebooks if preset in _metadata(path).get("not_in", ())]
+    if left:
+        print(f"not in the preset {preset}: {', '.join(path.stem for path in left)}; named alone, each runs in it")
+    return [path for path in notebooks if path not in left]
+
+
+def _metadata(notebook):
+    return json.loads(notebook.read_text(encoding="utf-8"))["metadata"]
 
 
 def _parameter(text):

@@ -82,6 +82,16 @@ def test_one_by_the_beginning_of_its_name(notebooks, capsys):
     assert "02_fails" not in capsys.readouterr().out
 
 
+def test_what_is_too_long_for_a_preset_runs_there_by_name_alone(notebooks, capsys):
+    path = notebooks / "02_fails.ipynb"
+    book = nbformat.read(path, 4)
+    book.metadata["not_in"] = ["smoke"]
+    nbformat.write(book, path)
+    assert __main__.main(["--preset", "smoke"]) == 0
+    assert "not in the preset smoke: 02_fails" in capsys.readouterr().out
+    assert __main__.main(["02", "--preset", "smoke"]) == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
