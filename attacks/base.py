@@ -26,6 +26,10 @@ NORMS = ("Linf", "L2")
 USUAL_EPS = {"Linf": 8 / 255, "L2": 0.5}  # RobustBench's for CIFAR-10
 
 
+class Chosen(float):
+    """A size that an attack chose for its `norm`. dataclasses.replace hands it on as if somebody had given it."""
+
+
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Attack:
     """Settings of an attack. `eps` is the largest change: of a pixel in the `norm` "Linf", in units of the [0, 1]
@@ -43,11 +47,20 @@ class Attack:
     takes_tensors: ClassVar[bool] = False
 
     def __post_init__(self):
-        if self.eps is None:
-            vars(self)["eps"] = USUAL_EPS.get(self.norm, USUAL_EPS["Linf"])
+        if self._is_open("eps"):
+            self._take("eps", USUAL_EPS.get(self.norm, USUAL_EPS["Linf"]))
         largest = math.inf if self.norm == "L2" else 1
         check_setting(self, "eps", 0, largest, hint=EPS_HINT)
         check_settings(self)
+
+    def _is_open(self, name):
+        """Is this size for the attack to choose: not given, or chosen for another norm?"""
+        value = getattr(self, name)
+        return value is None or getattr(value, "norm", self.norm) != self.norm
+
+    def _take(self, name, value):
+        chosen = vars(self)[name] = Chosen(value)
+        chosen.norm = self.norm
 
     def __call__(self, model, images, labels, *, targets=None, generator=None):
         """Adversarial versions of `images` (N, C, H, W) in [0, 1], for `labels` (N,) int64.

@@ -41,12 +41,12 @@ class PGD(Attack):
     takes_tensors = True
 
     def __post_init__(self):
-        follows = self.step_size is None
+        follows = self._is_open("step_size")
         if follows:
-            vars(self)["step_size"] = USUAL_STEP
+            self._take("step_size", USUAL_STEP)
         super().__post_init__()
         if follows and self.norm == "L2" and self.eps > 0:
-            vars(self)["step_size"] = 2.5 * self.eps / self.steps
+            self._take("step_size", 2.5 * self.eps / self.steps)
         if self.restarts > 1 and not self.random_start:
             raise ValueError("PGD: restarts from the same point find the same example; set random_start=True")
 

@@ -1,7 +1,9 @@
 """The contract of every attack: what it leaves alone, what it refuses, what it may change."""
 
 import math
+import pickle
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -31,6 +33,7 @@ from attacks import (
     by_name,
 )
 from attacks.base import input_gradient
+from defences import TRADES
 
 OWN = {
     "FGSM": FGSM(),
@@ -533,3 +536,20 @@ def test_craft_leaves_the_model_in_eval_mode(name):
     network, (images, labels) = small_network().eval(), pictures()
     ALL[name].craft(network, images, labels, torch.Generator().manual_seed(0))
     assert not any(module.training for module in network.modules())
+
+
+@pytest.mark.parametrize("kind", [FGSM, PGD, APGD, FAB, Square, Noise, AutoAttack])
+def test_another_norm_takes_its_own_sizes(kind):
+    plain, there = pickle.loads(pickle.dumps(kind())), replace(kind(), norm="L2")
+    assert there == replace(plain, norm="L2") == kind(norm="L2")
+    assert (repr(there), hash(there)) == (repr(kind(norm="L2")), hash(kind(norm="L2")))
+    assert replace(there, norm="Linf") == kind()
+    assert replace(kind(eps=0.1), norm="L2").eps == 0.1  # what was given stays
+
+
+def test_a_step_size_follows_the_norm_alone():
+    assert replace(PGD(eps=0.25), norm="L2") == PGD(eps=0.25, norm="L2")
+    assert replace(PGD(step_size=0.1), norm="L2").step_size == 0.1
+    assert replace(PGD(norm="L2"), eps=1.0, steps=50).step_size == PGD(norm="L2").step_size
+    trades = TRADES()
+    assert replace(trades, attack=replace(trades.attack, norm="L2")) == TRADES(PGD(norm="L2"))
