@@ -20,7 +20,6 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from evaluation import checks
 from evaluation.testing import test
 from evaluation.transfer_attack import transfer_attack
 from loaders import Data
@@ -166,8 +165,8 @@ def _claim(run, identity, model, device, held, wait):
 
 
 def _train(model, data, recipe, run, device, progress):
-    if data_parallel.leads() and data.test is not None and (leak := checks.leak(data.test, data.train, data.val)):
-        log.warning("%s: %s", data.name, leak.message)
+    if data_parallel.leads():
+        data.warn_of_leak()
     steps = len(data.train) // recipe.batch_size
     state = step.State(model, recipe, steps, device, run.path.name)
     state.resume(run)

@@ -8,7 +8,6 @@ arXiv:1902.06705. [P] Pintor et al. 2022, Indicators of Attack Failure, arXiv:21
 runs in the logs of FastAT_Benchmark. [R] Rice et al. 2020, arXiv:2002.11569.
 """
 
-import hashlib
 from math import isnan
 from unittest.mock import patch
 
@@ -16,6 +15,7 @@ import torch
 
 from attacks import FGSM, dead_gradients, in_255ths, input_gradient
 from evaluation.finding import ATTACKED, WORST, Finding
+from loaders.split import LEAK, repeated, said_of_leak
 
 TOLERANCE = 1e-6
 FAR = 64 / 255  # of the whole range: more than any network withstands
@@ -407,13 +407,6 @@ def leak(tested, *seen):
 
     `tested` and `seen` are Splits. (CIFAR itself repeats a few pictures.)
     """
-    known = set().union(*(_checksums(split) for split in seen))
-    again = sum(mark in known for mark in _checksums(tested)) / len(tested)
-    if again > 0.01:
-        says = f"{100 * again:.1f} % of the test pictures are in what training or choosing has seen"
-        return Finding("leak", "invalid", again, 0.01, f"{says}; choose on the validation split")
-
-
-def _checksums(split):
-    parts = (split.pictures(slice(begin, begin + 4096)).cpu() for begin in range(0, len(split), 4096))
-    return [hashlib.sha1(image.numpy().tobytes()).digest() for part in parts for image in part.contiguous()]
+    count = repeated(tested, *seen)
+    if count > LEAK * len(tested):
+        return Finding("leak", "invalid", count / len(tested), LEAK, said_of_leak(count, len(tested)))

@@ -1,5 +1,9 @@
 """One's own pictures become data: arrays are checked, stored with 8 bits and cut into three splits."""
 
+from collections import Counter
+from numbers import Real
+from operator import index
+
 import numpy as np
 import torch
 
@@ -35,7 +39,7 @@ def from_arrays(images, labels, classes=None, *, name="arrays", validation=0.1, 
 def as_pictures(images, name):
     """Pictures in any of the usual forms as a uint8 tensor (N, C, H, W). Raises DataError with the remedy."""
     try:
-        images = images.detach() if isinstance(images, torch.Tensor) else torch.as_tensor(np.asarray(images))
+        images = images.detach() if isinstance(images, torch.Tensor) else _as_tensor(np.asarray(images))
     except (TypeError, ValueError) as error:
         raise DataError(f"{name}: the images are no array ({error}). All need one size") from error
     shape = tuple(images.shape)
@@ -71,6 +75,11 @@ def as_pictures(images, name):
     return (images.float() * 255).round().to(torch.uint8) if floats else images
 
 
+def _as_tensor(array):
+    """An array of any strides and byte order as a tensor; one that may not be written is copied."""
+    return torch.as_tensor(np.require(array, array.dtype.newbyteorder("="), "CW"))
+
+
 def joined(pictures, labels, classes, name):
     """The arrays of all parts, each shuffled, with labels from 0 on, and the names of the classes."""
     shapes = {part: tuple(images.shape[1:]) for part, images in pictures.items()}
@@ -80,7 +89,9 @@ def joined(pictures, labels, classes, name):
     kinds, numbers = np.unique(np.concatenate(list(marks.values())), return_inverse=True)
     known = [str(kind) for kind in kinds]
     if classes is not None:
-        classes, whole = [str(kind) for kind in classes], kinds.dtype.kind in "iub"
+        classes, whole = [str(kind) for kind in classes], kinds.dtype.kind in "ib"
+        if twice := [kind for kind, count in Counter(classes).items() if count > 1]:
+            raise DataError(f"{name}: classes= has {_shown(twice)} more than once: each class needs its own name")
         if whole and kinds[0] >= 0 and kinds[-1] < len(classes):
             numbers = kinds[numbers]
         elif not whole and set(known) <= set(classes):
@@ -103,12 +114,14 @@ def _as_labels(labels, count, name):
         labels = labels[:, 0]
     if labels.dtype == object and all(isinstance(label, str) for label in labels.flat):
         labels = labels.astype(str)
+    if labels.dtype.kind in "iuS":  # of any size and byte order; words of bytes are words
+        labels = labels.astype(str if labels.dtype.kind == "S" else np.int64)
     remedy = "one whole number or word a picture is needed"
     if labels.ndim == 2:
         remedy += "; one-hot rows become numbers by labels.argmax(1)"
     elif labels.dtype.kind == "f":
         remedy += "; labels.astype(int) makes whole numbers"
-    if labels.ndim != 1 or labels.dtype.kind not in "iubUS":
+    if labels.ndim != 1 or labels.dtype.kind not in "ibU":
         raise DataError(f"{name}: labels {labels.dtype} {labels.shape}: {remedy}")
     if len(labels) != count:
         raise DataError(f"{name}: {count} pictures and {len(labels)} labels; as many are needed")
@@ -122,21 +135,23 @@ def _shown(names, most=5):
 
 def cut(name, arrays, classes, checksum, shares, seed, device):
     """Data of arrays, a share of whose training pictures becomes each part that is not there."""
-    device = own_device() if device == "auto" else torch.device(device)
+    device, seed = own_device() if device == "auto" else torch.device(device), index(seed)
     prepare(device)
     arrays = lazily(arrays, device)
     for part in ("test", "val"):
         if part in shares:
             arrays = set_aside(arrays, part, shares[part], seed)
     check_classes(name, arrays, classes)
-    return assembled(name, arrays, classes, checksum, seed, device)
+    data = assembled(name, arrays, classes, checksum, seed, device)
+    data.warn_of_leak()
+    return data
 
 
 def set_aside(arrays, part, share, seed):
     """The arrays with a share, above 0 and below 1, of the training pictures of each class as another part."""
-    if not isinstance(share, (int, float)) or not 0 < share < 1:
+    if not isinstance(share, Real) or not 0 < share < 1:
         raise ValueError(f"{CALLED[part]}={share!r}: a share above 0 and below 1 is needed")
-    chosen = dict(zip(("train", part), stratified(arrays["train_labels"], share, seed), strict=True))
+    chosen = dict(zip(("train", part), stratified(arrays["train_labels"], float(share), seed), strict=True))
     return arrays | {
         f"{to}_{what}": arrays[f"train_{what}"][some]
         for to, some in chosen.items()

@@ -6,6 +6,7 @@ import math
 import os
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -54,7 +55,7 @@ def load(path, folder):
 
 def read(path, size, fit, folder=None):
     """The arrays of each part that there is, the classes, the checksum; cached in `folder`, the data folder."""
-    check_fit(size, fit)
+    size = check_fit(size, fit)
     files, classes = _listed(path)
     every = [file for some in files.values() for file, _ in some]
     digest = hashlib.sha256()
@@ -69,12 +70,13 @@ def read(path, size, fit, folder=None):
 
 
 def check_fit(size, fit):
-    """Raise ValueError for sizes and ways to fit that there are not."""
+    """The size as plain numbers. Raises ValueError for sizes and ways to fit that there are not."""
     sides = size if isinstance(size, (tuple, list)) else (size, size)
-    if len(sides) != 2 or not all(isinstance(side, int) and side >= 8 for side in sides):
+    if len(sides) != 2 or not all(isinstance(side, Integral) and side >= 8 for side in sides):
         raise ValueError(f"size={size!r}: at least 8 pixels a side, or (height, width), are needed")
     if fit not in ("crop", "resize"):
         raise ValueError(f"fit={fit!r}: 'crop' or 'resize' is needed")
+    return tuple(map(int, sides)) if isinstance(size, (tuple, list)) else int(size)
 
 
 def _listed(path):

@@ -57,7 +57,7 @@ def from_torchvision(name, *, size=None, fit="crop", validation=0.1, test=0.1, s
     if not (inspect.isclass(kind) and issubclass(kind, torch.utils.data.Dataset)):
         raise ValueError(f"torchvision.datasets has no {name!r}; its names are such as FashionMNIST, SVHN, STL10")
     if size is not None:
-        check_fit(size, fit)
+        size = check_fit(size, fit)
     key = f"{name}|{size}|{fit}|{sorted(options.items())}"
     which = f"{name.lower()}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
     make = functools.partial(_fetched, kind, options, size, fit)

@@ -1,8 +1,10 @@
 """Pictures with their labels on a device, and the three splits of a data set."""
 
+import copy
 import functools
 import hashlib
-from dataclasses import dataclass, replace
+import logging
+from dataclasses import dataclass
 
 import torch
 
@@ -11,6 +13,9 @@ from loaders.cache import DataError
 from processes.seeds import derive_seed
 
 CHUNK = 4096  # pictures at once, where all are read
+LEAK = 0.01  # of the test pictures may be elsewhere too: CIFAR itself repeats a few
+
+log = logging.getLogger("study")
 
 
 def checked(images, rows, labels, classes, name):
@@ -131,8 +136,32 @@ class Data:
 
     def to(self, device):
         """The same data there."""
-        splits = {name: getattr(self, name).to(device) for name in ("train", "val", "test")}
-        return replace(self, **splits)
+        moved = copy.copy(self)  # and what is known of it
+        vars(moved).update({name: getattr(self, name).to(device) for name in ("train", "val", "test")})
+        return moved
+
+    def warn_of_leak(self):
+        """Say, once, where over 1 % of the test pictures are in the other splits too."""
+        if self.test is not None and "leaked" not in vars(self):
+            vars(self)["leaked"] = count = repeated(self.test, self.train, self.val)
+            if count > LEAK * len(self.test):
+                log.warning("%s: %s", self.name, said_of_leak(count, len(self.test)))
+
+
+def repeated(tested, *seen):
+    """How many pictures of a split are, value by value, also in another one."""
+    known = set().union(*map(_checksums, seen))
+    return sum(mark in known for mark in _checksums(tested))
+
+
+def said_of_leak(count, total):
+    says = f"{100 * count / total:.1f} % of the test pictures are in what training or choosing has seen"
+    return f"{says} ({count} of {total}); choose on the validation split"
+
+
+def _checksums(split):
+    parts = (split.pictures(slice(begin, begin + CHUNK)).cpu() for begin in range(0, len(split), CHUNK))
+    return [hashlib.sha1(image.numpy().tobytes()).digest() for part in parts for image in part.contiguous()]
 
 
 def stratified(labels, share, seed):

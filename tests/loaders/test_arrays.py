@@ -1,5 +1,7 @@
 """One's own arrays become data, or are refused with what to do."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -27,8 +29,15 @@ LABELS = np.arange(60) % 3
         (GREY[..., None], GREY[:, None]),
         (list(GREY.numpy()), GREY[:, None]),
         ((RGB / 255).requires_grad_(), RGB),
+        (RGB.flip(3).numpy()[..., ::-1], RGB),
+        (np.asfortranarray(RGB.numpy()), RGB),
+        ((RGB.double() / 255).numpy().astype(">f4"), RGB),
+        (np.frombuffer(RGB.numpy().tobytes(), np.uint8).reshape(RGB.shape), RGB),
     ],
-    ids=["uint8", "numpy", "NHWC", "floats", "float64", "float16", "NHW", "NHW1", "a list", "with gradient"],
+    ids=[
+        *("uint8", "numpy", "NHWC", "floats", "float64", "float16", "NHW", "NHW1", "a list", "with gradient"),
+        *("negative strides", "by columns", "big-endian", "read only"),
+    ],
 )
 def test_every_usual_form_of_pictures_gives_the_same(given, meant):
     assert torch.equal(as_pictures(given, "x"), meant)
@@ -129,3 +138,42 @@ def test_labels_that_cannot_be_are_refused(labels, classes, message):
 def test_shares_that_cannot_be_are_named(share):
     with pytest.raises(ValueError, match=f"test={share!r}: a share"):
         loaders.from_arrays(RGB, LABELS, test=share, device="cpu")
+
+
+@pytest.mark.parametrize("kind", ["u1", "i1", ">i2", ">u4", ">i8", "u8"])
+def test_labels_of_any_whole_numbers(kind):
+    """Also where the splits have labels of unlike kinds, of which numpy would make floats."""
+    plain = loaders.from_arrays(RGB, LABELS, list("abc"), test=(RGB[:3], LABELS[:3]), device="cpu")
+    other = loaders.from_arrays(RGB, LABELS.astype(kind), list("abc"), test=(RGB[:3], LABELS[:3]), device="cpu")
+    assert (other.classes, other.provenance) == (plain.classes, plain.provenance)
+    assert loaders.from_arrays(RGB, LABELS.astype(kind), device="cpu").classes == ["0", "1", "2"]
+
+
+def test_words_of_bytes_are_words():
+    words = np.array([b"ant", b"bee", b"cat"])[LABELS]
+    assert loaders.from_arrays(RGB, words, device="cpu").classes == ["ant", "bee", "cat"]
+
+
+def test_a_class_is_named_once():
+    with pytest.raises(DataError, match="classes= has 'a' more than once"):
+        loaders.from_arrays(RGB, LABELS, ["a", "b", "a"], device="cpu")
+
+
+def test_numbers_of_numpy_are_numbers():
+    some = {"validation": np.float32(0.25), "test": np.float64(0.2), "seed": np.int64(3), "device": "cpu"}
+    found = loaders.from_arrays(RGB, LABELS, **some)
+    assert found.provenance == loaders.from_arrays(RGB, LABELS, validation=0.25, test=0.2, seed=3).provenance
+    json.dumps(found.provenance)
+
+
+def test_test_pictures_among_the_others_are_said_once(caplog):
+    twice = loaders.from_arrays(torch.cat([RGB, RGB[:30]]), np.concatenate([LABELS, LABELS[:30]]), device="cpu")
+    seen = torch.cat([twice.train.images, twice.val.images])
+    again = sum(any(torch.equal(one, other) for other in seen) for one in twice.test.images)
+    assert again
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert f"({again} of {len(twice.test)})" in said
+    twice.to("cpu").warn_of_leak()
+    assert len(caplog.records) == 1
+    loaders.from_arrays(RGB, LABELS, device="cpu")
+    assert len(caplog.records) == 1

@@ -173,3 +173,16 @@ def test_the_test_split_of_a_session_is_the_same_whatever_its_seed(pictures):
     assert torch.equal(arrays[0]["test_images"], arrays[1]["test_images"])
     assert len(arrays[0]["test_labels"]) == 2
     assert cache.checksum(arrays[0]) == cache.checksum(arrays[1])
+
+
+def test_sizes_of_numpy_are_sizes(pictures):
+    plain = loaders.from_folder(pictures, size=16, device="cpu")
+    assert loaders.from_folder(pictures, size=np.int64(16), device="cpu").provenance == plain.provenance
+    assert loaders.from_folder(pictures, size=[np.int32(16), 8], device="cpu").train.images.shape[2:] == (16, 8)
+
+
+def test_the_same_file_in_two_splits_is_said(tmp_path, caplog):
+    for part in ("train", "test"):
+        fill(tmp_path / part)
+    loaders.from_folder(tmp_path, device="cpu")
+    assert "of the test pictures are in what training or choosing has seen" in caplog.text
