@@ -49,11 +49,12 @@ def build(name, num_classes, *, seed=0, mean=None, std=None, resize=None, **opti
     elif make is None:
         known = ", ".join(sorted(NETWORKS))
         raise ValueError(f"model {name!r} is not known; the models are: {known}, and {backbones.PREFIX}<name>")
-    mean, std = mean or usual[0], std or usual[1]
+    mean, std = usual[0] if mean is None else mean, usual[1] if std is None else std
+    mean, std = ([float(value) for value in values] for values in (mean, std))
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         network = make(num_classes, **options)
-    spec = {"name": name, "num_classes": num_classes, "seed": seed, "mean": list(mean), "std": list(std)}
+    spec = {"name": name, "num_classes": num_classes, "seed": seed, "mean": mean, "std": std}
     spec |= {"resize": resize} | options
     return Model(network, Normalise(mean, std), resize, spec).to(memory_format=torch.channels_last)
 

@@ -6,7 +6,8 @@ these are not channels-last, it may call `.view()`, so it gets its pictures cont
 
 import copy
 import itertools
-from contextlib import contextmanager
+import re
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from weakref import WeakKeyDictionary
 
@@ -15,7 +16,7 @@ from torch import nn
 from torch.nn.functional import interpolate
 
 from models import backbones
-from models.normalise import Normalise
+from models.normalise import Normalise, other_channels
 from storage import code_checksum
 
 SIDES = (32, 28, 64, 96, 128, 224, 299)  # of pictures to try a network with: the first that it takes counts
@@ -89,7 +90,12 @@ class Wrapped(Model):
     def forward(self, images):
         layout, dtype = habits(self.network)
         images = self.prepared(images.to(dtype)).contiguous(memory_format=layout)
-        return taken(self.network(images), self.logits)
+        try:
+            return taken(self.network(images), self.logits)
+        except RuntimeError as error:
+            if says := _of_channels(error):
+                raise ValueError(says) from error
+            raise
 
     def find_head(self, images):
         if self.head is None and self.network not in _heads:
@@ -267,11 +273,21 @@ def fitted(model):
     ours = torch.channels_last, torch.float32
     hooked = isinstance(model, nn.Module) and not isinstance(model, torch.jit.ScriptModule)
     layout, dtype = habits(model) if hooked else ours
-    if (layout, dtype) == ours:
-        yield
-        return
-    with model.register_forward_pre_hook(partial(_fit, layout, dtype), prepend=True):
-        yield
+    with ExitStack() as hooks:
+        if (layout, dtype) != ours:
+            hooks.enter_context(model.register_forward_pre_hook(partial(_fit, layout, dtype), prepend=True))
+        try:
+            yield
+        except RuntimeError as error:
+            if says := _of_channels(error):
+                raise ValueError(says) from error
+            raise
+
+
+def _of_channels(error):
+    """What to do about an error that says that a network takes pictures of other channels; None for others."""
+    found = re.search(r"to have ([13]) channels?, but got ([13]) channel", str(error))
+    return found and other_channels(*map(int, found.groups()))
 
 
 def _fit(layout, dtype, model, inputs):

@@ -206,7 +206,7 @@ def _normaliser(left, path):
     (mean, std), *others = pairs.values()
     if any(other != [mean, std] for other in others):
         raise SourceError(f"{path} holds several normalisers that differ: {', '.join(pairs)}")
-    if max(mean) > 1:  # for pixels from 0 to 255
+    if max(*mean, *std) > 1:  # for pixels from 0 to 255
         mean, std = ([value / 255 for value in values] for values in (mean, std))
     return mean, std
 
