@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from attacks import FGSM, PGD, Attack, AutoAttack, Noise, Square, Torchattacks, evaluating
 from attacks.base import NORMS, whole_range
 from evaluation import checks
-from evaluation.finding import CLEAN
+from evaluation.finding import CLEAN, Finding
 from evaluation.per_example import attacked, on_device_of, predict
 from evaluation.scores import Scores
 from models.fingerprint import fingerprint
@@ -54,10 +54,41 @@ def examine(model, split, logits, scores, attacks, extents):
     right = int(scores.outcomes[CLEAN].sum())
     for label, attack in attacks.items():
         found += [checks.inside_ball(label, attack, extents[label]), checks.step_sizes(label, attack)]
-        found.append(checks.uses_its_eps(label, attack, extents[label], right))
+        found += [checks.uses_its_eps(label, attack, extents[label], right), size_of_eps(label, attack, images)]
     if scores.carried is None:
         found += _compared(attacks, scores)
+    alike = next((finding for finding in found if finding and finding.check == "attacks alike"), None)
+    if alike and _linear(model, images, labels, attacks[alike.rows[0]]):
+        found.remove(alike)  # where the slope is the same everywhere, a single step does what many do
     return in_order(found)
+
+
+def size_of_eps(label, attack, images):
+    """Suspect: an ε of the other norm's size.
+
+    In L∞ from 1/2 to below 1: every picture may become the same grey one, so nothing can withstand. In L2 up to
+    √(C · H · W / 12) / 255, by which rounding to 8 bits moves a picture (errors even within ±1/510): 0.063 for
+    32 x 32 pixels in colour, 0.44 for 224 x 224. RobustBench takes 0.5 and 3.
+    """
+    says, eps, least = None, attack.eps, whole_range("L2", images) / math.sqrt(12) / 255
+    if attack.norm == "Linf" and 0.5 <= eps < 1:
+        says = "lets every picture become the same grey. 0.5 is a size of L2; 8/255 is usual in L∞"
+    elif attack.norm == "L2" and 0 < eps <= least + checks.TOLERANCE:
+        says = (
+            f"is no more than rounding to 8 bits changes ({least:.2g}). 8/255 is a size of L∞; 0.5 is usual in L2"
+        )
+    if says:
+        limit = 0.5 if attack.norm == "Linf" else least
+        says = f"ε = {checks.in_255ths(eps, attack.norm)} in {attack.norm} {says}"
+        return Finding("size of ε", "suspect", eps, limit, says, (label,))
+
+
+def _linear(model, images, labels, attack):
+    """Are the logits linear on the way to FGSM's pictures, up to 1e-3 of how they change there?"""
+    with evaluating(model), torch.no_grad():
+        points = FGSM(eps=attack.eps, norm=attack.norm).craft(model, images, labels, None)
+        here, between, there = (model(places).float() for places in (images, (images + points) / 2, points))
+    return bool((here + there - 2 * between).abs().max() < 1e-3 * (there - here).abs().max())
 
 
 def _compared(attacks, scores):

@@ -296,7 +296,7 @@ def alike(clean, shares, n=1000):
 
     Attacks differ; where they agree this well, the examples may not be the model's own. At the ends of the
     scale (below 2 %, or all within 3 points of clean accuracy) they must agree, and of fewer than 100 pictures (n)
-    they often do.
+    they often do. On a linear network they must, too: test() leaves the finding out there.
     """
     if n >= 100 and len(shares) >= 3 and min(shares.values()) > 0.02 and clean - min(shares.values()) > 0.03:
         spread = 100 * (max(shares.values()) - min(shares.values()))

@@ -166,6 +166,7 @@ FLAWS = (
     Flaw("steps too short", "step size", "suspect", _attacked(step_size=0.5 / 255)),
     Flaw("α = 2, the division forgotten", "step size", "suspect", _attacked(step_size=2)),
     Flaw("α = 2/225", "step size", "suspect", _attacked(step_size=2 / 225)),
+    Flaw("ε of L2 in L∞", "size of ε", "suspect", _attacked(eps=0.5)),
     Flaw("FGSM alone", "more steps", "suspect", _attack_audited(FGSM)),
     # wrong protocols
     Flaw("stale examples, from the undefended twin", "claim", "invalid", _claimed(_stale)),

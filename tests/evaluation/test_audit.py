@@ -8,7 +8,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 import torch
-from small import late, small_network
+from small import Quarters, late, small_network
 from torch.nn.functional import cross_entropy
 
 from attacks import APGD, FGSM, NIFGSM, PGD, VMIFGSM, AutoAttack, Noise, Square, Torchattacks
@@ -479,3 +479,57 @@ def test_the_pictures_of_an_audit_are_those_that_it_gets_right(hundred, monkeypa
     auditor.attack = replace(auditor.attack, steps=19)
     auditor._pictures(auditor.attack)
     assert len(seen) == 2
+
+
+def test_attacks_agree_on_a_linear_network(sound, blobs):
+    """One step does there what many do. Where the examples are another model's, that they agree is still found."""
+    one, several, third = FGSM(eps=4 / 255), PGD(eps=4 / 255), NIFGSM(eps=4 / 255)
+    linear = testing.test(Quarters(), blobs.test, [one, several, third], progress=False)
+    shares = [linear.share(label) for label in linear.attacks]
+    assert max(shares) - min(shares) < 0.01
+    assert 0.02 < min(shares) < linear.clean_accuracy - 0.03
+    assert linear.findings == []
+
+    def elsewhere(kind):
+        """An attack that holds a model of its own, as none of ours can."""
+
+        def craft(self, model, images, labels, generator, targeted=False):
+            return FGSM.craft(FGSM(eps=self.eps), other, images, labels, generator)
+
+        return type(kind.__name__, (kind,), {"craft": craft})(eps=12 / 255)
+
+    other = Quarters()
+    stale = testing.test(sound["pgd"], blobs.test, [*map(elsewhere, (FGSM, PGD, NIFGSM))], progress=False)
+    assert "attacks alike" in {finding.check for finding in stale.findings}
+
+
+@pytest.mark.parametrize(
+    ("attack", "shape", "found"),
+    [
+        (PGD(norm="L2", eps=8 / 255), (3, 32, 32), True),
+        (FGSM(norm="L2", eps=16 / 255), (3, 32, 32), True),
+        (Square(norm="L2", eps=8 / 255), (1, 28, 28), True),
+        (PGD(norm="L2", eps=4 / 255), (3, 224, 224), True),
+        (Torchattacks("AutoAttack", norm="L2"), (3, 32, 32), True),
+        (PGD(eps=0.5), (3, 32, 32), True),
+        (APGD(eps=0.75), (3, 224, 224), True),
+        *((PGD(eps=eps / 255), (3, 32, 32), False) for eps in (0.5, 1, 8, 16, 32, 64, 255)),
+        (PGD(eps=0.3), (1, 28, 28), False),  # as for MNIST
+        *((PGD(norm="L2", eps=eps), (3, 32, 32), False) for eps in (36 / 255, 0.25, 0.5, 3, 55)),
+        *((PGD(norm="L2", eps=eps), (3, 224, 224), False) for eps in (0.5, 1, 3)),
+        (FGSM(norm="L2", eps=0), (3, 32, 32), False),
+        (Torchattacks("CW"), (3, 32, 32), False),
+    ],
+    ids=str,
+)
+def test_an_eps_of_the_other_norm_is_suspect(attack, shape, found):
+    finding = module.size_of_eps("x", attack, torch.zeros(2, *shape))
+    assert bool(finding) == found
+    if found:
+        assert (finding.severity, finding.rows) == ("suspect", ("x",))
+        assert "a size of" in finding.message
+
+
+def test_the_size_of_eps_is_looked_at_by_test(sound, blobs):
+    scores = testing.test(sound["pgd"], blobs.test.first(8), [PGD(norm="L2", eps=2 / 255)], progress=False)
+    assert "size of ε" in {finding.check for finding in scores.findings}
