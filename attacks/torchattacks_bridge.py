@@ -95,6 +95,15 @@ class Torchattacks(Attack):
                     f"{self}: no gradient leads from the model's logits to the images (a forward under no_grad, "
                     "in numpy, or detached), so this attack cannot run; Square and Noise need none"
                 ) from error
+            except IndexError as error:  # losses of AutoAttack look at the third and the fourth class
+                with torch.no_grad():
+                    classes = model(images[:1]).shape[1]
+                if classes > 3:
+                    raise
+                raise ValueError(
+                    f"{self}: torchattacks' attack is for more classes than the {classes} of this model. Ours are "
+                    'for any number: AutoAttack(), APGD(loss="targeted"), APGD(loss="dlr"), FAB()'
+                ) from error
         return torch.empty_like(images).copy_(adversarial.detach())
 
 

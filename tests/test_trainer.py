@@ -9,6 +9,7 @@ import shutil
 import signal
 import threading
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pandas as pd
@@ -251,6 +252,50 @@ def test_what_the_weights_do_not_show_counts_too(blobs, tmp_path, change):
         network.rates = {"0": 0.1}
     with pytest.raises(RunRefused, match="structure"):
         go(blobs, tmp_path / "run", network=network)
+
+
+class Counting(nn.Module):
+    """It counts its calls, in an attribute or a buffer."""
+
+    def __init__(self, name, persistent=None):
+        super().__init__()
+        self.network, self.name = small_network(), name
+        if persistent is None:
+            setattr(self, name, 0)
+        else:
+            self.register_buffer(name, torch.zeros((), dtype=torch.long), persistent)
+
+    def forward(self, images):
+        setattr(self, self.name, getattr(self, self.name) + 1)
+        return self.network(images)
+
+
+@pytest.mark.parametrize(
+    ("counts", "message", "remedy"),
+    [
+        (("calls",), r"structure: .* a count, .* name begins with _", ("_calls",)),
+        (("calls", True), r"initial_weights: .* a count, .* persistent=False", ("calls", False)),
+    ],
+    ids=["attribute", "buffer"],
+)
+def test_a_network_that_counts_its_calls_is_told_where(blobs, tmp_path, counts, message, remedy):
+    recipe = replace(RECIPE, epochs=1, defence=Standard())
+    for number, network in enumerate((Counting(*counts), Counting(*remedy))):
+        go(blobs, tmp_path / f"run {number}", recipe, network)
+        network.eval()(torch.zeros(1, 3, 8, 8))
+        with pytest.raises(RunRefused, match=message) if number == 0 else nullcontext():
+            go(blobs, tmp_path / f"run {number}", recipe, network)
+
+
+def test_more_outputs_than_classes_are_said_once(blobs, tmp_path, caplog):
+    recipe = replace(RECIPE, epochs=1, defence=Standard())
+    go(blobs, tmp_path / "more", recipe, small_network(classes=6))
+    assert caplog.text.count("more: the network has 6 outputs for 4 classes: adapt()") == 1
+    assert caplog.text.count("outputs for") == 1
+    go(blobs, tmp_path / "as many", recipe)
+    assert caplog.text.count("outputs for") == 1
+    with pytest.raises(ValueError, match="another data set"):
+        go(blobs, tmp_path / "fewer", recipe, small_network(classes=3))
 
 
 def test_a_folder_in_which_nothing_was_trained_is_given_to_whoever_asks(blobs, tmp_path, monkeypatch):

@@ -22,7 +22,12 @@ def check(model, data, recipe, name="this run"):
             f"the weights are {low.pop()}, in which small updates are lost: train model.float(); the recipe's "
             "precision decides what it computes in"
         )
-    predict(model, data.val.first(2))  # raises where the logits do not fit the classes
+    outputs = predict(model, data.val.first(2)).shape[1]  # raises where there are too few
+    if outputs > data.num_classes:
+        log.warning(
+            "%s: the network has %d outputs for %d classes: adapt() gives it a head for these",
+            *(name, outputs, data.num_classes),
+        )
     images, _ = next(data.val.batches(2))
     _in_training_mode(model, images[: recipe.batch_size], recipe.batch_size, name)
     if recipe.low_resolution is not None:

@@ -40,6 +40,14 @@ ANEW = "Delete the run's folder to train again"
 log = logging.getLogger("study")
 
 
+CHECKSUMS = {
+    "structure": ": a checksum of the layers, their settings and code, and what trains. What changes with each "
+    "call, such as a count, belongs into an attribute whose name begins with _",
+    "initial_weights": ": a checksum of the weights and buffers before training. What changes with each call, "
+    "such as a count, belongs into a buffer with persistent=False",
+}
+
+
 class RunRefused(RuntimeError):
     """The folder holds another run; the message names the fields that differ."""
 
@@ -84,7 +92,8 @@ class RunFolder:
             )
         elif apart := list(differences(read_json(recipe, ANEW), json.loads(json.dumps(identity)))):
             shown = "\n".join(
-                f"  {field}: {there!r} in the folder, {here!r} asked" for field, there, here in apart
+                f"  {field}: {there!r} in the folder, {here!r} asked{CHECKSUMS.get(field, '')}"
+                for field, there, here in apart
             )
             raise RunRefused(
                 f"{self.path} holds another run:\n{shown}\nGive this run another folder, for instance "

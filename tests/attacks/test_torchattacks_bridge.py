@@ -6,6 +6,7 @@ import torchattacks
 from small import generator, late, pictures, small_network
 
 from attacks import (
+    APGD,
     DIFGSM,
     FGSM,
     MIFGSM,
@@ -15,6 +16,7 @@ from attacks import (
     TIFGSM,
     VMIFGSM,
     VNIFGSM,
+    AutoAttack,
     Torchattacks,
 )
 
@@ -116,3 +118,13 @@ def test_autoattack_knows_the_number_of_classes():
     network, (images, _) = small_network(classes=5), pictures()
     labels = network.eval()(images).argmax(1)
     assert Torchattacks("APGDT", steps=1)(network, images, labels).shape == images.shape
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_losses_that_want_four_classes_say_so(classes):
+    network, (images, _) = small_network(classes=classes).eval(), pictures()
+    labels = network(images).argmax(1)
+    with pytest.raises(ValueError, match=rf"more classes than the {classes} of this model.*Ours"):
+        Torchattacks("APGDT", steps=2)(network, images, labels)
+    for ours in (AutoAttack(steps=2, queries=5), APGD(steps=2, loss="targeted"), APGD(steps=2, loss="dlr")):
+        ours(network, images, labels)
