@@ -137,7 +137,8 @@ class Data:
     def to(self, device):
         """The same data there."""
         moved = copy.copy(self)  # and what is known of it
-        vars(moved).update({name: getattr(self, name).to(device) for name in ("train", "val", "test")})
+        splits = {name: getattr(self, name) for name in ("train", "val", "test")}
+        vars(moved).update({name: split.to(device) for name, split in splits.items() if split is not None})
         return moved
 
     def warn_of_leak(self):

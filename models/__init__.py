@@ -5,6 +5,7 @@ Because the model normalises and resizes, an attack's ε always means pixels of 
 
 from functools import partial
 
+import numpy as np
 import torch
 
 from models import backbones
@@ -50,7 +51,7 @@ def build(name, num_classes, *, seed=0, mean=None, std=None, resize=None, **opti
         known = ", ".join(sorted(NETWORKS))
         raise ValueError(f"model {name!r} is not known; the models are: {known}, and {backbones.PREFIX}<name>")
     mean, std = usual[0] if mean is None else mean, usual[1] if std is None else std
-    mean, std = ([float(value) for value in values] for values in (mean, std))
+    mean, std = (np.ravel(values).tolist() for values in (mean, std))  # they may be arrays
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         network = make(num_classes, **options)

@@ -122,7 +122,7 @@ def wrap(network, *, logits=None, mean=None, std=None, resize=None, head=None):
     mean, std: per channel, for a network that wants normalised pictures and does not normalise them itself.
     resize: the side, in pixels, that it wants. head: the name of the layer that gives the logits, where it is not
     found. What torch.compile or DataParallel put around the network is taken off. Raises ValueError for a head
-    that is no linear layer or convolution.
+    that is no linear layer or convolution, and for a mean or deviation that no pixels in [0, 1] have.
     """
     if not callable(network):
         raise TypeError(f"network={network!r:.80}: a module, or a function of pictures, is needed")
