@@ -1,4 +1,4 @@
-"""The session (seed, device, preset, run folders) and the data (CIFAR-10/100, Shapes-10/100).
+"""The session (seed, device, preset, run folders) and the data (CIFAR-10/100, Shapes-10/100, other targets).
 
 session = start("01_shallow_cnn", preset="auto", seed=0)
 data = load_data(session.dataset("cifar10"), session)
@@ -21,6 +21,7 @@ from storage.atomic_files import read_json
 from storage.paths import ROOT, data_root, runs_root
 
 PRESETS = ("smoke", "quick", "hour", "full")
+TARGETS = ("stl10", "svhn")  # which may take the place of CIFAR-10
 
 __all__ = ["ROOT", "Data", "DataError", "Session", "Split", "load_data", "start"]
 
@@ -36,7 +37,7 @@ class Session:
     device: torch.device
     runs: Path  # runs/<preset>-<family>/<experiment>, or of the name of the own folder
     data: Path
-    own: Path | None = None  # a folder of pictures, in place of CIFAR-10
+    own: str | None = None  # the data set in place of CIFAR-10: one of TARGETS, or "folder:" and a path
     begun: float = field(default_factory=time.monotonic, compare=False)
 
     @property
@@ -52,12 +53,12 @@ class Session:
     def dataset(self, name):
         """The data set to use for `name`: itself, or its drawn stand-in where the session runs on Shapes.
 
-        One's own pictures take the place of cifar10, the target; sources stay those of cifar100.
+        One's own pictures, or one of TARGETS, take the place of cifar10, the target; sources stay cifar100's.
         """
         if name not in ("cifar10", "cifar100"):
             raise ValueError(f"data set {name!r}: 'cifar10' or 'cifar100' is needed")
         if self.own and name == "cifar10":
-            return f"{FOLDER}{self.own}"
+            return self.own
         return name if self.family == "cifar" else name.replace("cifar", "shapes")
 
     def folder(self, name, seed=None):
@@ -70,10 +71,11 @@ def start(experiment, preset="auto", seed=0, data="auto", device="auto"):
 
     preset: "smoke" (seconds), "quick" (minutes on two CPU cores), "hour" (the study on one GPU, one seed),
     "full" (three seeds, for papers), or "auto", which is "hour" where torch has a CUDA device and "quick"
-    elsewhere. data: "cifar", "shapes" or "auto" (CIFAR in the presets hour and full), or "folder:" and the path of
-    a folder of one's own pictures (loaders.from_folder), from this repository on where it is relative: these are
-    then the target, and sources are what "auto" means. STUDY_RUNS and STUDY_DATA in the environment move the
-    folders `runs/` and `data/` away from the repository. Raises ValueError for any other value.
+    elsewhere. data: "cifar", "shapes" or "auto" (CIFAR in the presets hour and full); "stl10" or "svhn", which are
+    then the target, with sources of CIFAR-100; or "folder:" and the path of a folder of one's own pictures
+    (loaders.from_folder), from this repository on where it is relative: these are then the target, and sources are
+    what "auto" means. STUDY_RUNS and STUDY_DATA in the environment move the folders `runs/` and `data/` away from
+    the repository. Raises ValueError for any other value.
     """
     cuda = torch.cuda.is_available()
     _check_choice("device", str(device).split(":")[0], ("auto", "cpu", "cuda"))
@@ -87,14 +89,17 @@ def start(experiment, preset="auto", seed=0, data="auto", device="auto"):
             stacklevel=2,
         )
     _check_choice("preset", preset, ("auto", *PRESETS))
-    own = None
+    own = called = None
     if str(data).startswith(FOLDER):
-        own, data = (ROOT / Path(data.removeprefix(FOLDER)).expanduser()).resolve(), "auto"
-        if not own.is_dir():
-            raise ValueError(
-                f"data={FOLDER + str(own)!r}: there is no such folder; a relative path begins at {ROOT}"
-            )
-    _check_choice("data", data, ("auto", "cifar", "shapes"))
+        path = (ROOT / Path(data.removeprefix(FOLDER)).expanduser()).resolve()
+        own, data = f"{FOLDER}{path}", "auto"
+        if not path.is_dir():
+            raise ValueError(f"data={own!r}: there is no such folder; a relative path begins at {ROOT}")
+        called = f"{path.name}-folder" if path.name in ("cifar", "shapes", *TARGETS) else path.name
+    _check_choice("data", data, ("auto", "cifar", "shapes", *TARGETS))
+    if data in TARGETS:
+        own = called = data
+        data = "cifar"
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise ValueError(f"seed={seed!r}: a whole number of at least 0 is needed")
     chosen = torch.device(("cuda" if cuda else "cpu") if device == "auto" else device)
@@ -106,8 +111,7 @@ def start(experiment, preset="auto", seed=0, data="auto", device="auto"):
     if preset == "auto":
         preset, why = ("hour", " (on a CUDA device)") if gpu else ("quick", " (no CUDA device)")
     family = data if data != "auto" else "cifar" if preset in ("hour", "full") else "shapes"
-    called = own.name if own else family
-    called += "-folder" if own and called in ("cifar", "shapes") else ""
+    called = called or family
     runs = runs_root() / f"{preset}-{called}" / experiment
     where = torch.cuda.get_device_name(chosen) if gpu else f"CPU, {torch.get_num_threads()} threads"
     where += f", one of {processes} processes" if processes > 1 else ""
@@ -153,10 +157,10 @@ SMOKE = {"train": 640, "test": 200}  # pictures of each part in the smoke preset
 def load_data(name, session, *, validation=0.1, train_pictures=None):
     """Load a data set onto the session's device, downloading or drawing it the first time.
 
-    name: cifar10, cifar100, shapes10 or shapes100, or a folder of one's own, as session.dataset gives them.
+    name: cifar10, cifar100, shapes10, shapes100, stl10 or svhn, or a folder, as session.dataset gives them.
     `validation` is the share of the training pictures of each class that is set aside; the same seed sets the same
-    aside. `train_pictures` keeps only that many of the rest; of one's own, all where there are fewer. Raises
-    DataError for files that cannot be used, ValueError for bad arguments.
+    aside. `train_pictures` keeps only that many of the rest; of one's own and of TARGETS, all where there are
+    fewer. Raises DataError for files that cannot be used, ValueError for bad arguments.
     """
     own = name.startswith(FOLDER)
     if name not in DATASETS and not own:
@@ -171,9 +175,10 @@ def load_data(name, session, *, validation=0.1, train_pictures=None):
         arrays = loaders.set_aside(arrays, "val", validation, session.seed)
     if train_pictures is not None:
         most = len(arrays["train_labels"])
-        train_pictures = min(train_pictures, most) if own else train_pictures
+        train_pictures = min(train_pictures, most) if own or name in TARGETS else train_pictures
         if not 1 <= train_pictures <= most:
             raise ValueError(f"train_pictures={train_pictures}: 1 to {most} is possible")
         arrays |= {key: arrays[key][:train_pictures] for key in ("train_images", "train_labels")}
     called = Path(name).name if own else name
-    return loaders.assembled(called, arrays, classes, checksum, session.seed, session.device)
+    said = {} if own else {"note": DATASETS[name].note, "mirror": DATASETS[name].mirror}
+    return loaders.assembled(called, arrays, classes, checksum, session.seed, session.device, **said)

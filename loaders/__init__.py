@@ -7,7 +7,7 @@ become data by from_folder, from_arrays, from_dataset and from_torchvision.
 from functools import partial
 from pathlib import Path
 
-from loaders import cache, cifar, drawn_shapes
+from loaders import cache, downloads, drawn_shapes
 from loaders import folder as own
 from loaders.arrays import assembled, from_arrays, set_aside
 from loaders.cache import DataError, Source
@@ -24,8 +24,14 @@ def _shapes(num_classes):
 
 
 DATASETS = {
-    "cifar10": Source(10, partial(cifar.read, "cifar10"), cifar.CIFAR10_CLASSES),
-    "cifar100": Source(100, partial(cifar.read, "cifar100")),
+    "cifar10": Source(10, partial(downloads.read, "cifar10"), downloads.CIFAR10_CLASSES),
+    "cifar100": Source(100, partial(downloads.read, "cifar100")),
+    "stl10": Source(
+        10, partial(downloads.read, "stl10"), downloads.STL10_CLASSES, note="96 pixels, resized to 32; shuffled"
+    ),
+    "svhn": Source(
+        10, partial(downloads.read, "svhn"), downloads.SVHN_CLASSES, note="never mirrored; shuffled", mirror=False
+    ),
     "shapes10": _shapes(10),
     "shapes100": _shapes(100),
 }

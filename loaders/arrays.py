@@ -171,12 +171,13 @@ def check_classes(name, arrays, classes):
         )
 
 
-def assembled(name, arrays, classes, checksum, seed, device):
-    """Data on the device, of arrays that hold train, val and test."""
+def assembled(name, arrays, classes, checksum, seed, device, note=None, mirror=True):
+    """Data on the device, of arrays that hold train, val and test; `note` and `mirror` as of a Source."""
     splits = {}
     for part, called in CALLED.items():
         images, labels = arrays[f"{part}_images"], arrays[f"{part}_labels"].to(device)
         kind, images = (Mapped, images) if isinstance(images, Rows) else (Split, images.to(device))
-        splits[part] = kind(images, labels, classes, f"{name} {called}")
+        splits[part] = kind(images, labels, classes, f"{name} {called}", mirror)
     provenance = {"name": name} | {part: len(split) for part, split in splits.items()}
-    return Data(name, **splits, classes=classes, provenance=provenance | {"split_seed": seed, "sha256": checksum})
+    provenance |= {"split_seed": seed, "sha256": checksum} | ({} if note is None else {"note": note})
+    return Data(name, **splits, classes=classes, provenance=provenance)

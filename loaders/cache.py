@@ -34,13 +34,16 @@ class Source:
     The arrays are train_images, train_labels, test_images, test_labels. `classes` are the names that a file must
     hold; None: any, in alphabetical order. A file of another `version` is made anew. `num_classes` is None for
     people's own data: their arrays have names, {"train_images": ...}, and are of any parts and sizes, and in the
-    file a pixel's channels lie together.
+    file a pixel's channels lie together. `note` is what their provenance says of the pictures beside their number;
+    without `mirror` augmentation never mirrors them, as digits.
     """
 
     num_classes: int | None
     make: Callable
     classes: list | None = None
     version: str | None = None
+    note: str | None = None
+    mirror: bool = True
 
 
 def load(name, source, folder):

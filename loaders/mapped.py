@@ -33,15 +33,15 @@ def lazily(arrays, device):
 class Mapped(Split):
     """A split of Rows, usually of a file, on the CPU, its labels on the device. It gives what a Split gives."""
 
-    def __init__(self, images, labels, classes, name):
+    def __init__(self, images, labels, classes, name, mirror=True):
         checked(images.tensor, images.rows, labels, classes, name)
-        self.rows, self.labels, self.classes, self.name = images, labels, classes, name
+        self.rows, self.labels, self.classes, self.name, self.mirror = images, labels, classes, name, mirror
         self._epoch = None  # the batches that `shuffled` has given, and their indices on the CPU
         self._fetched = {}  # what is, or is being, fetched: by its place in the epoch and its length
         self._thread = ThreadPoolExecutor(1)
 
     def __reduce__(self):
-        return Mapped, (self.rows, self.labels, self.classes, self.name)
+        return Mapped, (self.rows, self.labels, self.classes, self.name, self.mirror)
 
     @property
     def images(self):
@@ -50,7 +50,7 @@ class Mapped(Split):
 
     def some(self, indices, device=None):
         labels = self.labels[indices].to(device or self.labels.device)
-        return Mapped(self.rows[indices], labels, self.classes, self.name)
+        return Mapped(self.rows[indices], labels, self.classes, self.name, self.mirror)
 
     def shuffled(self, batch_size, seed):
         batches = super().shuffled(batch_size, seed)
@@ -90,4 +90,4 @@ class Mapped(Split):
 
     def _augmented(self, indices, generator):
         images = self.pictures(indices)
-        return CropAndFlip(images)(torch.arange(len(images), device=images.device), generator)
+        return CropAndFlip(images, self.mirror)(torch.arange(len(images), device=images.device), generator)

@@ -37,15 +37,17 @@ def checked(images, rows, labels, classes, name):
 class Split:
     """Pictures and labels on a device: images uint8 (N, 3, H, W) or grey (N, 1, H, W), labels int64 (N,), N > 0.
 
-    Batches are cut, shifted, flipped and converted here, without worker processes. Raises DataError for others.
+    Batches are cut, shifted, flipped and converted here, without worker processes; without `mirror` they are never
+    flipped. Raises DataError for others.
     """
 
-    def __init__(self, images, labels, classes, name):
+    def __init__(self, images, labels, classes, name, mirror=True):
         checked(images, images, labels, classes, name)
         self.images = images.contiguous(memory_format=torch.channels_last)
         self.labels = labels
         self.classes = classes
         self.name = name  # "cifar10 test"
+        self.mirror = mirror
         self._moved = None
 
     def __len__(self):
@@ -83,7 +85,7 @@ class Split:
     def some(self, indices, device=None):
         """A split of the pictures of a slice, there or on another device."""
         images, labels = (tensor[indices].to(device or tensor.device) for tensor in (self.images, self.labels))
-        return Split(images, labels, self.classes, self.name)
+        return Split(images, labels, self.classes, self.name, self.mirror)
 
     def pictures(self, indices):
         """The uint8 pictures (n, C, H, W) of int64 `indices`, or a slice."""
@@ -100,7 +102,7 @@ class Split:
 
     def _augmented(self, indices, generator):
         if self._moved is None:
-            self._moved = CropAndFlip(self.images)
+            self._moved = CropAndFlip(self.images, self.mirror)
         return self._moved(indices, generator)
 
     def batches(self, batch_size):

@@ -66,13 +66,13 @@ def main(arguments=None):
 
 
 def _fetch(session):
-    """Have CIFAR, or one's own pictures, before the first notebook starts; ends where they cannot be had."""
+    """Have CIFAR, or another target, before the first notebook starts; ends where it cannot be had."""
     try:
         for name in map(session.dataset, ("cifar10", "cifar100")):
             if not name.startswith("shapes"):
                 loaders.load(name, session.data)
     except utils.DataError as error:
-        remedy = "Without CIFAR, on pictures that the program draws: make study DATA=shapes"
+        remedy = "Without a download, on pictures that the program draws: make study DATA=shapes"
         sys.exit(f"{error}\n{remedy}" if name in loaders.DATASETS else str(error))
 
 
@@ -127,7 +127,9 @@ def _parse(arguments):
     )
     parser.add_argument("notebooks", nargs="*", help="beginnings of notebooks' names; without any, all run")
     parser.add_argument("--preset", default="auto", help="smoke, quick, hour, full or auto (default: auto)")
-    parser.add_argument("--data", default="auto", help="cifar, shapes, auto (the default) or folder:PATH")
+    parser.add_argument(
+        "--data", default="auto", help="cifar, shapes, stl10, svhn, auto (the default) or folder:PATH"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("-p", "--parameter", action="append", default=[], metavar="NAME=VALUE")
     parser.add_argument(

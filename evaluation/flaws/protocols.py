@@ -18,7 +18,8 @@ def stale_split(source, split, attack, seed=0):
     with evaluating(source):
         for images, labels in split.batches(BATCH[split.labels.device.type]):
             parts.append(attack.craft(source, images, labels, generator).mul(255).round().to(torch.uint8))
-    return Split(torch.cat(parts), split.labels, split.classes, f"{split.name}, attacked once on another model")
+    name = f"{split.name}, attacked once on another model"
+    return Split(torch.cat(parts), split.labels, split.classes, name, split.mirror)
 
 
 class NormalisedOutside(nn.Module):

@@ -6,14 +6,15 @@ import torch
 from loaders import Split
 
 
+@pytest.mark.parametrize("mirror", [True, False])
 @pytest.mark.parametrize("shape", [(3, 8, 8), (1, 8, 8), (3, 8, 20), (1, 48, 8)], ids=str)
-def test_augmentation_is_a_crop_of_the_padded_picture_or_its_mirror(shape):
+def test_augmentation_is_a_crop_of_the_padded_picture_or_its_mirror(shape, mirror):
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(1, 256, (5, *shape), generator=generator, dtype=torch.uint8)
-    split = Split(images, torch.arange(5), list("abcde"), "test")
+    split = Split(images, torch.arange(5), list("abcde"), "test", mirror)
     (_, height, width), down = shape, 6 if shape[1] == 48 else 4
     padded = torch.nn.functional.pad(images, [4, 4, down, down])
-    ways = [(flip, top, left) for flip in (0, 1) for top in range(2 * down + 1) for left in range(9)]
+    ways = [(flip, top, left) for flip in range(1 + mirror) for top in range(2 * down + 1) for left in range(9)]
     seen = set()
 
     def cut(image, flip, top, left):

@@ -34,8 +34,10 @@ def equal(one, two):
     return all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
 
 
-def test_all_that_a_split_gives_is_the_same(both):
+@pytest.mark.parametrize("mirror", [True, False])
+def test_all_that_a_split_gives_is_the_same(both, mirror):
     plain, lazy = both
+    plain.mirror = lazy.mirror = mirror
     assert lazy.checksum == plain.checksum
     some = torch.tensor([5, 3, 30])
     for augment in (False, True):
@@ -46,6 +48,7 @@ def test_all_that_a_split_gives_is_the_same(both):
     for kind in (lambda s: s.first(7), lambda s: s.last(7), lambda s: s.to("cpu"), pickle.loads):
         one, two = (kind(pickle.dumps(s) if kind is pickle.loads else s) for s in both)
         assert torch.equal(one.images, two.images)
+        assert one.mirror == two.mirror == mirror
         assert all(equal(a, b) for a, b in zip(one.batches(3), two.batches(3), strict=True))
 
 

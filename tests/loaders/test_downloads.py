@@ -1,5 +1,6 @@
-"""CIFAR: made once, fetched from a local server in place of the authors'."""
+"""CIFAR, STL-10 and SVHN: made once, fetched from a local server in place of the authors'."""
 
+import contextlib
 import functools
 import hashlib
 import http.server
@@ -12,12 +13,16 @@ import time
 
 import numpy as np
 import pytest
+import scipy.io
 import torch
+from PIL import Image
 from torchvision import datasets as published
+from torchvision.transforms import Resize
 
 import loaders
+import utils
 from loaders import DataError
-from loaders.cifar import CIFAR10_CLASSES
+from loaders.downloads import CIFAR10_CLASSES, STL10_CLASSES
 from storage import atomic_files
 
 
@@ -37,31 +42,81 @@ def pickled_batches(classes):
     return files | {"batches.meta": pickle.dumps({"label_names": classes})}
 
 
+def md5(content):
+    return hashlib.md5(content).hexdigest()
+
+
+@contextlib.contextmanager
+def served(root):
+    """A local server of this folder; yields its address."""
+    root.mkdir(exist_ok=True)
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=root)
+    http_server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=http_server.serve_forever, args=(0.02,), daemon=True).start()
+    yield f"http://127.0.0.1:{http_server.server_port}"
+    http_server.shutdown()
+    http_server.server_close()
+
+
+def packed(path, folder, files):
+    """An archive of these files, {name: content}, in a folder; gives its checksum."""
+    with tarfile.open(path, "w:gz") as tar:
+        for name, content in files.items():
+            info = tarfile.TarInfo(f"{folder}/{name}")
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return md5(path.read_bytes())
+
+
 @pytest.fixture
 def server(tmp_path, monkeypatch):
     """A small CIFAR-10 on a local server, known to torchvision by its own checksums; yields its folder."""
-    root = tmp_path / "server"
-    root.mkdir()
-    files = pickled_batches(CIFAR10_CLASSES)
-    archive = root / "cifar-10-python.tar.gz"
-    with tarfile.open(archive, "w:gz") as tar:
-        for name, content in files.items():
-            info = tarfile.TarInfo(f"cifar-10-batches-py/{name}")
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    md5 = {name: hashlib.md5(content).hexdigest() for name, content in files.items()}
-    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=root)
-    http_server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=http_server.serve_forever, daemon=True).start()
-    kind = published.CIFAR10
-    monkeypatch.setattr(kind, "url", f"http://127.0.0.1:{http_server.server_port}/{archive.name}")
-    monkeypatch.setattr(kind, "tgz_md5", hashlib.md5(archive.read_bytes()).hexdigest())
-    monkeypatch.setattr(kind, "train_list", [[f"data_batch_{k}", md5[f"data_batch_{k}"]] for k in range(1, 6)])
-    monkeypatch.setattr(kind, "test_list", [["test_batch", md5["test_batch"]]])
-    monkeypatch.setattr(kind, "meta", kind.meta | {"md5": md5["batches.meta"]})
-    yield root
-    http_server.shutdown()
-    http_server.server_close()
+    files, kind, root = pickled_batches(CIFAR10_CLASSES), published.CIFAR10, tmp_path / "server"
+    with served(root) as url:
+        monkeypatch.setattr(kind, "url", f"{url}/{kind.filename}")
+        monkeypatch.setattr(kind, "tgz_md5", packed(root / kind.filename, kind.base_folder, files))
+        batches = [[name, md5(files[name])] for name in files]
+        monkeypatch.setattr(kind, "train_list", batches[:5])
+        monkeypatch.setattr(kind, "test_list", batches[5:6])
+        monkeypatch.setattr(kind, "meta", kind.meta | {"md5": md5(files["batches.meta"])})
+        yield root
+
+
+@pytest.fixture
+def stl10(tmp_path, monkeypatch):
+    """A small STL-10 on a local server; yields its folder and {part: (pictures (N, 96, 96, 3), labels from 1)}."""
+    kind, root, parts, lists, files = published.STL10, tmp_path / "server", {}, {}, {}
+    rng = np.random.default_rng(0)
+    for part, count in {"train": 20, "test": 10}.items():
+        images = rng.integers(0, 256, (count, 96, 96, 3), dtype=np.uint8)
+        labels = (1 + np.arange(count) % 10).astype(np.uint8)
+        parts[part] = images, labels
+        made = {f"{part}_X.bin": images.transpose(0, 3, 2, 1).tobytes(), f"{part}_y.bin": labels.tobytes()}
+        lists[part] = [[name, md5(content)] for name, content in made.items()]
+        files |= made
+    files |= {"unlabeled_X.bin": b"many", "class_names.txt": "\n".join(STL10_CLASSES).encode()}
+    with served(root) as url:
+        monkeypatch.setattr(kind, "url", f"{url}/{kind.filename}")
+        monkeypatch.setattr(kind, "tgz_md5", packed(root / kind.filename, kind.base_folder, files))
+        monkeypatch.setattr(kind, "train_list", [*lists["train"], ["unlabeled_X.bin", md5(b"many")]])
+        monkeypatch.setattr(kind, "test_list", lists["test"])
+        yield root, parts
+
+
+@pytest.fixture
+def svhn(tmp_path, monkeypatch):
+    """A small SVHN on a local server, without its `extra`; yields its folder and {part: (pictures, labels)}."""
+    root, parts, split_list = tmp_path / "server", {}, dict(published.SVHN.split_list)
+    rng = np.random.default_rng(0)
+    with served(root) as url:
+        for part, count in {"train": 20, "test": 10}.items():
+            images = rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+            labels = (1 + np.arange(count) % 10).astype(np.uint8)  # where 10 stands for the digit 0
+            parts[part], file = (images, labels % 10), root / split_list[part][1]
+            scipy.io.savemat(file, {"X": images.transpose(1, 2, 3, 0), "y": labels[:, None]})
+            split_list[part] = [f"{url}/{file.name}", file.name, md5(file.read_bytes())]
+        monkeypatch.setattr(published.SVHN, "split_list", split_list)
+        yield root, parts
 
 
 def test_cifar_is_fetched_once_and_leaves_one_file(server, tmp_path):
@@ -127,6 +182,65 @@ def test_a_damaged_archive_is_named_and_kept(server, tmp_path):
     with pytest.raises(DataError, match=r"cifar-10-python\.tar\.gz is damaged or cut off"):
         loaders.load("cifar10", tmp_path)
     assert archive.read_bytes() == b"half"
+
+
+def by_picture(images, labels):
+    """{bytes of a picture (3, H, W): its label}"""
+    return {np.asarray(image).tobytes(): int(label) for image, label in zip(images, labels, strict=True)}
+
+
+def test_stl10_is_resized_as_torchvision_does_and_keeps_its_own_classes(stl10, tmp_path):
+    root, parts = stl10
+    arrays, classes, checksum = loaders.load("stl10", tmp_path / "data")
+    assert left_in(tmp_path / "data") == ["stl10.safetensors"]
+    assert classes == STL10_CLASSES != CIFAR10_CLASSES
+    for part, (images, labels) in parts.items():
+        small = [np.asarray(Resize(32)(Image.fromarray(image))).transpose(2, 0, 1) for image in images]
+        assert by_picture(arrays[f"{part}_images"], arrays[f"{part}_labels"]) == by_picture(small, labels - 1)
+    (root / published.STL10.filename).unlink()
+    assert loaders.load("stl10", tmp_path / "data")[2] == checksum
+
+
+def test_svhn_is_two_files_and_its_ten_is_a_zero(svhn, tmp_path):
+    arrays, classes, _ = loaders.load("svhn", tmp_path / "data")
+    assert left_in(tmp_path / "data") == ["svhn.safetensors"]
+    assert classes == list("0123456789")
+    for part, (images, labels) in svhn[1].items():
+        found = by_picture(arrays[f"{part}_images"], arrays[f"{part}_labels"])
+        assert found == by_picture(images.transpose(0, 3, 1, 2), labels)
+        assert arrays[f"{part}_labels"].tolist() != labels.tolist()  # neighbours are of one house
+
+
+@pytest.mark.parametrize("name", ["stl10", "svhn"])
+def test_a_target_stands_for_cifar10_and_its_sources_are_of_cifar100(name, request, tmp_path, monkeypatch):
+    request.getfixturevalue(name)
+    monkeypatch.setenv("STUDY_DATA", str(tmp_path / "data"))
+    session = utils.start("x", preset="quick", data=name, device="cpu")
+    assert session.runs.parent.name == f"quick-{name}"
+    assert [session.dataset(asked) for asked in ("cifar10", "cifar100")] == [name, "cifar100"]
+    data = utils.load_data(session.dataset("cifar10"), session, train_pictures=1000)
+    assert [len(split) for split in (data.train, data.val, data.test)] == [10, 10, 10]
+    assert data.provenance["name"] == name
+    assert {"stl10": "resized", "svhn": "never mirrored"}[name] in data.provenance["note"]
+    assert data.to("cpu").train.first(5).mirror == (name == "stl10")
+
+
+@pytest.mark.parametrize("name", ["stl10", "svhn"])
+def test_a_targets_own_files_are_used_and_damaged_ones_named(name, request, tmp_path):
+    root, _ = request.getfixturevalue(name)
+    (tmp_path / "data").mkdir()
+    for file in root.iterdir():
+        (tmp_path / "data" / file.name).write_bytes(file.read_bytes())
+        file.unlink()  # nothing can be fetched
+    assert len(loaders.load(name, tmp_path / "data")[0]["train_labels"]) == 20
+    (tmp_path / "data" / f"{name}.safetensors").unlink()
+    file = next(path for path in (tmp_path / "data").iterdir() if path.suffix in (".gz", ".mat"))
+    file.write_bytes(b"half")
+    with pytest.raises(DataError, match=rf"{file.name} is damaged or cut off .*{name} will be fetched again"):
+        loaders.load(name, tmp_path / "data")
+    file.unlink()
+    with pytest.raises(DataError, match=rf"{name} could not be fetched from http(.|\n)*or put .*{file.name}"):
+        loaders.load(name, tmp_path / "data")
 
 
 class Misbehaving(http.server.BaseHTTPRequestHandler):
@@ -220,7 +334,7 @@ def misbehaving(server, monkeypatch):
 
     monkeypatch.setattr(atomic_files, "SILENCE", 1)
     http_server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=http_server.serve_forever, daemon=True).start()
+    threading.Thread(target=http_server.serve_forever, args=(0.02,), daemon=True).start()
     url = f"http://127.0.0.1:{http_server.server_port}/cifar-10-python.tar.gz"
     monkeypatch.setattr(published.CIFAR10, "url", url)
     yield Handler
