@@ -1,6 +1,6 @@
 """A source network becomes a network for the target task: a new head, and a choice of what trains.
 
-    source = load_source("ours/cifar100-robust-w16")             # or "imagenet/resnet18", a run's folder, a file
+    source = load_source("ours/cifar100-robust-w16")    # or "imagenet/resnet18", "timm/...", a run, a file
     model = adapt(source, num_classes=10, train="head")          # or "last_stage", "all", or names of layers
     describe(model)                                              # stages, parameters, what trains, rates
     export(run, "folder")                                        # files that need nothing of this repository
@@ -23,12 +23,13 @@ from attacks import evaluating
 from evaluation.per_example import on_device_of, predict
 from evaluation.statistics import wilson
 from models import low_rank, ours
-from models.backbones import replace_head
+from models.backbones import PREFIX, PREFIXES, TIMM, replace_head
 from models.export import export
 from models.fingerprint import structure
 from models.freezing import freeze, is_frozen, thaw
 from models.model import picture_for
 from models.source_files import SourceError, fill
+from models.timm_backbones import own_classes
 from storage.atomic_files import read_json
 from training.run_folder import ANEW, RunFolder
 from training.weights import header_of
@@ -41,7 +42,7 @@ OURS = "ours/"
 
 
 def load_source(where, architecture=None, num_classes=None, *, weights=None, check=None, **options):
-    """A trained model: one of ours, from torchvision ("imagenet/resnet18"), a finished run's folder, or a file.
+    """A trained model: one of ours, torchvision's or timm's ("imagenet/resnet18", "timm/..."), a run, a file.
 
     "ours/cifar100-robust-w16" and its like lie in models/weights/, each with a card that says what it is worth;
     a name that is not there is answered with those that are.
@@ -61,8 +62,10 @@ def load_source(where, architecture=None, num_classes=None, *, weights=None, che
 
 
 def _loaded(where, architecture, num_classes, weights, options):
-    if where.startswith("imagenet/"):
+    if where.startswith(PREFIX):
         return models.build(where, 1000, **options)
+    if where.startswith(TIMM):
+        return models.build(where, num_classes or own_classes(where.removeprefix(TIMM)), **options)
     if where.startswith(OURS):
         return _ours(where.removeprefix(OURS), architecture, num_classes, options)
     path = Path(where)
@@ -77,7 +80,8 @@ def _loaded(where, architecture, num_classes, weights, options):
     if not path.exists():
         known = ", ".join(OURS + name for name in ours.names())
         raise SourceError(
-            f"{path} does not exist: a run's folder, a file of weights, imagenet/<name> or {known} is needed"
+            f"{path} does not exist: a run's folder, a file of weights, {PREFIX}<name>, {TIMM}<name> or {known} "
+            "is needed"
         )
     if architecture is None or num_classes is None:
         raise SourceError(f"{path} holds weights only: say which architecture and num_classes they belong to")
@@ -122,6 +126,9 @@ def _from_run(path):
     try:
         with torch.device("meta"):  # it takes no memory until it is known to fit
             model = from_spec(recipe["model"])
+        kept = model.state_dict()
+        if any(name not in kept for name, _ in model.named_buffers()):  # made with the network, and in no file
+            model = from_spec(recipe["model"])
     except SourceError:
         raise
     except (KeyError, TypeError, AttributeError, ValueError, IndexError, RuntimeError) as error:
@@ -137,7 +144,9 @@ def _from_run(path):
             f"{path} is of a network that was changed after models.build() and adapt(): recipe.json cannot make "
             "it again. Build and change it the same way, then call train() with this folder: it loads the run"
         )
-    RunFolder(path).load_result(model.to_empty(device="cpu"))
+    if next(model.parameters()).is_meta:
+        model.to_empty(device="cpu")
+    RunFolder(path).load_result(model)
     return model
 
 
@@ -148,7 +157,7 @@ def from_spec(spec):
             f"the model {spec!r} was not made by models.build, so it cannot be made again from its name. Make it "
             "yourself, and call train() with this folder: it loads the run"
         )
-    fresh = {"pretrained": False} if spec["name"].startswith("imagenet/") else {}
+    fresh = {"pretrained": False} if spec["name"].startswith(PREFIXES) else {}
     model = models.build(**{key: value for key, value in spec.items() if key != "adapted"} | fresh)
     for adapted in spec.get("adapted", []):
         model = adapt(model, **adapted)
@@ -164,7 +173,8 @@ def adapt(source, num_classes, train="all", *, seed=0, rates=None, rank=None, no
         probe = train(adapt(source, 10, train="head"), data, recipe, folder)
         model = adapt(probe.model, None, train="all")
 
-    train: "head"; "last_stage", everything after the resolution last falls; "all"; or a list of names of
+    train: "head"; "last_stage", everything after the resolution last falls, or timm's own last stage, which of a
+    ViT is the last block; "all"; or a list of names of
     layers (`describe` shows them; "head" stands for the head). The head always trains with "head",
     "last_stage" and "all". `rates` maps names of layers, or "head", to multiples of the recipe's learning
     rate; the longest name that fits counts. `rank` gives every convolution and linear layer that is frozen a
@@ -191,7 +201,7 @@ def adapt(source, num_classes, train="all", *, seed=0, rates=None, rank=None, no
         if num_classes is not None:
             replace_head(model.network, model.head, num_classes)
         leaves = _leaves(model, grey, num_classes)
-        wanted = _chosen(leaves, model.head, train)
+        wanted = _chosen(leaves, model, train)
         chosen = _with_norms(wanted, leaves, norms)
         _freeze_layers(leaves, chosen)
         _freeze_between(model.network, leaves, wanted)
@@ -252,14 +262,15 @@ def _weighted(leaves):
     return [name for name, (module, _) in leaves.items() if next(module.parameters(), None) is not None]
 
 
-def _chosen(leaves, head, train):
+def _chosen(leaves, model, train):
     """The names of the leaves that train."""
+    head = model.head
     if train == "all":
         return set(leaves)
     if train == "head":
         return {head}
     if train == "last_stage":
-        return set(_last_stage(leaves, head)) | {head}
+        return set(_last_stage_of_timm(leaves, model.network) or _last_stage(leaves, head)) | {head}
     if isinstance(train, str) or not train:
         raise ValueError(f"train={train!r}: 'head', 'last_stage', 'all' or a list of layers' names is needed")
     chosen = set()
@@ -286,6 +297,14 @@ def _last_stage(leaves, head):
             f"{_at_the_top(weighted)}"
         )
     return weighted[weighted.index(first) :]
+
+
+def _last_stage_of_timm(leaves, network):
+    """The layers with weights after the last stage but one of a network of timm, which lists its stages."""
+    stages = network.feature_info if type(network).__module__.startswith("timm.") else ()
+    weighted = _weighted(leaves)
+    before = [name for name in weighted if len(stages) > 1 and name.startswith(f"{stages[-2]['module']}.")]
+    return weighted[weighted.index(before[-1]) + 1 :] if before else []
 
 
 def _at_the_top(leaves):

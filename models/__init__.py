@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from models import backbones
+from models import backbones, timm_backbones
 from models.backbones import WeightsError
 from models.low_rank import LowRank
 from models.model import Model, copied, fitted, habits, model_of, taken, wrap
@@ -32,12 +32,12 @@ NETWORKS = {
 def build(name, num_classes, *, seed=0, mean=None, std=None, resize=None, **options):
     """Build a model by name: images (N, 3, H, W), or grey (N, 1, H, W), in [0, 1] to logits (N, num_classes).
 
-    name: one of NETWORKS, or "imagenet/resnet18" and so on for torchvision's classifiers, which come with
-    their ImageNet weights unless `pretrained=False`. The initial weights depend on `seed` alone, not on what
-    was built before. `resize` is the side, in pixels, of the square that the network sees: pictures that are
-    not square are stretched to it. `mean` and `std` default to those of the data that the network was made for.
-    `options` go to the network: `width` for ResNets. Usual sizes of attacks: ε = 8/255 in L∞ and 0.5 in L2
-    on CIFAR, 4/255 and 3 on ImageNet (RobustBench).
+    name: one of NETWORKS, "imagenet/resnet18" and so on for torchvision's classifiers, or "timm/convnext_atto" and
+    so on for timm's; these come with their weights unless `pretrained=False`. The initial weights depend on `seed`
+    alone, not on what was built before. `resize` is the side, in pixels, of the square that the network sees:
+    pictures that are not square are stretched to it. `mean` and `std` default to those of the data that the
+    network was made for. `options` go to the network: `width` for ResNets, whatever timm takes. Usual sizes of
+    attacks: ε = 8/255 in L∞ and 0.5 in L2 on CIFAR, 4/255 and 3 on ImageNet (RobustBench).
     Raises ValueError for an unknown name or a useless number, WeightsError where weights cannot be had.
     """
     check_num_classes(num_classes)
@@ -47,14 +47,18 @@ def build(name, num_classes, *, seed=0, mean=None, std=None, resize=None, **opti
     if name.startswith(backbones.PREFIX):
         make = partial(backbones.backbone, name.removeprefix(backbones.PREFIX))
         usual = backbones.MEAN, backbones.STD
+    elif name.startswith(backbones.TIMM):
+        make = partial(timm_backbones.backbone, name.removeprefix(backbones.TIMM))
     elif make is None:
-        known = ", ".join(sorted(NETWORKS))
-        raise ValueError(f"model {name!r} is not known; the models are: {known}, and {backbones.PREFIX}<name>")
-    mean, std = usual[0] if mean is None else mean, usual[1] if std is None else std
-    mean, std = (np.ravel(values).tolist() for values in (mean, std))  # they may be arrays
+        known = ", ".join([*sorted(NETWORKS), *(f"{prefix}<name>" for prefix in backbones.PREFIXES)])
+        raise ValueError(f"model {name!r} is not known; the models are: {known}")
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         network = make(num_classes, **options)
+    said = getattr(network, "pretrained_cfg", {})  # by timm, of its weights
+    mean = said.get("mean", usual[0]) if mean is None else mean
+    std = said.get("std", usual[1]) if std is None else std
+    mean, std = (np.ravel(values).tolist() for values in (mean, std))  # they may be arrays
     spec = {"name": name, "num_classes": num_classes, "seed": seed, "mean": mean, "std": std}
     spec |= {"resize": resize} | options
     return Model(network, Normalise(mean, std), resize, spec).to(memory_format=torch.channels_last)

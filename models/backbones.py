@@ -1,7 +1,8 @@
 """torchvision's ImageNet classifiers, and the one operation that fits any of them: exchange the head.
 
 The head is the last layer that gives the logits, found by what it does, not by its name, so that resnet18,
-alexnet, vgg11_bn, squeezenet1_0, densenet121 and whatever torchvision adds go through the same code.
+alexnet, vgg11_bn, squeezenet1_0, densenet121 and whatever torchvision adds go through the same code. Networks of
+timm name it themselves.
 """
 
 import os
@@ -16,6 +17,8 @@ from torch import nn
 from storage.atomic_files import impatient
 
 PREFIX = "imagenet/"
+TIMM = "timm/"
+PREFIXES = PREFIX, TIMM  # of networks that come with weights
 # Heads beside the head, for training alone, in which these give tuples.
 WITH_AUXILIARY = {"googlenet": ("aux1", "aux2"), "inception_v3": ("AuxLogits",)}
 HEADS = (nn.Linear, nn.Conv2d)  # what can be a head
@@ -51,7 +54,7 @@ def backbone(name, num_classes, pretrained=True):
 def _fetch(published, name):
     weights = published.get_model_weights(name).DEFAULT
     try:
-        with _only_tensors(), impatient():
+        with only_tensors(), impatient():
             return published.get_model(name, weights=weights)
     except (OSError, RuntimeError, UnpicklingError, HTTPException) as error:
         place = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
@@ -62,7 +65,7 @@ def _fetch(published, name):
 
 
 @contextmanager
-def _only_tensors():
+def only_tensors():
     """torch.hub unpickles whatever it is given unless it is told not to."""
     before = os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
@@ -78,18 +81,26 @@ def _only_tensors():
 def head_name(network, num_classes):
     """The name of the layer that gives the logits: the last linear layer or convolution with so many outputs.
 
-    Raises ValueError where there is none.
+    Of timm's networks, the one in what they call their classifier. Raises ValueError where there is none, or two.
     """
+    within, timms = [network], hasattr(network, "get_classifier")
+    if timms:
+        own = network.get_classifier()
+        within = own if isinstance(own, tuple) else [own]
+    inside = {module for each in within for module in each.modules()}
     found = [
         name
         for name, module in network.named_modules()
         if getattr(module, "out_features", getattr(module, "out_channels", None)) == num_classes
         and isinstance(module, HEADS)
+        and module in inside
     ]
     if not found:
         raise ValueError(
             f"no layer of this network gives {num_classes} logits: is the number of its classes right?"
         )
+    if timms and len(found) > 1:
+        raise ValueError(f"{type(network).__name__} of timm has several heads, {', '.join(found)}; one is needed")
     return found[-1]
 
 

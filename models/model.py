@@ -19,9 +19,26 @@ from models import backbones
 from models.normalise import Normalise, other_channels
 from storage import code_checksum
 
-SIDES = (32, 28, 64, 96, 128, 224, 299)  # of pictures to try a network with: the first that it takes counts
+SIDES = (
+    32,
+    28,
+    64,
+    96,
+    128,
+    224,
+    299,
+    160,
+    240,
+    256,
+    288,
+    384,
+    448,
+    512,
+    518,
+)  # of pictures to try a network with: the first that it takes counts
 # What torch and torchvision say where a network is for pictures of another size.
 MISFITS = "cannot be multiplied", "Output size is too small", "can't be greater than actual input", "Wrong image"
+MISFITS += ("doesn't match model",)  # timm
 _heads = WeakKeyDictionary()  # of networks whose head had to be looked for
 
 
@@ -47,9 +64,11 @@ class Model(nn.Module):
             if not any(words in str(error) for words in MISFITS):
                 raise
             name, side = self.spec["name"], " x ".join(map(str, images.shape[2:]))
+            usual = (224 if name.startswith(backbones.PREFIX) else 32,)
+            usual = getattr(self.network, "pretrained_cfg", {}).get("input_size", usual)[-1]  # timm's
             raise ValueError(
-                f"{name} does not take pictures of {side} pixels. In models.build, "
-                f"resize={224 if name.startswith(backbones.PREFIX) else 32} resizes them inside the model"
+                f"{name} does not take pictures of {side} pixels. In models.build, resize={usual} resizes them "
+                "inside the model"
             ) from error
 
     def prepared(self, images):

@@ -241,7 +241,7 @@ def _what_fits(best, content, model):
     widths = {model.spec.get("width", 64), len(stem)} if stem is not None else ()
     kin = _kin(model.spec["name"], models.NETWORKS if stem is not None else None)
     for name, count, width in itertools.product(kin, dict.fromkeys(classes), (None, *widths)):
-        options = {"pretrained": False} if name.startswith(backbones.PREFIX) else {}
+        options = {"pretrained": False} if name.startswith(backbones.PREFIXES) else {}
         options |= {} if width is None else {"width": width}
         try:
             with torch.device("meta"):
