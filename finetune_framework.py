@@ -173,14 +173,14 @@ def adapt(source, num_classes, train="all", *, seed=0, rates=None, rank=None, no
         probe = train(adapt(source, 10, train="head"), data, recipe, folder)
         model = adapt(probe.model, None, train="all")
 
-    train: "head"; "last_stage", everything after the resolution last falls, or timm's own last stage, which of a
-    ViT is the last block; "all"; or a list of names of
-    layers (`describe` shows them; "head" stands for the head). The head always trains with "head",
-    "last_stage" and "all". `rates` maps names of layers, or "head", to multiples of the recipe's learning
-    rate; the longest name that fits counts. `rank` gives every convolution and linear layer that is frozen a
-    low-rank adapter of that rank, which trains (LoRA: Hu et al. 2021, arXiv:2106.09685); adapting again makes the
-    adapters part of the weights first. `norms` "frozen" freezes every BatchNorm, also where the layers around it
-    train; "adapted" lets every BatchNorm train and follow the target's statistics, also where these are frozen.
+    train: "head"; "last_stage", everything after the resolution last falls, or what timm calls so, which of a ViT
+    is the last block; "all"; or a list of names of layers (`describe` shows them; "head" stands for the head). The
+    head always trains with "head", "last_stage" and "all". `rates` maps names of layers, or "head", to multiples
+    of the recipe's learning rate; the longest name that fits counts. `rank` gives every convolution and linear
+    layer that is frozen a low-rank adapter of that rank, which trains (LoRA: Hu et al. 2021, arXiv:2106.09685);
+    adapting again makes the adapters part of the weights first. `norms` "frozen" freezes every BatchNorm, also
+    where the layers around it train; "adapted" lets every BatchNorm train and follow the target's statistics, also
+    where these are frozen.
     The new head and the adapters depend on `seed` alone. Raises ValueError for unknown names, for choices that
     change nothing in this network, or where nothing would train.
     """
@@ -301,7 +301,7 @@ def _last_stage(leaves, head):
 
 def _last_stage_of_timm(leaves, network):
     """The layers with weights after the last stage but one of a network of timm, which lists its stages."""
-    stages = network.feature_info if type(network).__module__.startswith("timm.") else ()
+    stages = getattr(network, "feature_info", ()) if type(network).__module__.startswith("timm.") else ()
     weighted = _weighted(leaves)
     before = [name for name in weighted if len(stages) > 1 and name.startswith(f"{stages[-2]['module']}.")]
     return weighted[weighted.index(before[-1]) + 1 :] if before else []

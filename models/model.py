@@ -19,23 +19,8 @@ from models import backbones
 from models.normalise import Normalise, other_channels
 from storage import code_checksum
 
-SIDES = (
-    32,
-    28,
-    64,
-    96,
-    128,
-    224,
-    299,
-    160,
-    240,
-    256,
-    288,
-    384,
-    448,
-    512,
-    518,
-)  # of pictures to try a network with: the first that it takes counts
+# Of pictures to try a network with: the first that it takes counts.
+SIDES = (32, 28, 64, 96, 128, 224, 299, 160, 240, 256, 384, 448)
 # What torch and torchvision say where a network is for pictures of another size.
 MISFITS = "cannot be multiplied", "Output size is too small", "can't be greater than actual input", "Wrong image"
 MISFITS += ("doesn't match model",)  # timm
