@@ -17,9 +17,11 @@ from evaluation import checks
 from evaluation.finding import CLEAN, Finding
 from evaluation.per_example import attacked, on_device_of, predict
 from evaluation.scores import Scores
+from evaluation.statistics import expected_robustness, wilson_of_mean
 from models.fingerprint import fingerprint
 
 MOST = 64  # pictures that the cheap checks look at
+EXPECTED = "expected robustness"  # the row of it
 BLIND = (Noise, Square)  # attacks that see no gradient
 
 
@@ -178,6 +180,22 @@ class Audit(Scores):
         ((_, attack),) = self.attacks.items()
         self.write(folder, "audit-" + re.sub(r"[^\w.-]+", "-", attack.replace("/", "_")).strip("-"))
 
+    def table(self):
+        """As of any scores, and a row of the expected robustness (statistics.py), from ε = 0, its half and all."""
+        table = super().table()
+        ((label, attack),) = self.attacks.items()
+        limit = _size(attack)
+        curve = {_size(row): self.share(row) for row in self.outcomes if row.startswith("ε = ")}
+        if limit is None or not curve:
+            return table
+        curve |= {0.0: self.share(CLEAN), limit: self.share(label)}
+        sizes = sorted(size for size in curve if size <= limit)
+        share = expected_robustness(sizes, [curve[size] for size in sizes])
+        low, high = wilson_of_mean(share, self.n)
+        row = dict(table.loc[label]) | {"accuracy": 100 * share, "low": 100 * low, "high": 100 * high}
+        table.loc[EXPECTED] = row | {"seconds": math.nan}
+        return table
+
     def verdict(self, label=None):
         """As for any scores; but what the attack in doubt is held against has no verdict of its own."""
         return super().verdict(label) if label in (None, CLEAN, *self.attacks) else "–"
@@ -187,6 +205,12 @@ class Audit(Scores):
         number = len(self.findings)
         found = f"{number} finding{'s' * (number > 1)}" if number else "nothing to object to"
         return f"audit of {attack}, {self.split}, n = {self.n}: {found}"
+
+
+def _size(text):
+    """ε as attacks and rows print it, "ε = 4/255" or "PGD(ε=8/255, ...)" or "eps=0.5"; None where they do not."""
+    found = re.search(r"(?:ε|\beps) ?= ?([\d.e-]+)(/255)?", text)
+    return found and float(found[1]) / (255 if found[2] else 1)
 
 
 def audit(model, split, attack=None, *, surrogates=None, seed=0, progress=True):

@@ -2,7 +2,8 @@
 
 Nothing here trains or attacks. Yes and no need both numbers to be valid, an interval of their difference that
 leaves out zero, and all seeds on one side. An interval that holds zero says how large a difference can be at most.
-Otherwise it cannot be told, and why is said.
+Otherwise it cannot be told, and why is said. Of many questions some are answered by luck: beside each p stands
+Holm's, corrected for all that are asked together, and an answer that does not withstand it says so.
 """
 
 import tomllib
@@ -12,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from evaluation.finding import CLEAN
-from evaluation.statistics import check_attacks, difference, independent_difference
+from evaluation.statistics import check_attacks, difference, holm, independent_difference, p_shown
 from storage.paths import ROOT
 from study.tables import load_scores, taken_from, without_seed
 
@@ -20,6 +21,10 @@ FEWEST = 30  # right answers that a share of them may be computed from
 SHARE = "share kept"  # robust accuracy as a share of clean accuracy: comparable between numbers of classes
 AUTOATTACK = "AutoAttack"  # or, where that was not run, AutoAttack cut short
 NULL = "no difference seen"
+HOLM = "p, Holm"
+ABOUT_HOLM = (
+    "p, Holm: corrected (Holm 1979) for all questions that have runs here, those of other notebooks included."
+)
 ANSWERED = ("yes", "no", NULL)
 EARLIER = ROOT / "notebooks" / "earlier_study.csv"
 
@@ -94,10 +99,12 @@ def questions(experiments, of=None, among=QUESTIONS, missing=True):
     """A row a question, of one experiment or of all; without `missing`, only of those that have runs here.
 
     The answer is "yes", "no", NULL, "cannot be told", "not asked" (by the runs of this preset) or "not run" (the
-    notebook). `experiments` is what `load_study` returns.
+    notebook). p is that of the difference; under HOLM it is corrected for all questions that have runs here,
+    of any experiment. `experiments` is what `load_study` returns.
     """
-    rows = [_answer(question, experiments) for question in among if of in (None, question.experiment)]
-    table = pd.DataFrame(rows, columns=["experiment", "question", "answer", "why"])
+    columns = ["experiment", "question", "answer", "p", HOLM, "why"]
+    table = pd.DataFrame(_answers(among, experiments), columns=columns)
+    table = table if of is None else table[table.experiment == of]
     return table if missing else table[~table.answer.isin(["not asked", "not run"])]
 
 
@@ -119,18 +126,23 @@ def left_out(experiments, of=None, among=QUESTIONS):
 
 def shown(experiments, of=None):
     """The questions of one experiment, or of all, for a notebook; below the table, those without runs."""
-    table = questions(experiments, of, missing=False).style.hide()
+    table = questions(experiments, of, missing=False).style.hide().format(p_in_table, subset=["p", HOLM])
     table = table.set_properties(**{"text-align": "left", "white-space": "normal"})
-    return table.set_caption(left_out(experiments, of)).set_table_styles(
+    return table.set_caption(f"{ABOUT_HOLM} {left_out(experiments, of)}".strip()).set_table_styles(
         [{"selector": "caption", "props": "caption-side: bottom; text-align: left"}]
     )
+
+
+def p_in_table(p):
+    """A p for a table: three digits, or a dash where there is none."""
+    return "–" if pd.isna(p) else p_shown(p).removeprefix("p ").removeprefix("= ")
 
 
 def highlights(experiments, most=3, first=FIRST, among=QUESTIONS):
     """What matters most, in full sentences: those of `first` that are answered, then the other answers."""
     sentences = {}
-    for question in (*first, *among):
-        row = _answer(question, experiments)
+    asked = (*first, *among)
+    for question, row in zip(asked, _answers(asked, experiments), strict=True):
         if row["answer"] in ANSWERED:
             own = "{a}" in question.text
             sentence = row["why"] if own else f"{question.text} {row['answer'].capitalize()}: {row['why']}"
@@ -141,15 +153,18 @@ def highlights(experiments, most=3, first=FIRST, among=QUESTIONS):
 def conclusions(experiments, of=CONCLUSIONS):
     """A row a conclusion of the earlier study: "holds", "does not hold" or "cannot be told", and the numbers.
 
-    Where some of its questions have no runs here, the verdict is of the others, and says so.
+    Where some of its questions have no runs here, the verdict is of the others, and says so, as it does where
+    Holm's correction for the questions of all conclusions would change it.
     """
     published = pd.read_csv(EARLIER, index_col="model")
-    rows = []
+    rows, every = [], iter(_answers([question for one in of for question in one.questions], experiments))
     for conclusion in of:
-        found = [_answer(question, experiments) for question in conclusion.questions]
-        asked = [row["answer"] for row in found if row["answer"] not in ("not asked", "not run")]
-        verdict = "does not hold" if "no" in asked else "holds" if set(asked) == {"yes"} else "cannot be told"
+        found = [next(every) for _ in conclusion.questions]
+        asked = [row for row in found if row["answer"] not in ("not asked", "not run")]
+        verdict = _verdict([row["answer"] for row in asked])
+        firm = _verdict([NULL if _by_luck(row) else row["answer"] for row in asked])
         verdict += ", as far as asked" if asked and len(asked) < len(found) else ""
+        verdict += "" if verdict.startswith(firm) else ", but not after Holm's correction"
         theirs = [f"{published.loc[row, column]:g} % {column} ({row})" for row, column in conclusion.published]
         ours = " ".join(f"{row['question']}: {row['answer']}. {row['why']}" for row in found)
         rows.append(
@@ -158,19 +173,45 @@ def conclusions(experiments, of=CONCLUSIONS):
     return pd.DataFrame(rows)
 
 
+def _verdict(answers):
+    return "does not hold" if "no" in answers else "holds" if set(answers) == {"yes"} else "cannot be told"
+
+
+def _answers(asked, experiments):
+    """A row a question. All that are asked together are corrected together; the same comparison counts once."""
+    rows = [_answer(question, experiments) for question in asked]
+    keys = [(question.a, question.b, question.measure, question.against) for question in asked]
+    known = {key: row["p"] for key, row in zip(keys, rows, strict=True) if row["p"] is not None}
+    corrected = dict(zip(known, holm(list(known.values())), strict=True))
+    for key, row in zip(keys, rows, strict=True):
+        row[HOLM] = corrected.get(key)
+        if _by_luck(row):
+            alone = f"This holds asked alone, but not after Holm's correction for {len(known)} questions"
+            row["why"] += f" {alone} ({p_shown(row[HOLM])})."
+    return rows
+
+
+def _by_luck(row):
+    """Is this an answer that Holm's correction takes away?"""
+    return row["answer"] in ("yes", "no") and row[HOLM] >= 0.05
+
+
 def _answer(question, experiments):
     if question.experiment in experiments:
-        answer, sentence = _judge(question, _seeds(question.a, experiments), _seeds(question.b, experiments))
+        seeds = (_seeds(name, experiments) for name in (question.a, question.b))
+        answer, sentence, *p = _judge(question, *seeds)
     else:
-        answer, sentence = "not run", f"The notebook {question.experiment} was not run."
-    return {"experiment": question.experiment, "question": question.text, "answer": answer, "why": sentence}
+        answer, sentence, *p = "not run", f"The notebook {question.experiment} was not run."
+    row = {"experiment": question.experiment, "question": question.text, "answer": answer, "why": sentence}
+    return row | {"p": p[0] if p else None}
 
 
 def _seeds(name, experiments):
-    """The Scores of one run, a list with one a seed."""
+    """The Scores of one run, a list with one a seed, in the order of the seeds."""
     experiment, _, run = name.partition("/")
     scores = experiments.get(experiment, {})
-    return [score for label, score in scores.items() if without_seed(label) == run]
+    labels = (label for label in scores if without_seed(label) == run)
+    return [scores[label] for label in sorted(labels, key=lambda label: (len(label), label))]
 
 
 def _label(measure, scores):
@@ -217,12 +258,13 @@ def _judge(question, a, b):
     else:
         sentence = f"{values[0]} ({names[0]}) against {values[1]} ({names[1]}) {of}: {gap}"
     if gap.sign == 0 and not gap.consistent and not gap.low <= 0 <= gap.high:
-        return "cannot be told", f"{sentence}; the seeds disagree{suspect}."
+        return "cannot be told", f"{sentence}; the seeds disagree{suspect}.", gap.p
     if gap.sign == 0:
-        bound = f"no difference of more than {100 * max(-gap.low, gap.high):.1f} points"
+        low, high = gap.widest
+        bound = f"no difference of more than {100 * max(-low, high):.1f} points"
         mean = " in the mean of the seeds" if len(a) > 1 else ""
-        return NULL, f"{sentence}: {bound}{mean}{suspect}."
-    return "yes" if gap.sign > 0 else "no", f"{sentence}{suspect}."
+        return NULL, f"{sentence}: {bound}{mean}{suspect}.", gap.p
+    return "yes" if gap.sign > 0 else "no", f"{sentence}{suspect}.", gap.p
 
 
 def _counts(measure, scores, label):

@@ -15,10 +15,10 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from attacks import evaluating
+from attacks import evaluating, in_255ths
 from evaluation.finding import CLEAN
 from evaluation.per_example import predict
-from evaluation.statistics import wilson
+from evaluation.statistics import expected_robustness, wilson
 from storage.atomic_files import read_json, replacing
 
 COLOURS = ("#4c4c4c", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe & Ito 2008
@@ -131,14 +131,23 @@ AXES = {"eps": "ε, in 255ths of the pixel range", "steps": "steps of the attack
 def plot_against(tables, title, trained=None):
     """Robust accuracy against ε, steps or restarts: `tables` maps names to tables of diagnostics.py.
 
-    `trained` is the ε that the models were trained with, to be marked.
+    `trained` is the ε that the models were trained with, to be marked. Beside a name stands the expected
+    robustness up to there, or else up to the largest ε.
     """
     first = next(iter(tables.values()))
     along = first.columns[0]
     in_l2 = first.attrs.get("norm") == "L2"
     scale = 255 if along == "eps" and not in_l2 else 1
+    expected = {}
+    if along == "eps":
+        limit = min(trained or np.inf, *(rows.eps.iloc[-1] for rows in tables.values()))
+        for name, rows in tables.items():
+            share = expected_robustness(rows.eps, rows.accuracy, limit)
+            expected.setdefault(_family(name), []).append(share)
     figure, axis = plt.subplots(figsize=(6.6, 3.2))
     for rows, look in zip(tables.values(), looks(tables), strict=True):
+        if look["label"] in expected:
+            look["label"] += f", {100 * np.mean(expected[look['label']]):.1f} %"
         axis.plot(scale * rows[along], 100 * rows.accuracy, marker="o", markersize=3, **look)
         low, high = 100 * rows.low, 100 * rows.high
         axis.fill_between(scale * rows[along], low, high, color=look["color"], alpha=0.15, linewidth=0)
@@ -153,7 +162,9 @@ def plot_against(tables, title, trained=None):
     named = "ε, the length of the change in L2" if along == "eps" and in_l2 else AXES[along]
     axis.set(xlabel=named, ylabel="accuracy, %", ylim=(0, 100))
     axis.set_title(f"{title}, {demo(first.attrs['split'])}, n = {first.n[0]}, bands: 95 %")
-    axis.legend(**BESIDE)
+    norm = first.attrs.get("norm", "Linf")
+    said = f"expected robustness\nup to ε = {in_255ths(limit, norm)}" if expected else None
+    axis.legend(title=said, title_fontsize="small", **BESIDE)
     return done(figure)
 
 

@@ -49,7 +49,8 @@ def write_page(study):
             re.sub(r" (?=[%=<])|(?<=[=<]) ", "\u00a0", sentence) for sentence in answers.highlights(known)
         ],
         questions=answers.questions(known, missing=False).to_dict("records"),
-        left_out=answers.left_out(known),
+        p_in_table=answers.p_in_table,
+        about=f"{answers.ABOUT_HOLM} {answers.left_out(known)}",
         conclusions=answers.conclusions(known).to_html(index=False),
         environment=read_json(first[0]) if first else {},
     )

@@ -125,7 +125,7 @@ def _styled(table, caption):
 
 
 def seeds(scores):
-    """Runs with several seeds, one row each: mean and standard deviation between seeds, in percent; or None."""
+    """Runs with several seeds, one row each, in percent: mean, deviation, interval over seeds; or None."""
     groups, rows = {}, {}
     for name, score in scores.items():
         groups.setdefault(without_seed(name), []).append(score)
@@ -137,13 +137,18 @@ def seeds(scores):
                 rows[name] = {"seeds": f"not combined: {error}"}
                 continue
             cells = {
-                some[0].title(label): _marked(f"{row['mean']:.1f} ± {row.spread:.1f}", row.verdict)
+                some[0].title(label): _marked(
+                    f"{row['mean']:.1f} ± {row.spread:.1f} <small>[{row.low:.1f}, {row.high:.1f}]</small>",
+                    row.verdict,
+                )
                 for label, row in combined
             }
             rows[name] = cells | {"seeds": len(some)}
     if not rows:
         return None
-    caption = "Mean over the seeds ± standard deviation between them, in %"
+    caption = (
+        "Mean over the seeds ± standard deviation between them, and the mean's 95 % t-interval over them, in %"
+    )
     return _styled(pd.DataFrame.from_dict(rows, orient="index"), caption)
 
 

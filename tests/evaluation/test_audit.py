@@ -533,3 +533,28 @@ def test_an_eps_of_the_other_norm_is_suspect(attack, shape, found):
 def test_the_size_of_eps_is_looked_at_by_test(sound, blobs):
     scores = testing.test(sound["pgd"], blobs.test.first(8), [PGD(norm="L2", eps=2 / 255)], progress=False)
     assert "size of ε" in {finding.check for finding in scores.findings}
+
+
+@pytest.mark.parametrize(
+    ("attack", "half", "larger"),
+    [
+        ("PGD(ε=8/255, α=2/255, 10 steps)", "ε = 4/255", "ε = 16/255"),
+        ("PGD(ε=0.5, norm='L2')", "ε = 0.25", "ε = 1"),
+    ],
+)
+def test_an_audit_has_a_row_of_the_expected_robustness(attack, half, larger, tmp_path):
+    """Half of the way with the mean of clean and half, the other half with that of half and all."""
+    counts = {CLEAN: 80, "PGD-10": 20, half: 60, larger: 0, "noise": 79}
+    outcomes = {label: torch.arange(100) < count for label, count in counts.items()}
+    audited = Audit("x", outcomes, {"PGD-10": attack})
+    row = audited.table().loc["expected robustness"]
+    assert row.accuracy == pytest.approx((80 + 60) / 4 + (60 + 20) / 4)
+    assert row.low < row.accuracy < row.high
+    assert row.verdict == "no finding"
+    audited.findings = [Finding("masked gradient", "invalid", 1, 0, "planted", ATTACKED)]
+    assert audited.table().verdict["expected robustness"] == "invalid"
+    audited.save(tmp_path)
+    (path,) = tmp_path.glob("*.json")
+    assert set(Audit.read(path).outcomes) == set(counts)  # it is computed, not stored
+    audited.attacks = {"PGD-10": "an attack that does not print its size"}
+    assert list(audited.table().index) == list(counts)

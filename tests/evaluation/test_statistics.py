@@ -1,16 +1,21 @@
 """Intervals, differences with theirs, and seeds combined."""
 
+import itertools
 import math
+import random
 
 import pytest
 import torch
-from scipy.stats import binomtest
+from scipy.stats import binomtest, ttest_1samp
+from small import late
 
 from evaluation.finding import CLEAN, Finding
 from evaluation.scores import Scores
 from evaluation.statistics import (
     Difference,
     difference,
+    expected_robustness,
+    holm,
     independent_difference,
     independent_ratio,
     mcnemar,
@@ -195,3 +200,112 @@ def test_the_worst_case_over_other_attacks_is_not_compared(scores):
         difference([scores], [stronger], "worst case")
     with pytest.raises(ValueError, match="not of the same examples"):
         over_seeds([scores, Scores("other test", scores.outcomes, scores.attacks)])
+
+
+def test_holm_is_the_closed_test_of_bonferroni():
+    """A hypothesis is rejected where every set of hypotheses that holds it is (Marcus, Peritz & Gabriel 1976)."""
+    draw = random.Random(0)
+    for count in (1, 2, 3, 5, 7):
+        p = [round(draw.random() ** 3, 3) for _ in range(count)]  # ties among them
+        places = range(count)
+        sets = [s for size in places for s in itertools.combinations(places, size + 1)]
+        closed = [max(min(1, len(s) * min(p[i] for i in s)) for s in sets if place in s) for place in places]
+        assert holm(p) == pytest.approx(closed)
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])  # by hand
+    assert holm([]) == []
+
+
+def test_without_effects_holm_claims_something_in_one_study_of_twenty():
+    draw, studies = random.Random(0), 4000
+    plain = corrected = 0
+    for _ in range(studies):
+        p = [draw.random() for _ in range(26)]
+        plain += min(p) < 0.05
+        corrected += min(holm(p)) < 0.05
+    assert plain / studies > 0.7
+    assert corrected / studies == pytest.approx(0.05, abs=0.015)
+
+
+COVERED = [late(seeds, luck) for seeds in (2, 3, 5) for luck in (0.0, 0.01, 0.02, 0.04)]
+
+
+def trained(base, luck, gap, generator, pictures=500):
+    """Outcomes of A and B for each of some seeds, which differ in their luck; A is better by `gap`."""
+    hard = torch.rand(pictures, generator=generator)
+
+    def run(accuracy):
+        lucky = accuracy + luck * torch.randn(1, generator=generator)
+        return hard + 0.1 * torch.randn(pictures, generator=generator) < lucky
+
+    return lambda seeds: ([run(base + gap) for _ in range(seeds)], [run(base) for _ in range(seeds)])
+
+
+@pytest.mark.parametrize(("seeds", "luck"), [(2, 0.08), (3, 0.0), (3, 0.08), *COVERED])
+def test_the_interval_over_seeds_covers_other_seeds_and_other_pictures(seeds, luck):
+    """Where that over pictures alone does not: with much luck it holds the truth half of the time."""
+    generator, held, alone, times = torch.Generator().manual_seed(seeds), 0, 0, 200
+    for _ in range(times):
+        gap = paired(*trained(0.5, luck, 0.05, generator)(seeds))
+        low, high = gap.over_seeds
+        held += low <= 0.05 <= high
+        alone += gap.low <= 0.05 <= gap.high
+    assert held / times > 0.92
+    assert luck < 0.08 or alone / times < 0.75
+
+
+def test_of_many_pictures_the_interval_over_seeds_is_students():
+    shares = [(0.61, 0.50), (0.66, 0.52), (0.63, 0.49)]
+    gap = independent_difference(
+        *([(round(share * 10**9), 10**9) for share in some] for some in zip(*shares, strict=True))
+    )
+    expected = ttest_1samp([one - two for one, two in shares], 0)
+    assert gap.over_seeds == pytest.approx(tuple(expected.confidence_interval(0.95)), abs=1e-6)
+    assert gap.p == pytest.approx(expected.pvalue, rel=1e-3)
+    assert gap.widest == gap.over_seeds
+
+
+def test_the_p_is_that_at_which_the_interval_touches_zero():
+    touching = independent_difference([(60, 100)], [(46, 100)])
+    assert touching.p < 0.05 < independent_difference([(60, 100)], [(47, 100)]).p
+    assert independent_difference([(60, 100)], [(47, 100)]).low < 0 < touching.low
+    assert touching.over_seeds is None
+    assert independent_difference([(50, 100)], [(50, 100)]).p == pytest.approx(1)
+    assert str(independent_difference([(900, 1000)], [(100, 1000)])).endswith("], p < 0.001")
+
+
+def test_few_seeds_decide_little_and_unequal_numbers_of_them_are_told_by_pictures():
+    a, b = ([torch.arange(1000) < count for count in counts] for counts in ((620, 580), (500, 500)))
+    gap = paired(a, b)
+    assert gap.low > 0.05
+    assert gap.over_seeds[0] < 0 < gap.value < gap.over_seeds[1]
+    assert gap.sign == 0
+    assert "over seeds [-1" in str(gap)
+    assert str(gap).endswith("inside the noise")
+    unequal = paired(a, b[:1])
+    assert unequal.over_seeds is None
+    assert unequal.sign == 1
+    assert unequal.p < 0.001
+
+
+def test_the_mean_over_seeds_has_students_interval(scores):
+    runs = [Scores("x", {CLEAN: torch.arange(100) < right}, weights=str(right)) for right in (60, 70, 71)]
+    row = over_seeds(runs).loc[CLEAN]
+    expected = ttest_1samp([60, 70, 71], 0).confidence_interval(0.95)
+    assert (row.low, row.high) == pytest.approx(tuple(expected))
+    assert over_seeds(runs[:2]).high[CLEAN] == 100  # and not 128
+
+
+def test_expected_robustness_is_the_mean_over_eps():
+    """Of pictures that fall at some ε each, it is the mean of where they fall, as a share of the limit."""
+    limit, falls = 8 / 255, 12 / 255 * torch.rand(200, generator=torch.Generator().manual_seed(0))
+    sizes = [limit * step / 2000 for step in range(2001)]
+    shares = [float((falls > size).double().mean()) for size in sizes]
+    mean = float((falls.clamp_max(limit) / limit).double().mean())
+    assert expected_robustness(sizes, shares) == pytest.approx(mean, abs=1e-3)
+    assert expected_robustness([0, 1, 2], [0.8, 0.4, 0.0]) == pytest.approx(0.4)
+    assert expected_robustness([0, 1, 2], [0.8, 0.4, 0.0], 1) == pytest.approx(0.6)
+    assert expected_robustness([0, 1, 2], [0.8, 0.4, 0.0], 1.5) == pytest.approx(0.5)
+    assert expected_robustness([0, 8], [0.5, 0.5]) == pytest.approx(0.5)
+    for sizes, limit in (([1, 2], None), ([0, 1], 2), ([0, 2, 1], None), ([0], None), ([0, 1], 0)):
+        with pytest.raises(ValueError, match="from 0 to"):
+            expected_robustness(sizes, [0.5] * len(sizes), limit)

@@ -238,6 +238,70 @@ def test_the_five_conclusions_stand_on_numbers_that_were_published():
     assert "74.4 % PGD (ResNet-18 from scratch: pgd 100 epochs)" in table["its numbers"][0]
 
 
+def barely(n=N):
+    """Two networks of which one is better at p = 0.03, and a hopeless one."""
+    few = scores(300, 200)
+    few.outcomes["PGD-20"] = few.outcomes["PGD-20"] & ~((torch.arange(n) >= 3) & (torch.arange(n) < 13))
+    more = scores(300, 200)
+    more.outcomes["PGD-20"] = more.outcomes["PGD-20"] & (torch.arange(n) >= 2)
+    return {"a": more, "b": few, "c": scores(300, 20)}
+
+
+def test_what_holm_takes_away_is_said_to_be_so():
+    alone = answers.questions({"01_x": barely()}, among=[ABOVE]).iloc[0]
+    assert alone.answer == "yes"
+    assert 0.02 < alone.p < 0.05
+    assert alone["p, Holm"] == alone.p
+    assert "Holm" not in alone.why
+    again = Question("Is a above b, once more?", "01_x/a", "01_x/b")
+    among = [ABOVE, again, Question("Is a above c?", "01_x/a", "01_x/c"), Question("Is b?", "01_x/b", "01_x/b")]
+    table = answers.questions({"01_x": barely()}, among=among).set_index("question")
+    first = table.loc[ABOVE.text]
+    assert first.answer == "yes"
+    assert first["p, Holm"] == pytest.approx(
+        2 * first.p
+    )  # c's is smaller, b's is 1, and what is asked twice counts once
+    assert first.why.endswith(f"but not after Holm's correction for 3 questions (p = {2 * first.p:.3f}).")
+    assert "Holm" not in table.loc["Is a above c?"].why
+    assert answers.highlights({"01_x": barely()}, 9, [], among)[0].endswith(f"(p = {2 * first.p:.3f}).")
+    # Of whichever experiment they are.
+    elsewhere = Question("Elsewhere?", "02_y/a", "02_y/c")
+    own = answers.questions({"01_x": barely(), "02_y": barely()}, "01_x", [ABOVE, elsewhere])
+    assert list(own["p, Holm"]) == pytest.approx([first.p])  # the second smallest of two
+    own = answers.questions({"01_x": barely()}, "01_x", [ABOVE, elsewhere])
+    assert list(own.question) == [ABOVE.text]
+
+
+def test_a_conclusion_that_holm_takes_away_says_so():
+    runs = barely() | {"d": scores(300, 196, shift=3)}
+    questions = ABOVE, Question("Is a above d?", "01_x/a", "01_x/d")
+    claims = [answers.Conclusion("As it was said.", (("pgd", "PGD"),), questions[:1])]
+    assert answers.conclusions({"01_x": runs}, claims).verdict[0] == "holds"
+    claims.append(answers.Conclusion("Another.", (("pgd", "PGD"),), questions[1:]))
+    table = answers.conclusions({"01_x": runs}, claims)
+    assert list(table.verdict) == ["holds, but not after Holm's correction", "cannot be told"]
+    assert "but not after Holm's correction for 2 questions" in table.here[0]
+
+
+def test_p_and_holm_stand_in_the_table_for_a_notebook():
+    page = answers.shown({"01_shallow_cnn": {"pgd": A, "standard": B}}).to_html()
+    assert page.count("&lt; 0.001") + page.count("< 0.001") >= 2
+    assert "p, Holm: corrected" in page
+    assert answers.p_in_table(None) == answers.p_in_table(float("nan")) == "–"
+    assert [answers.p_in_table(p) for p in (0.0004, 0.03)] == ["< 0.001", "0.030"]
+
+
+def test_seeds_are_paired_in_their_order_whichever_was_trained_first():
+    counts = {"seed0": (260, 200), "seed1": (240, 176), "seed2": (250, 192)}
+    there = {f"{run}-{seed}": scores(300, counts[seed][run == "b"]) for seed in counts for run in "ab"}
+    orders = list(there), sorted(there, reverse=True), sorted(there, key=lambda name: name[::-1], reverse=True)
+    told = [ask(ABOVE, **{name: there[name] for name in order}) for order in orders]
+    assert told[0][0] == "yes"
+    assert "3 seeds: +15.2 points [" in told[0][1]
+    assert "over seeds [" in told[0][1]
+    assert told[1] == told[2] == told[0]
+
+
 def test_two_seeds_that_are_one_network_are_no_two_seeds():
     twins = [scores(300, 200), scores(300, 200)]
     for twin in twins:

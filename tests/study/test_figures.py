@@ -103,3 +103,17 @@ def test_all_and_none_correct_can_be_drawn():
         score = Scores("x test", {"clean": torch.ones(n) > 0, "PGD-20": torch.ones(n) < 0}, {"PGD-20": "PGD"})
         figures.plot_scores({"a": score})
         figures.plot_plane({"a": {"b": score}}, "PGD-20")
+
+
+def test_a_curve_over_eps_names_its_expected_robustness():
+    def curve(*shares):
+        rows = [[eps, share, share, share, 100] for eps, share in zip((0, 0.1, 0.2), shares, strict=True)]
+        table = pd.DataFrame(rows, columns=["eps", "accuracy", "low", "high", "n"])
+        table.attrs |= {"split": "x test", "norm": "Linf"}
+        return table
+
+    named = {"a-seed0": curve(0.8, 0.4, 0.0), "a-seed1": curve(0.6, 0.2, 0.0), "b": curve(0.9, 0.9, 0.9)}
+    for trained, a in ((None, 32.5), (0.1, 50.0), (0.3, 32.5)):
+        legend = figures.plot_against(named, "PGD", trained=trained).axes[0].get_legend()
+        assert [text.get_text() for text in legend.get_texts()][:2] == [f"a, {a} %", "b, 90.0 %"]
+        assert legend.get_title().get_text().endswith(f"up to ε = {255 * min(trained or 1, 0.2):.4g}/255")

@@ -128,3 +128,13 @@ def test_the_norm_and_eps_are_named_where_the_norm_is_l2():
     assert "PGD-20\nL2, ε = 0.5" in [tick.get_text() for tick in drawn.get_xticklabels()]
     plane = figures.plot_plane({"all": {"a": score}}, "PGD-20").axes[0]
     assert plane.get_ylabel() == "accuracy under PGD-20, L2, ε = 0.5, %"
+
+
+def test_seeds_have_their_mean_deviation_and_interval():
+    def score(right):
+        return Scores("x test", {"clean": torch.arange(100) < right})
+
+    page = tables.seeds({"a-seed0": score(60), "a-seed1": score(64), "b-seed0": score(10)}).to_html()
+    assert "62.0 ± 2.8 <small>[36.6, 87.4]</small>" in page  # 12.7 standard errors of 2 points each way
+    assert "t-interval" in page
+    assert tables.seeds({"b-seed0": score(10)}) is None
