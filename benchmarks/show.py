@@ -13,6 +13,7 @@ import pandas as pd
 from benchmarks import plots
 from benchmarks.plots import number
 from benchmarks.suite import RESULTS
+from evaluation.published_tables import judged, read_table
 from storage.atomic_files import read_json, replacing
 from storage.paths import ROOT
 
@@ -41,8 +42,21 @@ def pages():
     return {
         "README.md": {"results": results(), "notebooks": notebooks()},
         "docs/speed.md": {"speed": table(RESULTS, SPEED)},
-        "docs/reliability.md": {"faults": table(RESULTS, {"faults": faults})},
+        "docs/reliability.md": {"faults": table(RESULTS, {"faults": faults}), "published": published()},
     }
+
+
+def published(path=ROOT / "benchmarks" / "robustbench.csv"):
+    """What judge_table says of entries of RobustBench: a row an entry, its numbers and what is found."""
+    facts, entries = read_table(path), pd.read_csv(path)
+    rows, columns = [], ["clean", "reported", "AutoAttack", "external"]
+    for place, found in enumerate(judged(facts)):
+        entry, row = entries.iloc[place], facts.iloc[place]
+        home = f"https://github.com/RobustBench/robustbench/blob/{entry.commit}/model_info/{entry.dataset}/Linf"
+        says = ", ".join(f"{one.severity}: {' '.join((*one.rows, one.check))}" for one in found) or "no finding"
+        shown = ["" if pd.isna(row[name]) else f"{row[name]:.2f}" for name in columns]
+        rows.append([f"[{entry['name']}]({home}/{entry['name']}.json)", says, *shown])
+    return _rows(["entry", "found", *columns], rows, words=2)
 
 
 def results(shown=SHOWN, experiment=EXPERIMENT, networks=NETWORKS):

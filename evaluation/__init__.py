@@ -4,9 +4,10 @@ test() scores a network; transfer_attack() and its kin carry examples from anoth
 number can be true. The thresholds of all verdicts stand in checks.py.
 """
 
-from evaluation.audit import audit, judge_table
+from evaluation.audit import audit
 from evaluation.diagnostics import accuracy_against_eps
 from evaluation.features import through_layers
+from evaluation.published_tables import judge_table
 from evaluation.scores import Scores
 from evaluation.source_gain import feature_bound, source_gain
 from evaluation.statistics import paired

@@ -1,6 +1,6 @@
 """Is this robustness number to be believed? The checks themselves, with thresholds and sources, are in checks.py.
 
-`examine` ends every test(), `audit` looks for more, `judge` looks at a published table.
+`examine` ends every test(), `audit` looks for more; published_tables.py looks at numbers alone.
 """
 
 import math
@@ -139,30 +139,6 @@ def in_order(found):
     """What was found, invalid first, each once."""
     there = dict.fromkeys(finding for finding in found if finding)
     return sorted(there, key=lambda finding: finding.severity)
-
-
-def judge(clean, robust, *, chance=None):
-    """Findings about a published table alone: clean accuracy and {"FGSM": ..., "PGD-20": ...}, shares from 0 to 1.
-
-    It takes no model and no picture, so it finds only what cannot be true. NaN stands for a missing number.
-    """
-    robust = {label: share for label, share in robust.items() if not math.isnan(share)}
-    found = [chance is not None and checks.better_than_chance(clean, chance)]
-    found += [checks.robust_above_clean(clean, label, share) for label, share in robust.items()]
-    if "FGSM" in robust:
-        for label in robust:
-            if label.startswith("PGD"):
-                found.append(checks.attack_order(robust["FGSM"], robust[label], against=label))
-        found.append(checks.alike(clean, robust))
-    return in_order(found)
-
-
-def judge_table(table):
-    """`judge` for each row of a published table in percent: columns clean, classes, and one an attack."""
-    robust = table.drop(columns=["clean", "classes"]) / 100
-    rows = zip(table.index, table.clean / 100, 1 / table.classes, strict=True)
-    found = {name: judge(clean, dict(robust.loc[name]), chance=chance) for name, clean, chance in rows}
-    return table.assign(verdict=["; ".join(map(str, found[name])) or "no finding" for name in table.index])
 
 
 # ---------------------------------------------------------------------------------------------------

@@ -9,11 +9,12 @@ from torch.nn.functional import dropout
 
 from attacks import FGSM, PGD, Attack, Square, Torchattacks
 from evaluation import checks
-from evaluation.audit import audit, judge
+from evaluation.audit import audit
 from evaluation.flaws import attacks as broken
 from evaluation.flaws import models as flawed
 from evaluation.flaws.models import Flawed
 from evaluation.flaws.protocols import NormalisedOutside
+from evaluation.published_tables import judge, judged
 from evaluation.testing import test
 from evaluation.transfer_attack import transfer_attack
 from loaders import Split
@@ -116,6 +117,19 @@ def _published(clean, chance=0.1, **robust):
     return lambda lab: judge(clean, robust, chance=chance)
 
 
+def _tabled(**row):
+    """A row of a published table as judge_table reads it, in percent, below two sound ones."""
+    sound = {
+        "clean": 85.0,
+        "classes": 10,
+        "eps": 8 / 255,
+        "reported": 53.4,
+        "AutoAttack": 53.4,
+        "external": float("nan"),
+    }
+    return lambda lab: judged(pd.DataFrame([sound, sound, sound | row]))[2]
+
+
 FLAWS = (
     # defences that mask the gradient
     Flaw("quantised input", "masked gradient", "invalid", _tested(flawed.quantised)),
@@ -178,5 +192,10 @@ FLAWS = (
     Flaw("four attacks alike", "attacks alike", "suspect", _published(0.48, FGSM=0.431, PGD=0.43, NI=0.429)),
     Flaw("FGSM far above PGD", "catastrophic overfitting", "invalid", _published(0.85, FGSM=0.8, PGD=0.05)),
     Flaw("PGD weaker than FGSM", "attack order", "suspect", _published(0.8, FGSM=0.4, PGD=0.45)),
+    Flaw("reported far above AutoAttack", "refuted", "invalid", _tabled(reported=71.2)),
+    Flaw("AutoAttack above an external attack", "refuted", "invalid", _tabled(external=49.0)),
+    Flaw("another ε than its neighbours", "ε", "suspect", _tabled(eps=4 / 255)),
+    Flaw("no ε", "ε", "suspect", _tabled(eps=None)),
+    Flaw("an accuracy above 100 %", "percent", "invalid", _tabled(clean=850.0)),
     Flaw("a model at chance", "better than chance", "invalid", _published(0.11, FGSM=0.1, PGD=0.1)),
 )

@@ -2,8 +2,8 @@
 
 from attacks import PGD
 from benchmarks import verdicts
-from evaluation.audit import judge
 from evaluation.flaws import catalogue
+from evaluation.published_tables import judge
 
 
 def test_the_confusion_table_counts(sound, blobs, monkeypatch):

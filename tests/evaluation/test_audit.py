@@ -1,11 +1,9 @@
-"""audit() and judge(): what they measure and find, and how little the checks of test() cost."""
+"""audit(): what it measures and finds, and how little the checks of test() cost."""
 
 import importlib
-import math
 from copy import deepcopy
 from dataclasses import replace
 
-import pandas as pd
 import pytest
 import torch
 from small import Quarters, late, small_network
@@ -14,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from attacks import APGD, FGSM, NIFGSM, PGD, VMIFGSM, AutoAttack, Noise, Square, Torchattacks
 from attacks.base import whole_range
 from evaluation import testing
-from evaluation.audit import Audit, audit, judge, judge_table
+from evaluation.audit import Audit, audit
 from evaluation.finding import ATTACKED, CLEAN, Finding
 from evaluation.per_example import Extent, predict
 from evaluation.scores import Scores
@@ -123,16 +121,6 @@ def test_a_model_that_is_always_wrong_is_no_error(blobs):
         model[-1].bias[0] = 1e6
     audited = audit(model, blobs.test.first(20), progress=False)
     assert audited.verdict() == "invalid"
-
-
-def test_published_tables_are_judged():
-    # The earlier study's rows: ResNet-18 trained on stale examples, and the small CNN.
-    found = {f.check: f.severity for f in judge(0.11, {"FGSM": 0.743, "PGD": 0.744, "NI": 0.74}, chance=0.1)}
-    assert found["robust above clean"] == found["better than chance"] == "invalid"
-    assert [f.check for f in judge(0.48, {"FGSM": 0.431, "PGD": 0.43, "NI": 0.429})] == ["attacks alike"]
-    assert judge(0.824, {"FGSM": 0.56, "PGD": 0.52, "AutoAttack": 0.48}, chance=0.1) == []
-    assert judge(0.9, {"FGSM": 0.897, "PGD": 0.896, "NI": 0.895, "VMI": math.nan}) == []
-    assert [f.check for f in judge(0.9, {"FGSM": 0.8, "PGD-20": 0.05})] == ["catastrophic overfitting"]
 
 
 def test_the_checks_of_test_cost_little(sound, blobs, monkeypatch):
@@ -441,26 +429,6 @@ def test_attacks_that_agree_too_well_are_suspect_only_where_one_takes_a_single_s
     assert "attacks alike" not in compared(**(alike | {"fgsm": (PGD(steps=1), 50)}))
     assert "attacks alike" not in compared(**(alike | {"ni": (NIFGSM(eps=4 / 255), 50)}))
     assert "attacks alike" not in compared(**(alike | {"fgsm": (FGSM(), 56)}))
-
-
-def test_a_published_table_is_judged_row_by_row_in_percent():
-    table = pd.DataFrame(
-        {
-            "clean": [82.4, 11.0, 90.0],
-            "classes": [10, 10, 100],
-            "FGSM": [56.0, 74.3, 80.0],
-            "PGD": [52.0, 74.4, math.nan],
-        },
-        index=["sound", "stale", "half"],
-    )
-    judged = judge_table(table)
-    assert judged.verdict["sound"] == judged.verdict["half"] == "no finding"
-    assert "INVALID: better than chance" in judged.verdict["stale"]
-    assert "74.3 %, more than the 11.0 %" in judged.verdict["stale"]
-    assert list(judged.drop(columns="verdict")) == list(table)
-    hundred = judge_table(table.assign(clean=[11.0, 11.0, 2.9])[["clean", "classes"]])
-    assert hundred.verdict["half"].startswith("INVALID: better than chance")
-    assert judge_table(table.assign(clean=[13.0] * 3)[["clean", "classes"]]).verdict["half"] == "no finding"
 
 
 def test_the_pictures_of_an_audit_are_those_that_it_gets_right(hundred, monkeypatch):

@@ -13,8 +13,8 @@ from torch import nn
 from torch.nn.functional import dropout
 
 from attacks import FGSM, MIFGSM, PGD, AutoAttack, Square, Torchattacks
-from evaluation.audit import judge
 from evaluation.finding import CLEAN
+from evaluation.published_tables import judge
 from evaluation.scores import Scores
 from trainer import test as score
 from trainer import transfer_attack
