@@ -242,7 +242,7 @@ def trained(base, luck, gap, generator, pictures=500):
 
 @pytest.mark.parametrize(("seeds", "luck"), [(2, 0.08), (3, 0.0), (3, 0.08), *COVERED])
 def test_the_interval_over_seeds_covers_other_seeds_and_other_pictures(seeds, luck):
-    """Where that over pictures alone does not: with much luck it holds the truth half of the time."""
+    """Where that over pictures alone does not: with much luck it mostly misses the truth."""
     generator, held, alone, times = torch.Generator().manual_seed(seeds), 0, 0, 200
     for _ in range(times):
         gap = paired(*trained(0.5, luck, 0.05, generator)(seeds))
