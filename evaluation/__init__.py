@@ -1,7 +1,7 @@
 """What a network withstands, and whether to believe it.
 
 test() scores a network; transfer_attack() and its kin carry examples from another one; audit() asks whether a
-number can be true. The thresholds of all verdicts stand in checks.py.
+number can be true. The thresholds of all verdicts stand in checks.py and comparisons.py.
 """
 
 from evaluation.audit import audit

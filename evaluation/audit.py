@@ -1,4 +1,4 @@
-"""Is this robustness number to be believed? The checks themselves, with thresholds and sources, are in checks.py.
+"""Is this robustness number to be believed? The checks, with thresholds and sources: checks.py, comparisons.py.
 
 `examine` ends every test(), `audit` looks for more; published_tables.py looks at numbers alone.
 """
@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from attacks import FGSM, PGD, Attack, AutoAttack, Noise, Square, Torchattacks, evaluating
 from attacks.base import NORMS, whole_range
-from evaluation import checks
+from evaluation import checks, comparisons
 from evaluation.finding import CLEAN, Finding
 from evaluation.per_example import attacked, on_device_of, predict
 from evaluation.scores import Scores
@@ -95,17 +95,17 @@ def _linear(model, images, labels, attack):
 
 def _compared(attacks, scores):
     """Checks of attacks beside one another."""
-    yield checks.one_ball(attacks)
+    yield comparisons.one_ball(attacks)
     for one, many in fgsm_and_pgd(attacks):
         eps = attacks[one].eps if attacks[one].norm == "Linf" else None
-        yield checks.attack_order(scores.share(one), scores.share(many), one, many, eps, scores.n)
+        yield comparisons.attack_order(scores.share(one), scores.share(many), one, many, eps, scores.n)
     white = {label: attack for label, attack in attacks.items() if not isinstance(attack, BLIND)}
     kinds = {(type(attack), getattr(attack, "name", "")): label for label, attack in white.items()}
     if len({(attack.norm, attack.eps) for attack in white.values()}) == 1 and any(
         isinstance(a, FGSM) for a in white.values()
     ):
         shares = {label: scores.share(label) for label in kinds.values()}
-        yield checks.alike(scores.share(CLEAN), shares, scores.n)
+        yield comparisons.alike(scores.share(CLEAN), shares, scores.n)
     # Blind attacks may not win against the strongest of the others, and none of these against AutoAttack.
     for label, attack in attacks.items():
         rivals = [other for other, its in white.items() if (its.norm, its.eps) == (attack.norm, attack.eps)]
@@ -113,18 +113,18 @@ def _compared(attacks, scores):
         if strongest is None:
             continue
         if isinstance(attack, BLIND):
-            yield checks.weaker_wins(scores, strongest, label)
+            yield comparisons.weaker_wins(scores, strongest, label)
         if isinstance(attack, AutoAttack) and strongest != label:
-            yield checks.weaker_wins(scores, label, strongest)
+            yield comparisons.weaker_wins(scores, label, strongest)
     plain = [(label, a) for label, a in attacks.items() if type(a) is PGD and a.restarts == 1]
     for label, pgd in plain:
         for strong, attack in attacks.items():
             if isinstance(attack, AutoAttack) and (pgd.eps, pgd.norm) == (attack.eps, attack.norm):
                 why = "PGD's number is far from the worst case"
-                yield checks.stronger("AutoAttack gap", scores, label, strong, 8, why)
+                yield comparisons.stronger("AutoAttack gap", scores, label, strong, 8, why)
         for many, other in plain:
             if (pgd.eps, pgd.norm) == (other.eps, other.norm) and pgd.steps < other.steps:
-                yield checks.stronger("more steps", scores, label, many, 2.5, f"{label} has not converged")
+                yield comparisons.stronger("more steps", scores, label, many, 2.5, f"{label} has not converged")
 
 
 def fgsm_and_pgd(attacks):
@@ -259,18 +259,20 @@ class _Auditor:
         if type(attack) is FGSM:
             share = self.measure("PGD-10", PGD(**self.ball))
             eps = attack.eps if attack.norm == "Linf" else None
-            self.found.append(checks.attack_order(self.scores.share(label), share, label, "PGD-10", eps))
+            self.found.append(comparisons.attack_order(self.scores.share(label), share, label, "PGD-10", eps))
             why = "a single step is not an attack to report alone"
-            self.found.append(checks.stronger("more steps", self.scores, label, "PGD-10", 2.5, why))
+            self.found.append(comparisons.stronger("more steps", self.scores, label, "PGD-10", 2.5, why))
         if hasattr(attack, "step_size"):
             name = f"{5 * attack.steps} steps"
             self.measure(name, replace(attack, steps=5 * attack.steps))
-            self.found.append(checks.stronger("more steps", self.scores, label, name, 2.5, "it has not converged"))
+            self.found.append(
+                comparisons.stronger("more steps", self.scores, label, name, 2.5, "it has not converged")
+            )
         if type(attack) is PGD and attack.random_start:
             name = f"{5 * attack.restarts} restarts"
             self.measure(name, replace(attack, restarts=5 * attack.restarts))
             why = "where it starts decides; use restarts or AutoAttack"
-            self.found.append(checks.stronger("restarts", self.scores, label, name, 1, why))
+            self.found.append(comparisons.stronger("restarts", self.scores, label, name, 1, why))
 
     def _less_knowledge(self, label, surrogates):
         blind = {"noise": Noise(**self.ball), "Square-1000": Square(**self.ball, queries=1000)}
@@ -279,7 +281,7 @@ class _Auditor:
         weaker |= {f"carried from {name}": (carried, source) for name, source in surrogates.items()}
         for name, (attack, source) in weaker.items():
             self.measure(name, attack, source)
-            self.found.append(checks.weaker_wins(self.scores, label, name))
+            self.found.append(comparisons.weaker_wins(self.scores, label, name))
 
     def _along_eps(self, label, attack):
         grid = {attack.eps: self.scores.share(label)}
@@ -288,9 +290,9 @@ class _Auditor:
                 named = f"ε = {checks.in_255ths(eps, attack.norm)}"
                 grid[eps] = self.measure(named, attack.scaled(eps / attack.eps))
         chance = float(torch.bincount(self.split.labels).max() / len(self.split))
-        self.found.append(checks.monotone(grid, len(self.split), (label,), attack.norm))
+        self.found.append(comparisons.monotone(grid, len(self.split), (label,), attack.norm))
         if type(attack) is not FGSM:  # a single step has no reason to succeed far out
-            self.found.append(checks.collapse(grid, chance, (label,), attack.norm, self.whole))
+            self.found.append(comparisons.collapse(grid, chance, (label,), attack.norm, self.whole))
 
     def _pictures(self, attack):
         """Checks that need the adversarial pictures themselves."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from evaluation import checks
+from evaluation import checks, comparisons
 from evaluation.audit import in_order
 from evaluation.finding import Finding
 from storage.atomic_files import read_json
@@ -31,12 +31,12 @@ def judge(clean, robust, *, chance=None):
     """
     robust = {label: share for label, share in robust.items() if not math.isnan(share)}
     found = [chance is not None and checks.better_than_chance(clean, chance)]
-    found += [checks.robust_above_clean(clean, label, share) for label, share in robust.items()]
+    found += [comparisons.robust_above_clean(clean, label, share) for label, share in robust.items()]
     if "FGSM" in robust:
         for label in robust:
             if label.startswith("PGD"):
-                found.append(checks.attack_order(robust["FGSM"], robust[label], against=label))
-        found.append(checks.alike(clean, robust))
+                found.append(comparisons.attack_order(robust["FGSM"], robust[label], against=label))
+        found.append(comparisons.alike(clean, robust))
     return in_order(found)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from evaluation.audit import in_order
-from evaluation.checks import robust_overfitting
+from evaluation.comparisons import robust_overfitting
 from evaluation.finding import ATTACKED, CLEAN, WORST, Finding
 from evaluation.scores import SAVED_AS, Scores
 from evaluation.statistics import over_seeds, survival

@@ -3,15 +3,15 @@
 Within an epoch such training can lose all its robustness, while accuracy under its own step rises (Wong et al.
 2020, arXiv:2001.03994; Andriushchenko & Flammarion 2020, arXiv:2007.02617). So every epoch of a defence that has
 a `single_step_eps` also ends in FGSM at that ε on the validation pictures. Where FGSM leaves over 30 points more
-than PGD (checks.attack_order says why 30, and why only up to ε = 8/255), the weights are given up for those of
-the epoch before, and training goes on from there with two steps of PGD.
+than PGD (comparisons.attack_order says why 30, and why only up to ε = 8/255), the weights are given up for those
+of the epoch before, and training goes on from there with two steps of PGD.
 """
 
 from dataclasses import replace
 
 from attacks import FGSM, PGD
 from defences import Adversarial, Wrapped, innermost
-from evaluation.checks import attack_order
+from evaluation.comparisons import attack_order
 from evaluation.per_example import predict
 from training.validation import withstanding
 

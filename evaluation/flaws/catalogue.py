@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.functional import dropout
 
 from attacks import FGSM, PGD, Attack, Square, Torchattacks
-from evaluation import checks
+from evaluation import checks, comparisons
 from evaluation.audit import audit
 from evaluation.flaws import attacks as broken
 from evaluation.flaws import models as flawed
@@ -87,7 +87,7 @@ def _claimed(wrong):
     def look(lab):
         scores = test(lab.robust, lab.split, [lab.attack], progress=False)
         label, claim = lab.attack.label, wrong(lab).robust_accuracy()
-        return [checks.claimed(label, claim, scores.share(label), scores.interval(label)[1])]
+        return [comparisons.claimed(label, claim, scores.share(label), scores.interval(label)[1])]
 
     return look
 
@@ -110,7 +110,7 @@ def _leaked(lab):
 
 def _overfitted(lab):
     history = pd.DataFrame({"accuracy/robust": [0.30, 0.48, 0.51, 0.47, 0.44]})
-    return [checks.robust_overfitting(history, 1000)]
+    return [comparisons.robust_overfitting(history, 1000)]
 
 
 def _published(clean, chance=0.1, **robust):

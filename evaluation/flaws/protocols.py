@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from attacks import evaluating
-from evaluation import checks
+from evaluation import checks, comparisons
 from evaluation.batch_sizes import BATCH
 from loaders import Split
 
@@ -71,7 +71,7 @@ def beside(claimed, scores, label, findings=None):
     """
     low, high = scores.interval(label)
     if findings is None:
-        findings = [checks.claimed(label, claimed, scores.share(label), high)]
+        findings = [comparisons.claimed(label, claimed, scores.share(label), high)]
     caught = "; ".join(dict.fromkeys(f"{f.check} ({f.severity})" for f in findings if f)) or "nothing"
     row = {"claimed": claimed, "true": scores.share(label), "low": low, "high": high, "n": scores.n}
     return row | {"found by": caught}

@@ -9,7 +9,6 @@ from torch import nn
 
 from attacks import FGSM, PGD, Attack
 from evaluation import checks, testing
-from evaluation.audit import fgsm_and_pgd
 from evaluation.transfer_attack import transfer_attack
 
 
@@ -182,27 +181,6 @@ def test_usual_step_sizes_are_not():
         assert checks.step_sizes("x", PGD(norm="L2", eps=0.3, steps=steps)) is None or steps == 1
 
 
-@pytest.mark.parametrize(
-    ("fgsm", "pgd", "check", "severity"),
-    [
-        (80, 1, "catastrophic overfitting", "invalid"),
-        (40, 9, "catastrophic overfitting", "invalid"),
-        (58, 40, None, None),
-        (40, 40.9, None, None),
-        (40, 42, "attack order", "suspect"),
-    ],
-)
-def test_order_of_fgsm_and_pgd(fgsm, pgd, check, severity):
-    finding = checks.attack_order(fgsm / 100, pgd / 100)
-    assert (finding and finding.check, finding and finding.severity) == (check, severity)
-
-
-def test_large_eps_is_no_catastrophe():
-    assert checks.attack_order(0.50, 0.15, eps=0.05) is None
-    assert checks.attack_order(0.50, 0.15, eps=None) is None
-    assert checks.attack_order(0.50, 0.55, eps=None).check == "attack order"
-
-
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Nothing(Attack):
     """A broken attack: it gives NaN."""
@@ -214,9 +192,3 @@ class Nothing(Attack):
 def test_an_attack_that_gives_nan_is_found(sound, blobs):
     scores = testing.test(sound["pgd"], blobs.test, [Nothing()], progress=False)
     assert scores.verdict("Nothing") == "invalid"
-
-
-def test_different_eps_are_not_compared():
-    pairs = fgsm_and_pgd({"FGSM": FGSM(eps=1 / 255), "FGSM-L2": FGSM(norm="L2", eps=8 / 255), "PGD": PGD()})
-    assert list(pairs) == []
-    assert list(fgsm_and_pgd({"a": FGSM(), "b": PGD()})) == [("a", "b")]

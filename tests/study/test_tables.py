@@ -7,7 +7,7 @@ import pandas as pd
 import torch
 
 from attacks import FGSM, PGD, Torchattacks
-from evaluation import checks
+from evaluation import checks, comparisons
 from evaluation.finding import Finding
 from evaluation.scores import Scores
 from storage.atomic_files import write_json
@@ -55,7 +55,7 @@ def test_what_is_invalid_is_told_in_a_line_a_kind(study):
 
 
 def test_every_remedy_is_of_a_check():
-    code = inspect.getsource(checks)
+    code = inspect.getsource(checks) + inspect.getsource(comparisons)
     assert all(f'"{name}", "invalid"' in code for name in tables.REMEDIES)
 
 
