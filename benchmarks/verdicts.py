@@ -2,10 +2,10 @@
 
     make study && python -m benchmarks.verdicts runs/quick-shapes
 
-Every flaw of flaws/catalogue.py is planted in the small CNN (notebook 01) and in the ResNet-18 (notebook 03).
-Sound are the evaluations of all networks of the study that have learned something, each under four attacks, and
-audits of those of the experiments named by --audit. A network at chance, or one that says one class for most
-pictures, is left out: that is a flaw of its own.
+Every flaw of flaws/catalogue.py is planted in the small CNN (notebook 01) and in the ResNet-18 (models/weights).
+Sound are the evaluations of all networks of the study that have learned something, and of those of models/weights,
+each under four attacks; these and those of the experiments named by --audit are audited, and tested and audited in
+L2. A network at chance, or one that says one class for most pictures, is left out: that is a flaw of its own.
 """
 
 import argparse
@@ -22,13 +22,15 @@ from evaluation.audit import audit
 from evaluation.flaws.catalogue import FLAWS, Lab
 from evaluation.testing import test
 from finetune_framework import load_source
+from models import ours
 from models.fingerprint import fingerprint
 from processes.machine import environment
 from storage.atomic_files import read_json, write_json
 
 NOT_SOUND = {"better than chance", "constant predictor"}
+CNN = "01_shallow_cnn"
 # At 8/255 the ResNet-18 loses so little on Shapes that there would be nothing to hide.
-LABS = {"small CNN": ("01_shallow_cnn", 8 / 255), "ResNet-18": ("03_from_scratch", 16 / 255)}
+RESNET_EPS = {"shapes": 16 / 255, "cifar": 8 / 255}
 
 
 def network(folder, session):
@@ -37,38 +39,52 @@ def network(folder, session):
     return load_source(folder).to(session.device).eval(), data.test
 
 
-def sound_evaluations(study, session, pictures, audits):
-    """(name, findings) of every network of the study, once."""
+def known(name, session):
+    """A network of models/weights, and the test pictures of its data."""
+    data = utils.load_data(name.partition("-")[0], session)
+    return load_source(f"ours/{name}").to(session.device).eval(), data.test
+
+
+def networks(study, session, family):
+    """(name, network, test pictures) of the study and of models/weights, each once."""
     seen = set()
     for recipe in sorted(study.glob("0[1-4]*/*/recipe.json")):
         folder = recipe.parent
-        if not (folder / "weights.safetensors").exists():
-            continue
-        model, split = network(folder, session)
-        if fingerprint(model) in seen:
-            continue
-        seen.add(fingerprint(model))
-        name, split = f"{folder.parent.name}/{folder.name}", split.first(pictures)
-        attacks = [FGSM(), PGD(steps=20), NIFGSM(), VMIFGSM(steps=5)]
-        findings = test(model, split, attacks, progress=False).findings
+        if (folder / "weights.safetensors").exists():
+            model, split = network(folder, session)
+            if fingerprint(model) not in seen:
+                seen.add(fingerprint(model))
+                yield f"{folder.parent.name}/{folder.name}", model, split
+    for name in filter(lambda name: name.startswith(family), ours.names()):
+        yield f"ours/{name}", *known(name, session)
+
+
+def sound_evaluations(study, session, family, pictures, audits):
+    """(name, findings) of what nothing is wrong with."""
+    for name, model, split in networks(study, session, family):
+        split = split.first(pictures)
+        several = [FGSM(), PGD(steps=20), NIFGSM(), VMIFGSM(steps=5)]
+        findings = test(model, split, several, progress=False).findings
         if any(finding.check in NOT_SOUND for finding in findings):
             print(f"{name}: left out, {findings[0]}", flush=True)
             continue
-        print(f"{name}: {'; '.join(map(str, findings)) or 'no finding'}", flush=True)
         yield name, findings
-        if folder.parent.name.startswith(tuple(audits)):
-            findings = audit(model, split, PGD(steps=20), progress=False).findings
-            print(f"{name}, audit: {'; '.join(map(str, findings)) or 'no finding'}", flush=True)
-            yield f"{name}, audit", findings
+        if name.startswith(("ours/", *audits)):
+            yield f"{name}, audit", audit(model, split, PGD(steps=20), progress=False).findings
+            in_l2 = [FGSM(norm="L2"), PGD(norm="L2", steps=20)]
+            yield f"{name}, L2", test(model, split, in_l2, progress=False).findings
+            yield f"{name}, L2, audit", audit(model, split, in_l2[1], progress=False).findings
 
 
-def labs(study, session, pictures):
+def labs(study, session, family, pictures):
     """Where the flaws are planted: a standard network and an adversarially trained one."""
-    for name, (experiment, eps) in LABS.items():
-        (standard,) = sorted(study.glob(f"{experiment}/standard-seed0"))
-        (robust,) = sorted(study.glob(f"{experiment}/pgd-seed0"))
-        model, split = network(standard, session)
-        yield name, Lab(model, network(robust, session)[0], split.first(pictures), PGD(eps=eps, step_size=eps / 4))
+    (standard, split), (robust, _) = (
+        network(study / CNN / f"{kind}-seed0", session) for kind in ("standard", "pgd")
+    )
+    yield "small CNN", Lab(standard, robust, split.first(pictures), PGD())
+    eps = RESNET_EPS[family]
+    (standard, split), (robust, _) = (known(f"{family}10-{kind}-w16", session) for kind in ("standard", "robust"))
+    yield "ResNet-18", Lab(standard, robust, split.first(pictures), PGD(eps=eps, step_size=eps / 4))
 
 
 def plant(lab, progress=None):
@@ -110,11 +126,14 @@ def main():
     family = "cifar" if "cifar" in options.study.name else "shapes"
     session = utils.start("benchmark", preset="quick", data=family)
     flawed = {}
-    for name, lab in labs(options.study, session, options.lab_pictures):
+    for name, lab in labs(options.study, session, family, options.lab_pictures):
         print(f"\n{name}", flush=True)
         flawed[name] = plant(lab, lambda row: print("found " if row[3] else "MISSED", *row[:3], flush=True))
     print()
-    sound = dict(sound_evaluations(options.study, session, options.pictures, options.audit))
+    sound = {}
+    for name, found in sound_evaluations(options.study, session, family, options.pictures, options.audit):
+        sound[name] = found
+        print(f"{name}: {'; '.join(map(str, found)) or 'no finding'}", flush=True)
     summary = confusion(flawed, sound)
     print(f"\n{summary.to_string()}")
     values = {"environment": environment(session.device), "threads": torch.get_num_threads()}

@@ -1,4 +1,5 @@
-"""Is this robustness number to be believed? The checks, with thresholds and sources: checks.py, comparisons.py.
+"""Is this robustness number to be believed? The checks, with thresholds and sources: checks.py, comparisons.py and
+gradients.py.
 
 `examine` ends every test(), `audit` looks for more; published_tables.py looks at numbers alone.
 """
@@ -11,9 +12,9 @@ import torch
 from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
-from attacks import FGSM, PGD, Attack, AutoAttack, Noise, Square, Torchattacks, evaluating
+from attacks import FGSM, PGD, Attack, AutoAttack, Noise, Square, Torchattacks, evaluating, margin
 from attacks.base import NORMS, whole_range
-from evaluation import checks, comparisons
+from evaluation import checks, comparisons, gradients
 from evaluation.finding import CLEAN, Finding
 from evaluation.per_example import attacked, on_device_of, predict
 from evaluation.scores import Scores
@@ -22,6 +23,8 @@ from models.fingerprint import fingerprint
 
 MOST = 64  # pictures that the cheap checks look at
 EXPECTED = "expected robustness"  # the row of it
+NEAREST = 16  # pictures that the dear ones look at, or a sixth of all
+SCALES = 0.01, 100  # of the logits: a loss that vanishes, or sees one rival alone, shows at one of them
 BLIND = (Noise, Square)  # attacks that see no gradient
 
 
@@ -192,11 +195,14 @@ def _size(text):
 def audit(model, split, attack=None, *, surrogates=None, seed=0, progress=True):
     """Look for reasons to doubt what `attack` (PGD with 10 steps) says of this model. Returns an Audit.
 
-    It runs the attack with five times the steps, with five restarts, along ε up to where nothing may stand, and
-    beside FGSM, noise, Square (1,000 queries) and PGD carried over from `surrogates`, {name: model}; and it looks
-    at gradients, batches, repetition and convergence. A few hundred pictures do. Saved into the run's folder, its
-    findings join the scores there, so that every table strikes out what is invalid. Raises ValueError where the
-    attack has no ε to vary, or a norm that is not L∞ or L2. It runs the attack about ten times, at larger ε too.
+    It runs the attack along ε up to where nothing may stand, and beside FGSM and PGD carried over from
+    `surrogates`, {name: model}, and from the network itself without its odd parts. Of what stands it gives the
+    sixth that is nearest to being wrong to five times the steps, five restarts, the logits times 0.01 and 100,
+    noise and Square (1,000 queries): their rows count what withstands them and the attack. And it looks at
+    gradients, batches, repetition, rounding, BatchNorm and convergence. A few hundred pictures do. Saved into the
+    run's folder, its findings join the scores there, so that every table strikes out what is invalid. Raises
+    ValueError where the attack has no ε to vary, or a norm that is not L∞ or L2. It takes about ten times as long
+    as the attack.
     """
     if not isinstance(surrogates, dict | None):
         raise TypeError(f"surrogates={surrogates!r:.60}: a dictionary {{name: model}} is needed")
@@ -226,16 +232,29 @@ class _Auditor:
         self.whole = whole_range(attack.norm, split.images)
         self.bar = tqdm(desc="audit", disable=not progress, unit="image")
 
-    def measure(self, name, attack, source=None):
-        """Put the outcomes of an attack on record, and return the share that withstands."""
+    def measure(self, name, attack, source=None, among=None):
+        """Put the outcomes of an attack on record, and return the share that withstands.
+
+        Of those `among` (indices) that are attacked again: together with the attack in doubt.
+        """
         self.bar.set_description(f"audit: {name}")
         source = self.model if source is None else on_device_of(self.split, source)
-        stood, extent = attacked(source, self.model, self.split, attack, self.right, self.seed, self.bar)
+        some = self.right if among is None else among
+        stood, extent = attacked(source, self.model, self.split, attack, some, self.seed, self.bar)
         outcome = torch.zeros(len(self.split), dtype=torch.bool, device=stood.device)
-        outcome[self.right] = stood
+        if among is not None:
+            outcome |= self.scores.outcomes[self.attack.label].to(stood.device)
+        outcome[some] = stood
         self.scores.outcomes[name], self.scores.seconds[name] = outcome.cpu(), extent.seconds
         self.extents[name] = extent
         return self.scores.share(name)
+
+    def _nearest(self):
+        """Of the pictures that withstand the attack, those that were the least surely right before it."""
+        stands = self.scores.outcomes[self.attack.label].to(self.logits.device)
+        count = min(int(stands.sum()), max(NEAREST, len(self.split) // 6))
+        distance = margin(self.logits, self.split.labels).masked_fill(~stands, math.inf)
+        return distance.argsort(stable=True)[:count].sort().values
 
     def run(self, surrogates):
         label, attack = self.attack.label, self.attack
@@ -243,11 +262,15 @@ class _Auditor:
         named = {label: attack} if type(attack) is FGSM else {label: attack, "FGSM": FGSM(**self.ball)}
         for name, other in named.items():
             self.measure(name, other)
+        self.nearest = self._nearest()
         self._more_effort(label, attack)
         self._less_knowledge(label, surrogates)
         self._along_eps(label, attack)
         with evaluating(self.model):
             self._pictures(attack)
+            self.found.append(checks.stale_statistics(self.model, *self.split.batch(slice(250))))
+        said, split = self.logits.argmax(1), self.split
+        self.found.append(checks.worst_class(said, split.labels, split.classes))
         cheap = examine(self.model, self.split, self.logits, self.scores, named, self.extents)
         there = {finding.check for finding in self.found if finding}
         self.found += [finding for finding in cheap if finding.check not in there]
@@ -264,24 +287,34 @@ class _Auditor:
             self.found.append(comparisons.stronger("more steps", self.scores, label, "PGD-10", 2.5, why))
         if hasattr(attack, "step_size"):
             name = f"{5 * attack.steps} steps"
-            self.measure(name, replace(attack, steps=5 * attack.steps))
+            self.measure(name, replace(attack, steps=5 * attack.steps), among=self.nearest)
             self.found.append(
                 comparisons.stronger("more steps", self.scores, label, name, 2.5, "it has not converged")
             )
         if type(attack) is PGD and attack.random_start:
             name = f"{5 * attack.restarts} restarts"
-            self.measure(name, replace(attack, restarts=5 * attack.restarts))
+            self.measure(name, replace(attack, restarts=5 * attack.restarts), among=self.nearest)
             why = "where it starts decides; use restarts or AutoAttack"
             self.found.append(comparisons.stronger("restarts", self.scores, label, name, 1, why))
+        for factor in SCALES if not isinstance(attack, BLIND) else ():
+            name, source = f"logits × {factor:g}", gradients.Times(self.model, factor)
+            self.measure(name, attack, source, self.nearest)
+            why = "its loss vanishes, or looks at the wrong classes"
+            self.found.append(comparisons.stronger("logit scale", self.scores, label, name, 8, why))
 
     def _less_knowledge(self, label, surrogates):
         blind = {"noise": Noise(**self.ball), "Square-1000": Square(**self.ball, queries=1000)}
-        weaker = {name: (attack, None) for name, attack in blind.items() if attack != self.attack}
+        for name, other in blind.items():
+            if other != self.attack:
+                self.measure(name, other, among=self.nearest)
+                self.found.append(comparisons.weaker_wins(self.scores, label, name, 1))
+        with evaluating(self.model):
+            smooth = gradients.without_odd_parts(self.model, self.split.batch(slice(MOST))[0])
+        itself = {f"itself without {smooth[1]}": smooth[0]} if smooth else {}
         carried = PGD(**self.ball, step_size=self.attack.eps / 4)
-        weaker |= {f"carried from {name}": (carried, source) for name, source in surrogates.items()}
-        for name, (attack, source) in weaker.items():
-            self.measure(name, attack, source)
-            self.found.append(comparisons.weaker_wins(self.scores, label, name))
+        for name, source in (surrogates | itself).items():
+            self.measure(f"carried from {name}", carried, source)
+            self.found.append(comparisons.weaker_wins(self.scores, label, f"carried from {name}"))
 
     def _along_eps(self, label, attack):
         grid = {attack.eps: self.scores.share(label)}
@@ -296,7 +329,7 @@ class _Auditor:
 
     def _pictures(self, attack):
         """Checks that need the adversarial pictures themselves."""
-        few = self.right[:250]
+        few = self.right[:MOST]
         if not len(few):
             return
         images, labels = self.split.batch(few)
@@ -312,6 +345,13 @@ class _Auditor:
             again = torch.cat([self.model(part) for part in points[mixed].split(100)])
         disagree = float((once.argmax(1)[mixed] != again.argmax(1)).double().mean())
         self.found.append(checks.repeatable(disagree))
+        with torch.no_grad():
+            stored = self.model((points * 255).round() / 255).argmax(1) == labels
+        self.found.append(checks.eight_bits(attack, once.argmax(1) == labels, stored))
+        if not isinstance(attack, BLIND):
+            self.found.append(gradients.true_gradient(self.model, checks.at_random(images, pixel), labels))
+        if getattr(attack, "steps", 0) >= 5 and hasattr(attack, "step_size"):
+            self.found.append(gradients.first_order(self.model, attack, images, points, labels))
         if getattr(attack, "steps", 0) >= 20 and hasattr(attack, "step_size"):
             shorter = replace(attack, steps=attack.steps - 10)
             earlier = shorter.craft(self.model, images, labels, self._generator())
@@ -320,7 +360,7 @@ class _Auditor:
     def _gain(self, earlier, logits, labels):
         """How much the loss of what stands has grown, on average."""
         stands = logits.argmax(1) == labels
-        if int(stands.sum()) < 0.05 * len(self.split):
+        if int(stands.sum()) < 0.05 * len(labels):
             return 0.0  # a handful of examples that hardly count
         with torch.no_grad():
             before = self.model(earlier)

@@ -16,6 +16,7 @@ import torch
 from attacks import FGSM, dead_gradients, in_255ths, input_gradient
 from evaluation.finding import ATTACKED, WORST, Finding
 from loaders.split import LEAK, repeated, said_of_leak
+from models import copied
 
 TOLERANCE = 1e-6
 FAR = 64 / 255  # of the whole range: more than any network withstands
@@ -74,7 +75,7 @@ def masked_gradient(model, images, labels, rows=ATTACKED, eps=8 / 255):
 
     It concerns the attacks, not clean accuracy.
     """
-    dead = dead_share(input_gradient(model, _at_random(images, eps), labels))
+    dead = dead_share(input_gradient(model, at_random(images, eps), labels))
     if dead > 0:
         says = f"{100 * dead:.1f} % of the examples have an input gradient of exactly zero, or not finite"
         return Finding(
@@ -87,7 +88,7 @@ def saturated_loss(model, images, labels, rows, eps=8 / 255):
 
     Our own attacks do not follow that gradient, others' do: over-confident logits stop them without a word.
     """
-    asked = _at_random(images, eps).requires_grad_()
+    asked = at_random(images, eps).requires_grad_()
     with torch.enable_grad():
         loss = torch.nn.functional.cross_entropy(model(asked), labels, reduction="sum")
     if not loss.requires_grad:
@@ -106,7 +107,7 @@ def dead_share(gradient):
     return float(dead_gradients(gradient).double().mean())
 
 
-def _at_random(images, eps):
+def at_random(images, eps):
     """The same random start each time."""
     generator = torch.Generator(images.device).manual_seed(0)
     return (images + torch.empty_like(images).uniform_(-eps, eps, generator=generator)).clamp_(0, 1)
@@ -128,7 +129,7 @@ def randomness(model, images, eps=8 / 255):
 
     The pictures are moved a little, because a model may be random only where pictures are not of 8 bits.
     """
-    moved = _at_random(images, eps)
+    moved = at_random(images, eps)
     with torch.no_grad():
         passes = torch.stack([model(moved) for _ in range(5)])
     spread = _relative((passes - passes[0]).abs().max(), passes)
@@ -184,6 +185,63 @@ def gradients_in_forward(model, images):
     if calls:
         says = "the model computes gradients while it answers, and an attack's own gradient does not see that"
         return Finding("gradients in forward", "suspect", calls, 0, f"{says}. Adapt the attack to the defence")
+
+
+def stale_statistics(model, images, labels):
+    """Suspect: with BatchNorm's statistics taken anew from these very pictures, over 5 points more are right.
+
+    And over two standard errors of the pairs. Averaged weights (EMA, SWA) need statistics of their own (Izmailov
+    et al. 2018, arXiv:1803.05407). Of sound networks, fine-tuned ones with frozen statistics too, none gains a
+    point.
+    """
+    fresh = copied(model).eval()
+    norms = [part for part in fresh.modules() if isinstance(part, torch.nn.modules.batchnorm._BatchNorm)]
+    norms = [norm for norm in norms if norm.track_running_stats]
+    if not norms or len(images) < 32:
+        return None
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum, norm.training = None, True
+    with torch.no_grad():
+        fresh(images)
+        before, after = (of(images).argmax(1) == labels for of in (model, fresh.eval()))
+    won, lost = int((after & ~before).sum()), int((before & ~after).sum())
+    gain = (won - lost) / len(labels)
+    if gain > max(0.05, 2 * (won + lost) ** 0.5 / len(labels)):
+        says = f"with BatchNorm's statistics taken anew {100 * gain:.1f} points more are right"
+        return Finding("BatchNorm statistics", "suspect", gain, 0.05, f"{says}: they are not of these weights")
+
+
+def worst_class(predictions, labels, classes):
+    """Suspect: no picture of a class is right, though by the others' accuracy some would be (odds below 1 in 100).
+
+    A mean hides this: a class that no output stands for, or labels in another order. Under attack classes differ
+    far more, in sound networks too (Xu et al. 2021, arXiv:2010.06121), so this looks at clean accuracy alone.
+    """
+    right, sizes = predictions == labels, torch.bincount(labels, minlength=len(classes))
+    mean, hits = float(right.double().mean()), torch.bincount(labels[right], minlength=len(classes))
+    for index in ((hits == 0) & (sizes > 0)).nonzero()[:, 0].tolist():
+        odds = len(classes) * (1 - mean) ** int(sizes[index])
+        if odds < 0.01:
+            says = f"of the {int(sizes[index])} pictures of {classes[index]!r} none is right, of all"
+            says = f"{says} {100 * mean:.1f} %"
+            return Finding("worst class", "suspect", odds, 0.01, f"{says}: has it an output of its own?")
+
+
+def frozen_features(source, model, images):
+    """Invalid: a network of which the head alone was trained has other features than its source.
+
+    By over 1e-3 of their size (float32). Both are Models. Either its BatchNorm moved though it was frozen, or
+    these are not the source's weights, or it normalises in another way.
+    """
+    with torch.no_grad():
+        own, known = (of.with_features(images)[1] for of in (model, source))
+    gap = _relative((own - known).abs().max(), known) if own.shape == known.shape else 1.0
+    if gap > 1e-3:
+        says = "the features that should be frozen are not the source's"
+        return Finding(
+            "frozen features", "invalid", gap, 1e-3, f"{says}; did its weights load, did BatchNorm move?"
+        )
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -244,6 +302,18 @@ def step_sizes(label, attack):
     if odd and attack.norm == "Linf":
         says = f"α = {alpha} is no quarter of 1/255 and no simple part of ε; 2/225 in place of 2/255?"
         return Finding("step size", "suspect", step * 255, 0.25, says, (label,))
+
+
+def eight_bits(attack, stood, stand_again):
+    """Suspect: over 1 % of the pictures, and two, that the attack fools are right again once stored with 8 bits.
+
+    `stood` and `stand_again` are bool (N,), before and after rounding to 255ths. Where an attack lives from what
+    lies between, files of its pictures show another accuracy. Of sound networks at 8/255 none comes back.
+    """
+    back = float((stand_again & ~stood).double().mean())
+    if back > max(0.01, 1 / len(stood)):
+        says = f"{100 * back:.1f} % of the pictures are right again when {attack}'s are stored with 8 bits"
+        return Finding("8 bits", "suspect", back, 0.01, f"{says}; does the network answer off the grid?", ATTACKED)
 
 
 def convergence(attack, gain):

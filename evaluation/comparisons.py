@@ -65,7 +65,7 @@ def stronger(check, scores, label, name, limit, message):
     """Suspect: what ought to add little to an attack takes more than `limit` points, and two examples, from it.
 
     `scores` hold the attack, by its label, and by its name what is added. The limits: 1 for restarts, 2.5 for five
-    times the steps, 8 for AutoAttack after PGD (healthy 4 to 6.4) [L].
+    times the steps, 8 for AutoAttack, or another loss, after PGD (healthy 4 to 6.4) [L].
     """
     gap = 100 * (scores.share(label) - scores.share(name))
     if gap > limit and gap > 200 / scores.n + 1e-9:
@@ -73,16 +73,16 @@ def stronger(check, scores, label, name, limit, message):
         return Finding(check, "suspect", gap, limit, says, (label,))
 
 
-def weaker_wins(scores, label, name):
+def weaker_wins(scores, label, name, limit=0.2):
     """Suspect: an attack that knows less (noise, Square, one carried over) beats the white box [AA, C].
 
-    By over 0.2 points, or it alone fools over 1 % of the examples; at least two examples in either case.
+    By over `limit` points, or it alone fools over 1 % of the examples; at least two examples in either case.
     """
     outcome, other = scores.outcomes[label], scores.outcomes[name]
     gap = 100 * float(outcome.double().mean() - other.double().mean())
     alone = 100 * float((outcome & ~other).double().mean())
     two = 200 / len(outcome)
-    if (gap > 0.2 and gap >= two) or (alone > 1 and alone >= two):
+    if (gap > limit and gap >= two) or (alone > 1 and alone >= two):
         says = f"{name} leaves {gap:.1f} points less than {label}, and alone fools {alone:.1f} %"
         return Finding(
             "black box wins", "suspect", max(gap, alone), 1, f"{says}; the white box is misled", (label,)
@@ -126,6 +126,20 @@ def claimed(label, share, measured, high):
         says = f"{label}: {100 * share:.1f} % were claimed, this model leaves {100 * measured:.1f} %"
         limit = high + 0.01 - measured
         return Finding("claim", "invalid", share - measured, limit, f"{says}. Another model's examples?", (label,))
+
+
+def one_checkpoint(names):
+    """Suspect: a table with the last epoch of one run beside the best epoch, chosen by validation, of another.
+
+    `names` are those of study.tables.load_scores: "<run>, best" is a run's best epoch. A run with both is no
+    mixture: robust overfitting makes them differ by points (Rice et al.), so they must be compared like with like
+    [R].
+    """
+    best = {name.removesuffix(", best") for name in names if name.endswith(", best")}
+    last = {name for name in names if not name.endswith(", best")}
+    if best - last and last - best:
+        says = f"the best epoch of {min(best - last)} stands beside the last of {min(last - best)}"
+        return Finding("one checkpoint", "suspect", 2, 1, f"{says}; take one rule for all")
 
 
 def robust_overfitting(history, validation_images):

@@ -1,23 +1,28 @@
 """Every flaw, the check that must find it and how severe that is; and how often the checks are right."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import pandas as pd
 import torch
 from torch import nn
 from torch.nn.functional import dropout
 
-from attacks import FGSM, PGD, Attack, Square, Torchattacks
-from evaluation import checks, comparisons
+from attacks import FGSM, PGD, Attack, Noise, Square, Torchattacks, evaluating, margin
+from attacks.base import whole_range
+from evaluation import checks, comparisons, duplicates, gradients
 from evaluation.audit import audit
+from evaluation.finding import CLEAN, WORST
 from evaluation.flaws import attacks as broken
 from evaluation.flaws import models as flawed
+from evaluation.flaws import protocols
 from evaluation.flaws.models import Flawed
 from evaluation.flaws.protocols import NormalisedOutside
+from evaluation.per_example import predict
 from evaluation.published_tables import judge, judged
 from evaluation.testing import test
 from evaluation.transfer_attack import transfer_attack
 from loaders import Split
+from models import model_of
 
 
 @dataclass(frozen=True)
@@ -113,6 +118,103 @@ def _overfitted(lab):
     return [comparisons.robust_overfitting(history, 1000)]
 
 
+def _audited_model(make):
+    """A flawed model, made of the sound one and the pictures, that nobody knows a twin of."""
+
+    def look(lab):
+        model = make(lab.robust, lab.split.batch(slice(None))[0])
+        return audit(model, lab.split, lab.attack, progress=False).findings
+
+    return look
+
+
+def _in_l2(look):
+    """The same in L2: ε is the longest change that the lab's ε allows in L∞."""
+
+    def there(lab):
+        eps = lab.attack.eps * whole_range("L2", lab.split.images)
+        return look(replace(lab, attack=PGD(norm="L2", eps=eps, steps=lab.attack.steps)))
+
+    return there
+
+
+def _never_said(lab):
+    commonest = lab.split.labels.bincount().argmax()
+    return _audited(flawed.never_says(commonest))(lab)
+
+
+def _rounding(lab):
+    step = 0.4 / 255
+    attack = broken.Rounding(eps=lab.attack.eps, step_size=step, steps=int(lab.attack.eps / step) + 1)
+    return test(lab.robust, lab.split, [attack], progress=False).findings
+
+
+def _stale_norm(model, images):
+    return flawed.behind_batchnorm(model, images, 5)
+
+
+def _sharp(lab):
+    """Logits so large that the textbook's gradient is lost beside the 1e-10 that is added to its length."""
+    usual = float(margin(predict(lab.standard, lab.split), lab.split.labels).median())
+    attack = Torchattacks("PGDL2", eps=lab.attack.eps, alpha=lab.attack.step_size, steps=lab.attack.steps)
+    return audit(gradients.Times(lab.standard, 45 / usual), lab.split, attack, progress=False).findings
+
+
+def _frozen(make, off=None):
+    """What should have the features of the sound model; with `off`, of the same behind BatchNorm."""
+
+    def look(lab):
+        images = lab.split.batch(slice(0, 32))[0]
+        source = model_of(lab.robust if off is None else flawed.behind_batchnorm(lab.robust, images, 0))
+        other = model_of(make(source, images) if off is None else flawed.behind_batchnorm(lab.robust, images, off))
+        with evaluating(source), evaluating(other):
+            return [checks.frozen_features(source, other, images)]
+
+    return look
+
+
+def _fresh_head(lab):
+    model = protocols.with_fresh_head(model_of(lab.robust), lab.split.batch(slice(0, 32))[0])
+    known, scores = (test(each, lab.split, progress=False) for each in (lab.robust, model))
+    high = scores.interval(CLEAN)[1]
+    return [comparisons.claimed(CLEAN, known.clean_accuracy, scores.clean_accuracy, high)]
+
+
+def _mean_of_attacks(lab):
+    attacks = [Noise(eps=lab.attack.eps), lab.attack.scaled(0.1), lab.attack]
+    scores = test(lab.robust, lab.split, attacks, progress=False)
+    mean = sum(map(scores.share, scores.attacks)) / len(attacks)
+    return [comparisons.claimed(WORST, mean, scores.share(WORST), scores.interval(WORST)[1])]
+
+
+def _targets(lab):
+    scores, label = test(lab.robust, lab.split, [lab.attack], progress=False), lab.attack.label
+    claim = protocols.targets_reached(lab.robust, lab.split, lab.attack)
+    return [comparisons.claimed(label, claim, scores.share(label), scores.interval(label)[1])]
+
+
+def _two_sizes(lab):
+    attacks = [lab.attack, lab.attack.scaled(0.5)]
+    return test(lab.robust, lab.split, attacks, progress=False).findings
+
+
+def _one_class(lab):
+    rows = (lab.split.labels == lab.split.labels[0]).nonzero()[:, 0]
+    return test(lab.robust, lab.split.some(rows), [lab.attack], progress=False).findings
+
+
+def _near(larger=1):
+    def look(lab):
+        return [duplicates.near_leak(lab.split, protocols.changed(lab.split.first(len(lab.split) // 4), larger))]
+
+    return look
+
+
+def _shared(lab):
+    source = [name.upper().replace(" ", "_") for name in lab.split.classes] + ["something else"]
+    return [duplicates.shared_classes(source, lab.split.classes)]
+
+
 def _published(clean, chance=0.1, **robust):
     return lambda lab: judge(clean, robust, chance=chance)
 
@@ -155,6 +257,23 @@ FLAWS = (
     ),
     Flaw("leaky rounding, beaten by Square", "black box wins", "suspect", _tested(flawed.leaky, _and_square)),
     Flaw("outcomes drawn by chance", "repeatable", "invalid", _audited(flawed.noisy)),
+    Flaw(
+        "straight-through gradient of another picture", "gradient", "suspect", _audited(flawed.borrowed_gradient)
+    ),
+    Flaw(
+        "ripple in a layer, no twin known",
+        "black box wins",
+        "suspect",
+        _audited_model(flawed.behind(flawed.Ripple)),
+    ),
+    Flaw(
+        "leaky rounding in a layer, no twin known",
+        "black box wins",
+        "suspect",
+        _audited_model(flawed.behind(flawed.LeakyRounding)),
+    ),
+    Flaw("sharp logits under torchattacks' PGDL2", "logit scale", "suspect", _in_l2(_sharp)),
+    Flaw("answers another class off the 8-bit grid", "8 bits", "suspect", _audited(flawed.sharp_off_the_grid)),
     # broken models
     Flaw("NaN logits", "finite logits", "invalid", _tested(lambda inner, x: inner(x) * torch.nan)),
     Flaw("NaN logits under attack", "finite logits", "invalid", _tested(flawed.broken_off_the_grid)),
@@ -165,6 +284,13 @@ FLAWS = (
     Flaw("a buffer that moves", "training mode", "invalid", _tested(flawed.remembering)),
     Flaw("a weight that moves", "training mode", "invalid", _tested(flawed.moving)),
     Flaw("logits centred over the batch", "batch independence", "invalid", _tested(flawed.batch_centred)),
+    Flaw("a class that is never said", "worst class", "suspect", _never_said),
+    Flaw(
+        "averaged weights with other ones' BatchNorm",
+        "BatchNorm statistics",
+        "suspect",
+        _audited_model(_stale_norm),
+    ),
     # broken attacks
     Flaw("attack beyond ε", "inside the ball", "invalid", _attacked(broken.Leaving)),
     Flaw("attack beyond ε that hides it", "inside the ball", "invalid", _attacked(broken.Overwriting)),
@@ -182,6 +308,17 @@ FLAWS = (
     Flaw("α = 2/225", "step size", "suspect", _attacked(step_size=2 / 225)),
     Flaw("ε of L2 in L∞", "size of ε", "suspect", _attacked(eps=0.5)),
     Flaw("FGSM alone", "more steps", "suspect", _attack_audited(FGSM)),
+    Flaw("steps lost in 8 bits", "ε not used", "suspect", _rounding),
+    Flaw("one change for the whole batch", "black box wins", "suspect", _attack_audited(broken.OneForAll)),
+    Flaw("attack that stops with the first success", "first order", "suspect", _attack_audited(broken.StopsEarly)),
+    Flaw("attack on one channel", "first order", "suspect", _attack_audited(broken.OneChannel)),
+    # in L2
+    Flaw("attack beyond ε in L2", "inside the ball", "invalid", _in_l2(_attacked(broken.Leaving))),
+    Flaw("length over the whole batch", "ε not used", "suspect", _in_l2(_attacked(broken.OverTheBatch))),
+    Flaw("α of L∞ in L2", "step size", "suspect", _in_l2(_attacked(step_size=0.1 / 255))),
+    Flaw("ε of L∞ in L2", "size of ε", "suspect", _attacked(norm="L2", eps=4 / 255, step_size=None)),
+    Flaw("attack that descends in L2", "collapse", "invalid", _in_l2(_attack_audited(broken.Descending))),
+    Flaw("attack on half of the batch in L2", "collapse", "invalid", _in_l2(_attack_audited(broken.HalfDone))),
     # wrong protocols
     Flaw("stale examples, from the undefended twin", "claim", "invalid", _claimed(_stale)),
     Flaw("ε a tenth of what it says", "claim", "invalid", _claimed(_tenth)),
@@ -198,4 +335,22 @@ FLAWS = (
     Flaw("no ε", "ε", "suspect", _tabled(eps=None)),
     Flaw("an accuracy above 100 %", "percent", "invalid", _tabled(clean=850.0)),
     Flaw("a model at chance", "better than chance", "invalid", _published(0.11, FGSM=0.1, PGD=0.1)),
+    # a source that is none, and other protocols
+    Flaw("near twins of test pictures in training", "near leak", "suspect", _near()),
+    Flaw("the source's pictures hold test pictures, larger", "near leak", "suspect", _near(2)),
+    Flaw("the source's classes are the target's", "shared classes", "suspect", _shared),
+    Flaw("source whose weights did not load", "frozen features", "invalid", _frozen(protocols.not_loaded)),
+    Flaw("source normalised twice", "frozen features", "invalid", _frozen(protocols.normalised_twice)),
+    Flaw("frozen BatchNorm that moved", "frozen features", "invalid", _frozen(None, 0.1)),
+    Flaw("a head that nobody trained", "claim", "invalid", _fresh_head),
+    Flaw("the mean of attacks, not the worst case", "claim", "invalid", _mean_of_attacks),
+    Flaw("only the target class counts as success", "claim", "invalid", _targets),
+    Flaw("test pictures of one class", "better than chance", "suspect", _one_class),
+    Flaw("a worst case over several ε", "one ball", "suspect", _two_sizes),
+    Flaw(
+        "best epoch beside last epoch",
+        "one checkpoint",
+        "suspect",
+        lambda lab: [comparisons.one_checkpoint(["standard", "pgd, best"])],
+    ),
 )

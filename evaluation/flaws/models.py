@@ -161,3 +161,49 @@ def mostly_one(inner, images):
 def guessing(inner, images):
     """Its classes are in another order than the data's."""
     return inner(images).roll(1, dims=1)
+
+
+def borrowed_gradient(inner, images):
+    """A straight-through estimate that lies: the answers are the network's, the gradient is that of its mirror."""
+    mirrored = inner(images.flip(3))
+    return mirrored + (inner(images) - mirrored).detach()
+
+
+def never_says(index):
+    """A class that is never said, as if its output had been left out."""
+    return lambda inner, images: inner(images).index_fill(1, index, -1000)
+
+
+def sharp_off_the_grid(inner, images):
+    """Wrong for whatever is none of 8 bits: only an attack on floats finds that."""
+    logits = inner(images)
+    return torch.where(_off_the_grid(images), logits.roll(1, 1), logits)
+
+
+class Ripple(nn.Module):
+    """A layer that adds a ripple too small to be seen."""
+
+    def forward(self, images):
+        return images + 0.004 * torch.sin(2000 * torch.pi * images)
+
+
+class LeakyRounding(nn.Module):
+    """A layer that rounds to 20 steps, and lets a gradient through that leads nowhere."""
+
+    def forward(self, images):
+        ripple = 1e-5 * torch.sin(5000 * images)
+        return (images * 20).round() / 20 + ripple - ripple.detach()
+
+
+def behind(layer):
+    """A function of a model and pictures: the same model behind such a layer."""
+    return lambda model, images: nn.Sequential(layer(), copy.deepcopy(model))
+
+
+def behind_batchnorm(model, images, off):
+    """The same model behind BatchNorm that changes nothing, if its statistics were not so many deviations off."""
+    norm = nn.BatchNorm2d(images.shape[1]).to(images.device)
+    std, mean = torch.std_mean(images, (0, 2, 3))
+    state = {"weight": std, "bias": mean, "running_mean": mean + off * std, "running_var": (1 + off) ** 2 * std**2}
+    norm.load_state_dict(norm.state_dict() | state)
+    return nn.Sequential(norm, copy.deepcopy(model))

@@ -4,11 +4,13 @@ from dataclasses import replace
 
 import torch
 from torch import nn
+from torch.nn.functional import interpolate
 
 from attacks import evaluating
 from evaluation import checks, comparisons
 from evaluation.batch_sizes import BATCH
 from loaders import Split
+from models import Normalise, copied, model_of
 
 
 def stale_split(source, split, attack, seed=0):
@@ -75,3 +77,45 @@ def beside(claimed, scores, label, findings=None):
     caught = "; ".join(dict.fromkeys(f"{f.check} ({f.severity})" for f in findings if f)) or "nothing"
     row = {"claimed": claimed, "true": scores.share(label), "low": low, "high": high, "n": scores.n}
     return row | {"found by": caught}
+
+
+def not_loaded(source, images):
+    """The source's structure with fresh weights: a file whose names did not fit, and nobody asked."""
+    fresh = copied(source)
+    for layer in fresh.modules():
+        if hasattr(layer, "reset_parameters"):
+            layer.reset_parameters()
+    return fresh
+
+
+def with_fresh_head(source, images):
+    """The source with a new head that nobody has trained."""
+    model = copied(source)
+    model.network.get_submodule(model.find_head(images)).reset_parameters()
+    return model
+
+
+def normalised_twice(source, images):
+    """The source, its pictures normalised in the loader, and in the model once more."""
+    again = Normalise((0.47,) * images.shape[1], (0.25,) * images.shape[1]).to(images.device)
+    return model_of(nn.Sequential(again, copied(source)))
+
+
+def changed(split, larger=1):
+    """The same pictures a little brighter, noisier and so many times larger: no checksum finds them."""
+    images = interpolate(split.images.float(), scale_factor=larger)
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0)).to(images.device)
+    images = (1.05 * images + 5 + 2 * noise).clamp(0, 255).to(torch.uint8)
+    return Split(images, split.labels, split.classes, f"{split.name}, changed")
+
+
+def targets_reached(model, split, attack, seed=0):
+    """The share that is right and is not led to the one class that the attack aims at, as if all else held."""
+    generator, held = torch.Generator(split.labels.device).manual_seed(seed), 0
+    with evaluating(model):
+        for images, labels in split.batches(BATCH[split.labels.device.type]):
+            targets = (labels + 1) % split.num_classes
+            found = attack.craft(model, images, targets, generator, targeted=True)
+            with torch.no_grad():
+                held += int(((model(images).argmax(1) == labels) & (model(found).argmax(1) != targets)).sum())
+    return held / len(split)

@@ -14,6 +14,7 @@ from attacks.base import whole_range
 from evaluation import testing
 from evaluation.audit import Audit, audit
 from evaluation.finding import ATTACKED, CLEAN, Finding
+from evaluation.gradients import Times
 from evaluation.per_example import Extent, predict
 from evaluation.scores import Scores
 from loaders import Split
@@ -41,7 +42,8 @@ def test_an_audit_says_what_it_measured(sound, blobs):
     assert {CLEAN, "PGD-10", "FGSM", "50 steps", "5 restarts", "noise", "Square-1000"} <= rows
     assert {"carried from its twin", "ε = 4/255", "ε = 16/255", "ε = 64/255", "ε = 255/255"} <= rows
     assert audited.share("ε = 255/255") == 0
-    assert audited.share("noise") > audited.share("PGD-10")
+    assert audited.share("noise") == audited.share("PGD-10")  # it fools nothing that PGD does not
+    assert {"logits × 0.01", "logits × 100"} <= rows
     tested = testing.test(sound["pgd"], blobs.test, [PGD()], progress=False)
     assert audited.share("PGD-10") == pytest.approx(tested.robust_accuracy(), abs=0.02)
     assert "audit of PGD(ε=8/255, α=2/255, 10 steps), blobs test, n = 128" in str(audited)
@@ -159,7 +161,8 @@ class Right(torch.nn.Module):
         label, number = value.long() % 2, value.long()
         label = torch.where(number < 100 * self.share, label, 1 - label)
         logits = torch.nn.functional.one_hot(label, 2).to(images)
-        return 3 * logits - 1 + images.flatten(1)[:, 1:3]
+        # The higher the number, the nearer it is to being wrong.
+        return (3 - value[:, None] / 100) * logits - 1 + images.flatten(1)[:, 1:3]
 
 
 @pytest.fixture
@@ -177,7 +180,7 @@ def planted(monkeypatch):
     def attacked(source, victim, split, attack, indices, seed, bar=None, kept=None):
         asked.append((repr(attack), source is victim))
         share = shares[repr(attack)] if repr(attack) in shares else shares["else"]
-        stood = torch.arange(len(indices)) < round(share * len(split))
+        stood = indices < round(share * len(split))
         return stood, Extent(attack.eps, 0.0, 1.0, 0, 0, 0.1)
 
     monkeypatch.setattr(module, "attacked", attacked)
@@ -218,18 +221,30 @@ def test_exactly_what_an_audit_runs(attack, more, planted, hundred):
         repr(attack),
         *single,
         *map(repr, more),
+        repr(attack),  # twice, on scaled logits
+        repr(attack),
         *common(),
         repr(PGD(step_size=2 / 255)),
         *grid(attack, *BEYOND),
     ]
     assert [name for name, _ in asked] == expected
-    assert [name for name, white in asked if not white] == [repr(PGD(step_size=2 / 255))]
+    assert [name for name, white in asked if not white] == [repr(attack)] * 2 + [repr(PGD(step_size=2 / 255))]
     assert "carried from another" in audited.outcomes
     names = set(audited.outcomes)
     for other in more:
         if other != PGD():
             longer = other.steps != attack.steps
             assert (f"{other.steps} steps" if longer else f"{other.restarts} restarts") in names
+
+
+def test_the_dear_attacks_get_the_nearest_of_what_stands(planted, hundred):
+    """A sixth of 100 pictures: of 0 to 49, which withstand, the last; what they leave counts beside the attack."""
+    shares, _ = planted
+    shares.update(HEALTHY | {repr(Square(queries=1000)): 0.4})
+    auditor = module._Auditor(Right(), hundred, PGD(), 0, False)
+    audited = auditor.run({})
+    assert auditor.nearest.tolist() == list(range(34, 50))
+    assert (audited.share("PGD-10"), audited.share("Square-1000")) == (0.5, 0.4)
 
 
 @pytest.mark.parametrize("name", ["noise", "square"])
@@ -309,8 +324,9 @@ def test_a_carried_attack_that_wins_is_found_by_its_name(planted, hundred):
 
     def once_weaker(source, victim, *rest, **named):
         stood, extent = real(source, victim, *rest, **named)
-        calls.append(source is victim)
-        return (stood & (torch.arange(len(stood)) < 30), extent) if source is not victim else (stood, extent)
+        own = source is victim or isinstance(source, Times)
+        calls.append(own)
+        return (stood, extent) if own else (stood & (torch.arange(len(stood)) < 30), extent)
 
     module.attacked = once_weaker
     try:

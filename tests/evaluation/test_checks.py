@@ -1,5 +1,6 @@
 """The checks one by one: what they find, from which threshold on, and which rows of a table that concerns."""
 
+import copy
 import math
 from dataclasses import dataclass
 
@@ -7,8 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from attacks import FGSM, PGD, Attack
+import models
+from attacks import FGSM, PGD, Attack, evaluating
 from evaluation import checks, testing
+from evaluation.flaws.models import behind_batchnorm
 from evaluation.transfer_attack import transfer_attack
 
 
@@ -192,3 +195,43 @@ class Nothing(Attack):
 def test_an_attack_that_gives_nan_is_found(sound, blobs):
     scores = testing.test(sound["pgd"], blobs.test, [Nothing()], progress=False)
     assert scores.verdict("Nothing") == "invalid"
+
+
+@pytest.mark.parametrize(("off", "is_found"), [(0, False), (5, True)])
+def test_statistics_of_other_weights_are_found(off, is_found, sound, blobs):
+    images, labels = blobs.test.batch(slice(None))
+    model = behind_batchnorm(sound["pgd"], images, off).eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    found = checks.stale_statistics(model, images, labels)
+    assert (found is not None) == is_found
+    assert not model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert checks.stale_statistics(model, images[:31], labels[:31]) is None
+
+
+@pytest.mark.parametrize(("each", "right", "is_found"), [(20, 0, True), (20, 1, False), (3, 0, False)])
+def test_a_class_that_is_never_right_is_found_where_that_is_no_chance(each, right, is_found):
+    labels = torch.arange(3).repeat_interleave(each)
+    said = torch.where(labels == 2, 1, labels)
+    said[-right or len(said) :] = 2
+    found = checks.worst_class(said, labels, ["a", "b", "c"])
+    assert (found is not None) == is_found
+    assert not found or f"of the {each} pictures of 'c' none is right" in found.message
+
+
+def test_frozen_features_are_those_of_the_source(sound, blobs):
+    images = blobs.test.batch(slice(32))[0]
+    source = models.model_of(sound["pgd"])
+    tuned = copy.deepcopy(source)
+    with torch.no_grad(), evaluating(source), evaluating(tuned):
+        tuned.network[-1].weight.add_(1)
+        assert checks.frozen_features(source, tuned, images) is None
+        tuned.network[1].running_mean.add_(0.01)
+        assert checks.frozen_features(source, tuned, images).severity == "invalid"
+
+
+@pytest.mark.parametrize(("count", "back", "is_found"), [(100, 1, False), (100, 2, True), (1000, 10, False)])
+def test_what_does_not_survive_eight_bits_is_counted(count, back, is_found):
+    stood, again = torch.arange(count) < count // 2, torch.arange(count) < count // 2 + back
+    assert (checks.eight_bits("PGD", stood, again) is not None) == is_found
+    assert checks.eight_bits("PGD", again, stood) is None  # more are fooled after it: that is the attack's luck

@@ -32,3 +32,18 @@ def test_different_eps_are_not_compared():
     pairs = fgsm_and_pgd({"FGSM": FGSM(eps=1 / 255), "FGSM-L2": FGSM(norm="L2", eps=8 / 255), "PGD": PGD()})
     assert list(pairs) == []
     assert list(fgsm_and_pgd({"a": FGSM(), "b": PGD()})) == [("a", "b")]
+
+
+@pytest.mark.parametrize(
+    ("names", "is_found"),
+    [
+        (["a", "b"], False),
+        (["a, best", "b, best"], False),
+        (["a", "a, best", "b"], False),
+        (["a", "b, best"], True),
+        (["a", "a, best", "b, best", "c"], True),
+        (["a", "a, best", "b, best"], False),  # the best of all runs are there
+    ],
+)
+def test_one_rule_for_all_checkpoints(names, is_found):
+    assert (comparisons.one_checkpoint(names) is not None) == is_found
