@@ -358,14 +358,15 @@ class _Auditor:
             self.found.append(checks.convergence(attack, self._gain(earlier, once, labels)))
 
     def _gain(self, earlier, logits, labels):
-        """How much the loss of what stands has grown, on average."""
+        """How much the loss of what stands has grown, on average, less two standard errors."""
         stands = logits.argmax(1) == labels
         if int(stands.sum()) < 0.05 * len(labels):
             return 0.0  # a handful of examples that hardly count
         with torch.no_grad():
             before = self.model(earlier)
         gain = cross_entropy(logits, labels, reduction="none") - cross_entropy(before, labels, reduction="none")
-        return float(gain[stands].mean())
+        spread, mean = torch.std_mean(gain[stands], correction=0)
+        return float(mean - 2 * spread / stands.sum() ** 0.5)
 
     def _generator(self):
         return torch.Generator(self.split.labels.device).manual_seed(self.seed)

@@ -317,7 +317,7 @@ def eight_bits(attack, stood, stand_again):
 
 
 def convergence(attack, gain):
-    """Suspect: the last ten steps still raise the loss of what stands by over 0.05 [P]."""
+    """Suspect: the last ten steps surely still raise the loss of what stands by over 0.05 [P]."""
     if gain > 0.05:
         says = f"the last ten steps of {attack} still raise the loss of what stands by {gain:.2f}"
         return Finding("convergence", "suspect", gain, 0.05, f"{says}; it needs more of them", (attack.label,))

@@ -62,13 +62,13 @@ def one_ball(attacks):
 
 
 def stronger(check, scores, label, name, limit, message):
-    """Suspect: what ought to add little to an attack takes more than `limit` points, and two examples, from it.
+    """Suspect: what ought to add little to an attack takes more than `limit` points, and three examples, from it.
 
     `scores` hold the attack, by its label, and by its name what is added. The limits: 1 for restarts, 2.5 for five
     times the steps, 8 for AutoAttack, or another loss, after PGD (healthy 4 to 6.4) [L].
     """
     gap = 100 * (scores.share(label) - scores.share(name))
-    if gap > limit and gap > 200 / scores.n + 1e-9:
+    if gap > limit and gap > 300 / scores.n + 1e-9:
         says = f"{name} leaves {gap:.1f} points less than {label}, over {limit:g}: {message}"
         return Finding(check, "suspect", gap, limit, says, (label,))
 
