@@ -23,7 +23,7 @@ from models.fingerprint import fingerprint
 
 MOST = 64  # pictures that the cheap checks look at
 EXPECTED = "expected robustness"  # the row of it
-NEAREST = 16  # pictures that the dear ones look at, or a sixth of all
+NEAREST = 12  # pictures that the dear ones look at, or an eighth of all
 SCALES = 0.01, 100  # of the logits: a loss that vanishes, or sees one rival alone, shows at one of them
 BLIND = (Noise, Square)  # attacks that see no gradient
 
@@ -197,7 +197,7 @@ def audit(model, split, attack=None, *, surrogates=None, seed=0, progress=True):
 
     It runs the attack along ε up to where nothing may stand, and beside FGSM and PGD carried over from
     `surrogates`, {name: model}, and from the network itself without its odd parts. Of what stands it gives the
-    sixth that is nearest to being wrong to five times the steps, five restarts, the logits times 0.01 and 100,
+    eighth that is nearest to being wrong to five times the steps, five restarts, the logits times 0.01 and 100,
     noise and Square (1,000 queries): their rows count what withstands them and the attack. And it looks at
     gradients, batches, repetition, rounding, BatchNorm and convergence. A few hundred pictures do. Saved into the
     run's folder, its findings join the scores there, so that every table strikes out what is invalid. Raises
@@ -252,7 +252,7 @@ class _Auditor:
     def _nearest(self):
         """Of the pictures that withstand the attack, those that were the least surely right before it."""
         stands = self.scores.outcomes[self.attack.label].to(self.logits.device)
-        count = min(int(stands.sum()), max(NEAREST, len(self.split) // 6))
+        count = min(int(stands.sum()), max(NEAREST, len(self.split) // 8))
         distance = margin(self.logits, self.split.labels).masked_fill(~stands, math.inf)
         return distance.argsort(stable=True)[:count].sort().values
 
@@ -329,7 +329,7 @@ class _Auditor:
 
     def _pictures(self, attack):
         """Checks that need the adversarial pictures themselves."""
-        few = self.right[:MOST]
+        few = self.right[: MOST // 2]
         if not len(few):
             return
         images, labels = self.split.batch(few)
