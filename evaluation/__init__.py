@@ -1,12 +1,15 @@
 """What a network withstands, and whether to believe it.
 
 test() scores a network; transfer_attack() and its kin carry examples from another one; audit() asks whether a
-number can be true. The thresholds of all verdicts stand in checks.py and comparisons.py.
+number can be true, overestimates() how far an attack is from a known truth, certified() what no attack can take.
+The thresholds of all verdicts stand in checks.py and comparisons.py.
 """
 
 from evaluation.audit import audit
+from evaluation.certified import certified
 from evaluation.diagnostics import accuracy_against_eps
 from evaluation.features import through_layers
+from evaluation.golden import overestimates
 from evaluation.published_tables import judge_table
 from evaluation.scores import Scores
 from evaluation.source_gain import feature_bound, source_gain

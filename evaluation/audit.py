@@ -12,10 +12,11 @@ import torch
 from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
-from attacks import FGSM, PGD, Attack, AutoAttack, Noise, Square, Torchattacks, evaluating, margin
+from attacks import FGSM, MIFGSM, PGD, Attack, AutoAttack, Noise, Square, Torchattacks, evaluating, margin
 from attacks.base import NORMS, whole_range
 from evaluation import checks, comparisons, gradients
 from evaluation.finding import CLEAN, Finding
+from evaluation.golden import too_weak
 from evaluation.per_example import attacked, on_device_of, predict
 from evaluation.scores import Scores
 from evaluation.statistics import expected_robustness, wilson_of_mean
@@ -199,7 +200,8 @@ def audit(model, split, attack=None, *, surrogates=None, seed=0, progress=True):
     `surrogates`, {name: model}, and from the network itself without its odd parts. Of what stands it gives the
     eighth that is nearest to being wrong to five times the steps, five restarts, the logits times 0.01 and 100,
     noise and Square (1,000 queries): their rows count what withstands them and the attack. And it looks at
-    gradients, batches, repetition, rounding, BatchNorm and convergence. A few hundred pictures do. Saved into the
+    gradients, batches, repetition, rounding, BatchNorm and convergence, and at networks whose truth is known
+    (golden.py). A few hundred pictures do. Saved into the
     run's folder, its findings join the scores there, so that every table strikes out what is invalid. Raises
     ValueError where the attack has no ε to vary, or a norm that is not L∞ or L2. It takes about ten times as long
     as the attack.
@@ -285,6 +287,8 @@ class _Auditor:
             self.found.append(comparisons.attack_order(self.scores.share(label), share, label, "PGD-10", eps))
             why = "a single step is not an attack to report alone"
             self.found.append(comparisons.stronger("more steps", self.scores, label, "PGD-10", 2.5, why))
+        if isinstance(attack, (PGD, MIFGSM, Torchattacks)) and attack.pace[0] is not None:
+            self.found.append(too_weak(attack))
         if hasattr(attack, "step_size"):
             name = f"{5 * attack.steps} steps"
             self.measure(name, replace(attack, steps=5 * attack.steps), among=self.nearest)

@@ -68,8 +68,8 @@ def _attacked(kind=PGD, **changed):
     return lambda lab: test(lab.robust, lab.split, [_like(lab.attack, kind, changed)], progress=False).findings
 
 
-def _attack_audited(kind):
-    return lambda lab: audit(lab.robust, lab.split, _like(lab.attack, kind, {}), progress=False).findings
+def _attack_audited(kind=PGD, **changed):
+    return lambda lab: audit(lab.robust, lab.split, _like(lab.attack, kind, changed), progress=False).findings
 
 
 def _like(attack, kind, changed):
@@ -304,6 +304,7 @@ FLAWS = (
     Flaw("attack on the wrong labels", "collapse", "invalid", _attack_audited(broken.Mislabelled)),
     Flaw("attack on half of the batch", "collapse", "invalid", _attack_audited(broken.HalfDone)),
     Flaw("steps too short", "step size", "suspect", _attacked(step_size=0.5 / 255)),
+    Flaw("steps that reach ε, but not across", "known truth", "suspect", _attack_audited(step_size=1 / 255)),
     Flaw("α = 2, the division forgotten", "step size", "suspect", _attacked(step_size=2)),
     Flaw("α = 2/225", "step size", "suspect", _attacked(step_size=2 / 225)),
     Flaw("ε of L2 in L∞", "size of ε", "suspect", _attacked(eps=0.5)),
