@@ -201,10 +201,9 @@ def audit(model, split, attack=None, *, surrogates=None, seed=0, progress=True):
     eighth that is nearest to being wrong to five times the steps, five restarts, the logits times 0.01 and 100,
     noise and Square (1,000 queries): their rows count what withstands them and the attack. And it looks at
     gradients, batches, repetition, rounding, BatchNorm and convergence, and at networks whose truth is known
-    (golden.py). A few hundred pictures do. Saved into the
-    run's folder, its findings join the scores there, so that every table strikes out what is invalid. Raises
-    ValueError where the attack has no ε to vary, or a norm that is not L∞ or L2. It takes about ten times as long
-    as the attack.
+    (golden.py). A few hundred pictures do. Saved into the run's folder, its findings join the scores there, so
+    that every table strikes out what is invalid. Raises ValueError where the attack has no ε to vary, or a norm
+    that is not L∞ or L2. It takes about ten times as long as the attack.
     """
     if not isinstance(surrogates, dict | None):
         raise TypeError(f"surrogates={surrogates!r:.60}: a dictionary {{name: model}} is needed")

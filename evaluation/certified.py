@@ -213,7 +213,9 @@ def _steps(layer):
     elif kind.forward is nn.Sequential.forward or kind is ShallowCNN:
         for part in layer:
             yield from _steps(part)
-    elif kind in WEIGHTED:
+    elif kind in WEIGHTED and getattr(
+        layer, "track_running_stats", True
+    ):  # else a batch decides, and not linearly
         yield _weighted(layer)
     elif kind in NOT_NEGATIVE:
         yield _monotone(layer)

@@ -52,12 +52,12 @@ def overestimates(attack):
     A row a network: the truth, from `low` to `high` where it is not exact; what the attack `leaves`; how many
     points that is `too many`; whether the network is a `plain` one. ValueError where ε is 0 or the norm has none.
     """
-    return pd.DataFrame.from_dict({known.name: _row(known, attack) for known in _for(attack)}, orient="index")
+    return pd.DataFrame.from_dict({known.name: measured(known, attack) for known in _for(attack)}, orient="index")
 
 
 def too_weak(attack):
     """A Finding where an attack leaves over LIMIT points too many of a plain network, else None."""
-    rows = {known.name: _row(known, attack) for known in _for(attack) if known.plain}
+    rows = {known.name: measured(known, attack) for known in _for(attack) if known.plain}
     name = max(rows, key=lambda name: rows[name]["too many"])
     if rows[name]["too many"] <= LIMIT:
         return None
@@ -78,7 +78,8 @@ def _for(attack):
     return networks(attack.eps, attack.norm)
 
 
-def _row(known, attack):
+def measured(known, attack):
+    """A row of the table: one golden network."""
     stood = attacked(known.model, known.model, known.split, attack, torch.arange(COUNT), 0)[0]
     low, high, leaves = (100 * float(share.double().mean()) for share in (known.surely, known.maybe, stood))
     return {"low": low, "high": high, "leaves": leaves, "too many": leaves - high, "plain": known.plain}

@@ -15,6 +15,7 @@ from benchmarks import (
     defences,
     devices,
     faults,
+    golden,
     gpu,
     memory,
     peers,
@@ -26,6 +27,7 @@ from benchmarks import (
     suite,
     timing,
 )
+from evaluation.golden import overestimates
 from storage.atomic_files import read_json, write_json
 
 
@@ -353,3 +355,14 @@ def test_the_plan_counts_each_run_once_and_more_gpus_are_never_slower(tmp_path, 
     assert not re.search(r"\{\w+\}", text)
     with pytest.raises(SystemExit):
         plan.main([str(study), str(tmp_path / "nothing")])
+
+
+def test_the_table_of_known_truth_says_what_each_attack_leaves_too_many(tmp_path, capsys):
+    """With a dash where an attack refuses a network."""
+    golden.main(["--output", str(tmp_path), "--only", "FGSM(ε", "APGDT"])
+    table = (tmp_path / "golden.md").read_text()
+    many = " | ".join(f"{points:.1f}" for points in overestimates(FGSM())["too many"])
+    assert f"| ours: FGSM(ε=8/255) | {many} |" in table
+    assert "| ours: FGSM(ε=0.5, norm=L2) |" in table
+    assert "| torchattacks: Torchattacks('APGDT', eps=0.03137) | – | " in table  # of two classes
+    assert all(line in table for line in capsys.readouterr().out.splitlines())

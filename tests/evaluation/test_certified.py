@@ -174,6 +174,10 @@ class Backwards(nn.Sequential):
         (lambda: models.build("resnet18", 4, width=4), "no bounds are known for ResNet"),
         (lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, 4), nn.GELU()), "GELU"),
         (lambda: nn.Sequential(nn.MaxPool2d(3), nn.Flatten(), nn.Linear(12, 4)), "MaxPool2d\\(kernel_size=3"),
+        (
+            lambda: nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False), nn.Flatten(), nn.Linear(192, 4)),
+            "BatchNorm2d",
+        ),
         (lambda: Backwards(nn.Linear(192, 4), nn.Flatten()), "Backwards"),
     ],
 )
