@@ -357,6 +357,7 @@ def test_the_plan_counts_each_run_once_and_more_gpus_are_never_slower(tmp_path, 
         plan.main([str(study), str(tmp_path / "nothing")])
 
 
+@pytest.mark.long
 def test_the_table_of_known_truth_says_what_each_attack_leaves_too_many(tmp_path, capsys):
     """With a dash where an attack refuses a network."""
     golden.main(["--output", str(tmp_path), "--only", "FGSM(ε", "APGDT"])

@@ -46,12 +46,11 @@ OURS = [
     (APGD(loss="dlr", steps=30), 1),
     (Square(queries=10), None),  # many more are needed
     (Noise(), None),
-    (AutoAttack(steps=8, queries=2), 0.2),
+    late(AutoAttack(steps=8, queries=2), 0.2),
     (Torchattacks("PGD", steps=20), None),
     (FGSM(norm="L2"), 11),
     (PGD(norm="L2", steps=20), 1),
     (APGD(norm="L2", steps=30), 1),
-    (AutoAttack(norm="L2", steps=8, queries=2), 0.2),
     late(APGD(), 1),
     late(APGD(loss="targeted", steps=20), 0.2),
     late(APGD(norm="L2", loss="dlr"), 1),
