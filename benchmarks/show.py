@@ -22,7 +22,7 @@ NOTHING = "Not measured yet: `make bench` does it and writes its numbers here."
 DRAWN = {"speed": plots.plot_speed, "scaling": plots.plot_scaling, "defences": plots.plot_defences}
 
 # What the README shows of the study: where it lies, what was trained and how, and some of its networks.
-SHOWN = "notebooks/expected/quick-cifar-robust-transfer"
+SHOWN = "notebooks/expected/quick-cifar-grid"
 EXPERIMENT = "06_robust_transfer"
 TRAINED = "ResNet-18 of width 16, fine-tuned for three epochs on 10,000 pictures of CIFAR-10; one seed"
 NETWORKS = {
@@ -30,6 +30,7 @@ NETWORKS = {
     "from-standard-all": ("standard", "all layers, on clean pictures"),
     "from-robust-all": ("robust", "all layers, on clean pictures"),
     "from-robust-head": ("robust", "the head alone, on clean pictures"),
+    "from-robust-head-pgd": ("robust", "the head alone, on attacked pictures"),
     "from-scratch-all-pgd": ("none", "all layers, on attacked pictures"),
     "from-standard-all-pgd": ("standard", "all layers, on attacked pictures"),
     "from-robust-all-pgd": ("robust", "all layers, on attacked pictures"),
