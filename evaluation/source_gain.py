@@ -127,8 +127,10 @@ def feature_bound(model, split, attack, *, seed=0):
     further, the head could not be fooled. `moved` is what an attack has found, so this is measured, not certified.
     Raises ValueError where the head is no linear layer.
     """
-    if type(attack) is not PGD or attack.restarts > 1:  # each picture's features are compared in their order
-        raise ValueError(f"attack={attack}: a PGD without restarts is needed")
+    if (
+        type(attack) is not PGD or attack.restarts > 1 or not attack.random_start
+    ):  # each picture's features are compared in their order
+        raise ValueError(f"attack={attack}: a PGD without restarts, from a random start, is needed")
     model, found = model_of(on_device_of(split, model)), []
     generator = torch.Generator(split.labels.device).manual_seed(seed_for(attack, seed))
     with evaluating(model), in_float32(split):

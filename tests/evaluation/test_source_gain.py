@@ -113,6 +113,8 @@ def test_what_it_cannot_measure_is_refused(blobs):
         feature_bound(small_network(), blobs.test, PGD(restarts=2))
     with pytest.raises(ValueError, match="without restarts"):
         feature_bound(small_network(), blobs.test, APGD())
+    with pytest.raises(ValueError, match="random start"):
+        feature_bound(small_network(), blobs.test, PGD(random_start=False))
     pooled = nn.Sequential(nn.Conv2d(3, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     with pytest.raises(ValueError, match="linear layer"):
         feature_bound(pooled, blobs.test, PGD())
