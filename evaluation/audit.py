@@ -156,6 +156,12 @@ class Audit(Scores):
     weights have its findings from then on, as far as these concern attacks with the same settings.
     """
 
+    @property
+    def worst_case(self):
+        """What the attack in doubt leaves: other rows are of other ε, or of examples of other networks."""
+        (attack,) = self.attacks
+        return self.outcomes[attack]
+
     def save(self, folder):
         ((_, attack),) = self.attacks.items()
         self.write(folder, "audit-" + re.sub(r"[^\w.-]+", "-", attack.replace("/", "_")).strip("-"))
@@ -199,11 +205,11 @@ def audit(model, split, attack=None, *, surrogates=None, seed=0, progress=True):
     It runs the attack along ε up to where nothing may stand, and beside FGSM and PGD carried over from
     `surrogates`, {name: model}, and from the network itself without its odd parts. Of what stands it gives the
     eighth that is nearest to being wrong to five times the steps, five restarts, the logits times 0.01 and 100,
-    noise and Square (1,000 queries): their rows count what withstands them and the attack. And it looks at
-    gradients, batches, repetition, rounding, BatchNorm and convergence, and at networks whose truth is known
-    (golden.py). A few hundred pictures do. Saved into the run's folder, its findings join the scores there, so
-    that every table strikes out what is invalid. Raises ValueError where the attack has no ε to vary, or a norm
-    that is not L∞ or L2. It takes about ten times as long as the attack.
+    noise and Square (1,000 queries). The numbers of these rows are upper bounds: of what was not tried again, all
+    counts as standing. And it looks at gradients, batches, repetition, rounding, BatchNorm and convergence, and at
+    networks whose truth is known (golden.py). A few hundred pictures do. Saved into the run's folder, its findings
+    join the scores there, so that every table strikes out what is invalid. Raises ValueError where the attack has
+    no ε to vary, or a norm that is not L∞ or L2. It takes about ten times as long as the attack.
     """
     if not isinstance(surrogates, dict | None):
         raise TypeError(f"surrogates={surrogates!r:.60}: a dictionary {{name: model}} is needed")
@@ -245,6 +251,7 @@ class _Auditor:
         outcome = torch.zeros(len(self.split), dtype=torch.bool, device=stood.device)
         if among is not None:
             outcome |= self.scores.outcomes[self.attack.label].to(stood.device)
+            self.scores.again[name] = len(among)
         outcome[some] = stood
         self.scores.outcomes[name], self.scores.seconds[name] = outcome.cpu(), extent.seconds
         self.extents[name] = extent
@@ -283,7 +290,9 @@ class _Auditor:
         if type(attack) is FGSM:
             share = self.measure("PGD-10", PGD(**self.ball))
             eps = attack.eps if attack.norm == "Linf" else None
-            self.found.append(comparisons.attack_order(self.scores.share(label), share, label, "PGD-10", eps))
+            self.found.append(
+                comparisons.attack_order(self.scores.share(label), share, label, "PGD-10", eps, self.scores.n)
+            )
             why = "a single step is not an attack to report alone"
             self.found.append(comparisons.stronger("more steps", self.scores, label, "PGD-10", 2.5, why))
         if isinstance(attack, (PGD, MIFGSM, Torchattacks)) and attack.pace[0] is not None:

@@ -32,6 +32,7 @@ class Scores:
     carried: str | None = None
     weights: str | None = None  # fingerprint of the model that was scored
     pictures: str | None = None  # checksum of the pictures that it was scored on
+    again: dict = field(default_factory=dict)  # label -> to how many pictures it went, where not to all
 
     @property
     def n(self):
@@ -88,12 +89,13 @@ class Scores:
         """A row for clean, each attack and the worst case: accuracy and 95 % interval in percent, n, verdict."""
         rows = {}
         for label in [*self.outcomes, *([WORST] if len(self.attacks) > 1 else [])]:
-            low, high = self.interval(label)
+            bound = label in self.again  # of what was not attacked nothing is known, so it has no interval
+            low, high = (math.nan, math.nan) if bound else self.interval(label)
             rows[label] = {
                 "accuracy": 100 * self.share(label),
                 "low": 100 * low,
                 "high": 100 * high,
-                "n": self.n,
+                "n": self.again.get(label, self.n),
                 "seconds": self.seconds.get(label, math.nan),
                 "verdict": self.verdict(label) or "no finding",
                 "attack": self.attacks.get(label, ""),
@@ -170,4 +172,6 @@ class Scores:
         struck = accuracy.map(lambda number: "\u0336".join([*number, ""]))
         table["accuracy %"] = accuracy.mask(table.verdict == "invalid", struck)
         table["95 % interval"] = table.low.map("{:.1f} – ".format) + table.high.map("{:.1f}".format)
+        for label, count in self.again.items():
+            table.loc[label, "95 % interval"] = f"at most: {count} tried"
         return table[["accuracy %", "95 % interval", "verdict", "attack"]]

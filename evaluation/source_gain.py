@@ -18,7 +18,7 @@ from attacks import PGD, evaluating
 from evaluation.batch_sizes import BATCH
 from evaluation.finding import CLEAN
 from evaluation.per_example import in_float32, on_device_of
-from evaluation.statistics import Difference, check_attacks, check_examples
+from evaluation.statistics import Difference, check_attacks, check_examples, difference_of
 from evaluation.testing import seed_for
 from models import model_of
 
@@ -47,9 +47,8 @@ class Gain:
         elif self.equal.sign < 0:
             answer = "at equal accuracy it costs robustness"
         else:
-            answer = (
-                f"beyond clean accuracy, no more than {100 * max(0, self.equal.high):.1f} points are carried over"
-            )
+            most = 100 * max(0, self.equal.widest[1])
+            answer = f"beyond clean accuracy, no more than {most:.1f} points are carried over"
         return f"{split}. At a clean accuracy of {100 * self.at:.1f} %: {self.equal}; {answer}"
 
 
@@ -60,13 +59,19 @@ def source_gain(a, b, label):
     same examples. The last stages are split: with C the clean accuracy and S the share of it that withstands,
     R_a - R_b = (C_a - C_b)(S_a + S_b)/2 + (S_a - S_b)(C_a + C_b)/2. For equal clean accuracy, R is read off the
     straight lines between the stages, at the highest C that both reach. Intervals: 95 % bootstrap over the
-    pictures, paired, with one picture more that speaks for A and one for B, so that none has no width; that of the
-    seeds is not in them. Raises ValueError where the examples, or the attacks, are not the same.
+    pictures, paired, with one picture more that speaks for A and one for B, so that none has no width; with
+    several seeds, in the same order and as many everywhere, also over these, as statistics.difference has it.
+    Raises ValueError where the examples, or the attacks, are not the same.
     """
     scores = [score for stage in (*a, *b) for score in stage]
     check_examples(scores)
     check_attacks(scores, label)
-    a, b = (torch.stack([_outcomes(stage, label) for stage in stages]) for stages in (a, b))
+    a, b = ([_outcomes(stage, label) for stage in stages] for stages in (a, b))
+    seeds, *others = {len(stage) for stage in (*a, *b)}
+    alone = [()] * 4  # each part by seed, where each stage has as many
+    if seeds > 1 and not others:
+        alone, _ = _parts(*(torch.stack([stage.mean(2) for stage in stages], 1).numpy() for stages in (a, b)))
+    a, b = (torch.stack([stage.mean(0) for stage in stages]) for stages in (a, b))
     value, at = _parts(*(part.mean(2)[None].numpy() for part in (a, b)))
     one_each = [
         torch.cat([part, torch.tensor(more).double().expand(*part.shape[:2], 2)], 2)
@@ -76,22 +81,29 @@ def source_gain(a, b, label):
     drawn = torch.randint(n, (RESAMPLES, n), generator=torch.Generator().manual_seed(0))
     counts = torch.stack([torch.bincount(row, minlength=n) for row in drawn]).double()
     spread, _ = _parts(*((torch.einsum("rn,skn->rsk", counts, part) / n).numpy() for part in one_each))
-    return Gain(*map(_difference, value, spread), float(at[0]))
+    return Gain(*map(_difference, value, spread, alone), float(at[0]))
 
 
-def _difference(value, spread):
-    """A value (1,) with the interval that its resamples (R,) span; None where more than half of them have none."""
+def _difference(value, spread, alone):
+    """A value (1,) with the interval that its resamples (R,) span, and that over its seeds (k,).
+
+    None where it, the value of a seed or more than 5 % of the resamples are NaN.
+    """
     there = spread[np.isfinite(spread)]
-    if not np.isfinite(value[0]) or 2 * len(there) < len(spread):
+    if not np.isfinite([*value, *alone]).all() or len(there) < 0.95 * len(spread):
         return None
-    return Difference(float(value[0]), *np.quantile(there, (0.025, 0.975)).tolist())
+
+    def over_examples(confidence=0.95):
+        return np.quantile(there, ((1 - confidence) / 2, (1 + confidence) / 2)).tolist()
+
+    if not len(alone):
+        return Difference(float(value[0]), *over_examples())
+    return difference_of(float(value[0]), over_examples, alone.tolist(), [0.0] * len(alone))
 
 
 def _outcomes(stage, label):
-    """Is each picture right, and does it withstand? (2, N), in the mean of the seeds."""
-    return torch.stack(
-        [torch.stack([score.outcome(row).double() for score in stage]).mean(0) for row in (CLEAN, label)]
-    )
+    """Is each picture right, and does it withstand? (seeds, 2, N)."""
+    return torch.stack([torch.stack([score.outcome(row).double() for row in (CLEAN, label)]) for score in stage])
 
 
 def _parts(a, b):

@@ -104,10 +104,10 @@ def paired(a, b):
 
     shares = ([float(outcome.double().mean()) for outcome in some] for some in (a, b))
     p = mcnemar(a[0], b[0]) if len(a) == len(b) == 1 else None
-    return _difference(float(gaps.mean()), over_examples, *shares, p)
+    return difference_of(float(gaps.mean()), over_examples, *shares, p)
 
 
-def _difference(value, over_examples, a, b, p=None):
+def difference_of(value, over_examples, a, b, p=None):
     """A Difference from its interval over examples, a function of the confidence, and the shares by seed.
 
     With several seeds, as many on both sides, the unit is the seed: Student's t of the differences seed by seed.
@@ -253,7 +253,7 @@ def independent_difference(a, b):
         (low, high), (least, most) = (wilson_of_mean(*some, confidence) for some in ((one, n), (two, m)))
         return one - two - math.hypot(one - low, most - two), one - two + math.hypot(high - one, two - least)
 
-    return _difference(one - two, over_examples, *([x / max(size, 1) for x, size in some] for some in (a, b)))
+    return difference_of(one - two, over_examples, *([x / max(size, 1) for x, size in some] for some in (a, b)))
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,11 @@ def other_channels(wanted, given):
     )
 
 
+def of_bytes(mean, std):
+    """Are these of pixels from 0 to 255? In [0, 1] a mean is at most 1, and nobody divides by far more than 1."""
+    return max(mean) > 1 or max(std) > 2
+
+
 class Normalise(nn.Module):
     """(images - mean) / std per channel, as one multiplication and addition.
 
@@ -30,7 +35,7 @@ class Normalise(nn.Module):
         mean, std = (np.ravel(values).tolist() for values in (mean, std))  # they may be arrays
         if len(mean) != len(std) or not np.isfinite(mean + std).all() or min(std) <= 0:
             raise ValueError(f"{given}: as many finite numbers are needed, those of std above 0")
-        if max(mean + std) > 1:
+        if of_bytes(mean, std):
             raise ValueError(f"{given} are of pixels from 0 to 255. Here they are in [0, 1]: divide both by 255")
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 import models
 from models import backbones
+from models.normalise import of_bytes
 from storage.atomic_files import first_line
 
 log = logging.getLogger("study")
@@ -206,7 +207,7 @@ def _normaliser(left, path):
     (mean, std), *others = pairs.values()
     if any(other != [mean, std] for other in others):
         raise SourceError(f"{path} holds several normalisers that differ: {', '.join(pairs)}")
-    if max(*mean, *std) > 1:  # for pixels from 0 to 255
+    if of_bytes(mean, std):
         mean, std = ([value / 255 for value in values] for values in (mean, std))
     return mean, std
 

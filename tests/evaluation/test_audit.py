@@ -49,6 +49,17 @@ def test_an_audit_says_what_it_measured(sound, blobs):
     assert "audit of PGD(ε=8/255, α=2/255, 10 steps), blobs test, n = 128" in str(audited)
 
 
+def test_its_number_is_the_attacks_and_what_was_not_tried_again_has_no_interval(sound, blobs):
+    audited = audit(sound["pgd"], blobs.test, PGD(), progress=False)
+    assert audited.robust_accuracy() == audited.share("PGD-10") > 0
+    table, tried = audited.table(), audited.again["Square-1000"]
+    assert tried < audited.n
+    assert table.n["Square-1000"] == tried
+    assert math.isnan(table.low["Square-1000"])
+    assert table.low["PGD-10"] > 0
+    assert f"at most: {tried} tried" in str(audited)
+
+
 def test_an_audit_leaves_the_model_as_it_was(sound, blobs):
     model = deepcopy(sound["pgd"]).train()  # a copy: other tests share the network, and its mode
     before = {name: value.clone() for name, value in model.state_dict().items()}

@@ -53,6 +53,19 @@ def test_seeds_count_with_their_mean():
     assert gain.by_accuracy.value == pytest.approx(0.20 * (50 / 70 + 0.4) / 2)
 
 
+def test_seeds_that_disagree_carry_nothing_over():
+    """In the mean A has 15 points more at 60 %, but not with each seed: the interval over seeds says so."""
+    b = [[scores(1000, 400, 100)] * 2, [scores(1000, 800, 300)] * 2]
+    agree = source_gain([[scores(1000, 600, 345), scores(1000, 600, 355)]], b, "PGD-20").equal
+    assert agree.value == pytest.approx(0.15)
+    assert agree.sign == 1
+    gain = source_gain([[scores(1000, 600, 190), scores(1000, 600, 510)]], b, "PGD-20")
+    assert gain.equal.value == pytest.approx(0.15)
+    assert gain.equal.low > 0  # over pictures alone
+    assert gain.equal.over_seeds[0] < 0
+    assert "robustness itself is carried over" not in str(gain)
+
+
 def test_no_interval_is_without_width_and_it_is_the_same_each_time():
     nothing = [[scores(100, 50, 0)]], [[scores(100, 50, 0)]]
     gain = source_gain(*nothing, "PGD-20")

@@ -39,12 +39,12 @@ def test_form(path):
     for cell in code:
         assert cell.outputs == []
         assert cell.execution_count is None
-        assert len(cell.source.splitlines()) <= 25, cell.source
+        assert len(cell.source.splitlines()) <= 15, cell.source
         assert not any(
             isinstance(node, (ast.FunctionDef, ast.ClassDef)) for node in ast.walk(ast.parse(cell.source))
         )
         lines += len([line for line in cell.source.splitlines() if line.strip()])
-    assert lines <= 150
+    assert lines <= 130
     for cell in book.cells:  # ids with a meaning, which stay when cells are moved
         assert not re.fullmatch(r"[0-9a-f-]{8,}|\d+", cell.id)
 
