@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from attacks.base import NORMS, Attack
+from attacks.base import NORMS, Attack, evaluating
 from attacks.pgd import bounds
 from evaluation.finding import CLEAN, Finding
 from evaluation.per_example import attacked, on_device_of, predict

@@ -1,6 +1,7 @@
 """audit(): what it measures and finds, and how little the checks of test() cost."""
 
 import importlib
+import math
 from copy import deepcopy
 from dataclasses import replace
 
