@@ -77,6 +77,7 @@ def test_an_attack_is_never_below_the_truth_and_near_it_where_nothing_leads_it_a
         assert (table.loc[fair, "too many"] <= most).all(), table
 
 
+@pytest.mark.long
 def test_where_cross_entropy_is_led_astray_other_losses_are_not():
     """A network that is unsure has cross-entropy pull towards all classes at once; one by one they are reached."""
     attacks = {"ce": PGD(), "dlr": APGD(loss="dlr", steps=15), "targeted": APGD(loss="targeted", steps=8)}
