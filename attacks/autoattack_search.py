@@ -6,9 +6,10 @@ from contextlib import contextmanager
 import torch
 
 from attacks.base import refuse_inference_mode
-from processes.machine import fast_bfloat16
+from processes.machine import convolving, fast_bfloat16
 
 PRECISIONS = ("auto", "bfloat16", "float32")
+TF32 = "tf32"  # for FAB: float32, on GPUs as they round it
 
 
 class Search:
@@ -19,7 +20,7 @@ class Search:
     """
 
     def __init__(self, model, images, labels, targeted, precision):
-        self.model, self.targeted = model, targeted
+        self.model, self.targeted, self.tf32 = model, targeted, precision != "float32"
         self.found = images.clone()
         self.images, self.labels = images, labels
         self.places = torch.arange(len(images), device=images.device)
@@ -47,17 +48,14 @@ class Search:
 
     @contextmanager
     def at_work(self):
-        """To be entered once around the search: its precision (so that weights are converted only once), and no
-        trying out of convolutions for each of the many sizes that a shrinking batch takes."""
-        tries, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, False
-        try:
-            with torch.autocast(self.images.device.type, torch.bfloat16, enabled=self.low):
-                yield
-        finally:
-            torch.backends.cudnn.benchmark = tries
+        """To be entered once around the search: its precision (so that weights are converted only once)."""
+        kind = self.images.device.type
+        with convolving(tf32=self.tf32), torch.autocast(kind, torch.bfloat16, enabled=self.low):
+            yield
 
     def exact(self, points):
-        with torch.no_grad(), torch.autocast(points.device.type, enabled=False):
+        kind = points.device.type
+        with convolving(tf32=False), torch.no_grad(), torch.autocast(kind, enabled=False):
             return self.model(points)
 
     def logits(self, points):

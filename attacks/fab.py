@@ -5,7 +5,7 @@ from functools import partial
 
 import torch
 
-from attacks.autoattack_search import Search
+from attacks.autoattack_search import TF32, Search
 from attacks.base import NORMS, Attack, norm_setting, setting
 
 BIAS = 0.1  # the largest share of the way back towards the picture
@@ -20,7 +20,7 @@ class FAB(Attack):
     """Linearises the boundary to one rival class, steps just across it, and comes back towards the picture.
 
     It has no step size, and ε only says which of its findings count. `targets` classes are tried, the likeliest
-    first. It computes in full precision: where it ends, bfloat16 cannot tell the boundary's sides apart.
+    first. It computes in float32, on GPUs in TF32: where it ends, bfloat16 cannot tell the boundary's sides apart.
     """
 
     steps: int = setting(100, 1)
@@ -33,7 +33,7 @@ class FAB(Attack):
     def craft(self, model, images, labels, generator, targeted=False):
         if targeted:
             raise ValueError(f"{self} chooses its classes itself; APGD(loss='ce') takes targets")
-        search = Search(model, images, labels, targeted, "float32")
+        search = Search(model, images, labels, targeted, TF32)
         with search.at_work():
             for rank in range(min(self.targets, search.rivals.shape[1])):
                 if len(search):
@@ -53,7 +53,7 @@ class FAB(Attack):
             share = (near / (near + far).clamp_min(1e-12)).clamp(0, BIAS)[:, None, None, None]
             here = (here + OVERSHOOT * from_here) * (1 - share) + (images + OVERSHOOT * from_picture) * share
             here = here.clamp_(0, 1)
-            won = search.won(search.exact(here))
+            won = search.won(search.logits(here))
             back = torch.where(won[:, None, None, None], images + BACKWARD * (here - images), here)
             state = search.strike(here, won & (_size(here - images, self.norm) <= self.eps), {"here": back})
             if not len(search):

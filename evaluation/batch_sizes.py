@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from models import taken
+from evaluation.network_graphs import NetworkGraphs
 from processes.machine import ran_out_of_memory
 
 BATCH = {"cpu": 250, "cuda": 1000}  # pictures at once
@@ -42,6 +42,7 @@ class AnySize(nn.Module):
         super().__init__()
         self.model = model = model.model if isinstance(model, AnySize) else model
         self.most = _most.setdefault(model, {})
+        self.graphs = NetworkGraphs(model)
         self.last = None  # what was asked for last, and for how many pictures
 
     def __getattr__(self, name):
@@ -62,7 +63,7 @@ class AnySize(nn.Module):
         logits = None
         if len(full) <= self.most.get(kind, math.inf):
             try:
-                logits = taken(self.model(full))
+                logits = self.graphs(full)
             except RuntimeError as error:
                 self.halve(error)
         if logits is None:
@@ -87,6 +88,7 @@ class AnySize(nn.Module):
         if not ran_out_of_memory(error) or self.last is None or self.last[1] <= 1:
             raise error
         kind, size = self.last
+        self.graphs.forget()
         self.most[kind] = size // 2
         log.warning("%d pictures at once do not fit into the memory: %d from here on", size, size // 2)
 

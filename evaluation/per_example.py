@@ -1,11 +1,12 @@
 """Which examples withstand an attack: what every robust accuracy of this project counts.
 
 Always in float32 and eval mode, always crafted on a model and judged right after: ready-made pictures are
-never taken.
+never taken. On a GPU crafting may round to TF32; judging never does.
 """
 
 import copy
 import time
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ from attacks import evaluating
 from evaluation.batch_sizes import BATCH, AnySize
 from evaluation.unfinished import Kept
 from processes import data_parallel
+from processes.machine import convolving
 from processes.seeds import derive_seed
 
 
@@ -59,9 +61,11 @@ def predict(model, split):
     return logits
 
 
-def in_float32(split):
-    """Whatever autocast the caller is in."""
-    return torch.autocast(split.labels.device.type, enabled=False)
+@contextmanager
+def in_float32(split, *, tf32=False):
+    """Whatever autocast the caller is in; with `tf32` as GPUs round it: for crafting, never for judging."""
+    with torch.autocast(split.labels.device.type, enabled=False), convolving(tf32=tf32):
+        yield
 
 
 def attacked(source, victim, split, attack, indices, seed, bar=None, kept=None):
@@ -106,7 +110,7 @@ def _judge(source, victim, attack, split, indices, generator):
     """
     begun = time.perf_counter()
     images, labels = split.batch(indices)
-    with evaluating(source), in_float32(split):
+    with evaluating(source), in_float32(split, tf32=True):
         adversarial = source.crafted(attack, images, labels, generator)
     with evaluating(victim), torch.no_grad(), in_float32(split):
         logits = victim(adversarial)

