@@ -61,9 +61,7 @@ def graphs(setting, arguments, attack):
 def record(setting, target):
     """One seed of fast_robust."""
     arguments = ["--preset", "smoke"] if setting.tiny else []
-    fast_robust.main([*RECORD, *arguments, "--output", str(target)])
-    known = read_json(target / f"fast_robust-{setting.device.type}.json")
-    row = known["seeds"][0]
+    row = read_json(fast_robust.main([*RECORD, *arguments, "--output", str(target)]))["seeds"][0]
     wall = row["wall_seconds"] or float("nan")
     found = {"wall s": wall, "steps s": row["steps_seconds"], "not training": 1 - row["steps_seconds"] / wall}
     return {

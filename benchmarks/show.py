@@ -5,15 +5,18 @@ python -m benchmarks.show --results FOLDER     # draws there and prints the tabl
 """
 
 import argparse
+import math
+import statistics
 from pathlib import Path
 
 import matplotlib as mpl
 import pandas as pd
 
-from benchmarks import plots
+from benchmarks import fast_robust, plots
 from benchmarks.plots import number
 from benchmarks.suite import RESULTS
 from evaluation.published_tables import judged, read_table
+from evaluation.statistics import student
 from storage.atomic_files import read_json, replacing
 from storage.paths import ROOT
 
@@ -43,8 +46,57 @@ def pages():
     return {
         "README.md": {"results": results(), "notebooks": notebooks()},
         "docs/speed.md": {"speed": table(RESULTS, SPEED)},
+        "docs/record.md": {"record": record()},
         "docs/reliability.md": {"faults": table(RESULTS, {"faults": faults}), "published": published()},
     }
+
+
+def record(folder=RESULTS):
+    """A row for each JSON that benchmarks.fast_robust has written there, rehearsals left out, the oldest first."""
+    rows, found = [], [(read_json(path), path) for path in Path(folder).glob("fast_robust-*.json")]
+    for known, path in sorted(found, key=lambda one: one[0]["environment"]["started"]):
+        if known["preset"] not in ("hour", "full"):
+            continue
+        machine, seeds, share = known["environment"], known["seeds"], known.get("share_of_peak")
+        walls, (n,) = [row["wall_seconds"] for row in seeds], {row["n"] for row in seeds}
+        steps = f"{max(row['steps_seconds'] for row in seeds):.1f} s"
+        logs = sorted(path.parent.glob(f"{path.stem}-seed*.csv"))
+        rows.append(
+            [
+                f"{max(walls):.1f} s" if all(walls) else "broken off",
+                _shares(seeds, "worst case"),
+                "reached" if fast_robust.good(seeds) else "not reached",
+                steps,
+                _shares(seeds, "clean"),
+                f"{len(seeds)} × {n:,}",
+                f"{known['recipe']['epochs']}, {known['width']}",
+                machine["device"],
+                "not known" if share is None else f"{100 * share:.0f} %",
+                machine["torch"],
+                f"[{machine['started'][:10]}](../benchmarks/results/{path.name})",
+                machine["commit"] or "not known",
+                f"`{known['command']}`" if "command" in known else "not kept",
+                ", ".join(f"[{log.stem[len(path.stem) + 1 :]}](../benchmarks/results/{log.name})" for log in logs),
+            ]
+        )
+    if not rows:
+        return "Nobody has run it yet."
+    goal = fast_robust.GOAL
+    reached = f"{100 * goal['worst_case']:.0f} % in {goal['seconds']} s"
+    head = ["time", "AutoAttack", reached, "of it in steps", "clean", "seeds × n", "epochs, width", "card"]
+    head += ["of the peak", "torch", "date", "commit", "command", "logs"]
+    return _rows(head, rows, words=len(head))
+
+
+def _shares(seeds, name):
+    """In % with the 95 % interval: that of one seed's pictures, or Student's of the mean over several seeds."""
+    shares, (low, high) = [row[name]["accuracy"] for row in seeds], seeds[0][name]["interval"]
+    mean = statistics.mean(shares)
+    if len(shares) > 1:
+        reach = student(0.95, len(shares) - 1) * statistics.stdev(shares) / math.sqrt(len(shares))
+        low, high = max(mean - reach, 0), min(mean + reach, 1)
+    shown = f"{100 * mean:.1f} ({100 * low:.1f}–{100 * high:.1f})"
+    return f"~~{shown}~~" if any(row["verdict"] == "invalid" for row in seeds) else shown
 
 
 def published(path=ROOT / "benchmarks" / "robustbench.csv"):
@@ -326,7 +378,7 @@ def main(arguments=None):
     folder = parser.parse_args(arguments).results
     written = pictures(folder or RESULTS)
     if folder is not None:
-        print(table(folder))
+        print(table(folder), record(folder), sep="\n\n")
     else:
         for name, texts in pages().items():
             page = ROOT / name

@@ -81,7 +81,12 @@ def test_what_a_gpu_will_show_runs_here_at_its_smallest(folders, tmp_path):
     assert groups["AutoAttack"]["found"]["robust"] <= groups["AutoAttack"]["found"]["clean"]
     assert groups["graphs"]["weights_apart_after_20_steps"] == 0
     assert 0 <= groups["record"]["found"]["worst case"] <= groups["record"]["found"]["clean"]
-    assert read(tmp_path, "fast_robust")["seeds"][0]["seed"] == 0
+    known = read(tmp_path, "fast_robust")
+    assert known["seeds"][0]["seed"] == 0
+    assert known["command"] == "python -m benchmarks.fast_robust --seeds 1 --pictures 1000 --preset smoke"
+    assert known["share_of_peak"] is None or known["share_of_peak"] > 0
+    (log,) = tmp_path.glob("fast_robust-*-seed0.csv")
+    assert pd.read_csv(log)["time/epoch_s"].sum() == pytest.approx(known["seeds"][0]["steps_seconds"])
 
 
 @pytest.mark.long
@@ -111,6 +116,31 @@ def test_the_pages_hold_what_the_command_would_write():
     for name, texts in show.pages().items():
         page = (show.ROOT / name).read_text(encoding="utf-8")
         assert show.filled(page, texts) == page, f"{name}: run python -m benchmarks.show"
+
+
+def test_every_record_is_a_row_with_its_interval_over_seeds_and_no_rehearsal_is(tmp_path):
+    known = read_json(show.RESULTS / "fast_robust-cuda-h200.json")
+    quick, later = known | {"preset": "quick"}, known | {"command": "a command", "share_of_peak": 0.414}
+    later["environment"] = known["environment"] | {"started": "2030-01-01T00:00:00+00:00"}
+    one, two = known["seeds"][0] | {"wall_seconds": 90.0}, known["seeds"][0] | {"wall_seconds": 99.96, "seed": 1}
+    one["worst case"], two["worst case"] = ({"accuracy": share, "interval": [0, 1]} for share in (0.48, 0.49))
+    assert show.record(tmp_path) == "Nobody has run it yet."
+    for name, row in {"a": later | {"seeds": [one, two]}, "b": known, "c": quick}.items():
+        write_json(tmp_path / f"fast_robust-{name}.json", row)
+    (tmp_path / "fast_robust-a-seed1.csv").touch()
+    first, last = show.record(tmp_path).splitlines()[2:]
+    assert first.startswith(
+        "| 185.8 s | 47.6 (44.5–50.7) | not reached | 117.3 s | 81.8 (79.3–84.1) | 1 × 1,000 |"
+    )
+    assert first.endswith("| not kept |  |")
+    assert last.startswith("| 100.0 s | 48.5 (42.1–54.9) | reached |")  # 12.71 standard errors each way
+    assert "| 2 × 1,000 |" in last
+    assert "| 41 % |" in last
+    assert last.endswith("| `a command` | [seed1](../benchmarks/results/fast_robust-a-seed1.csv) |")
+    write_json(tmp_path / "fast_robust-b.json", known | {"seeds": [one | {"wall_seconds": None}]})
+    assert "| broken off | 48.0 (0.0–100.0) | not reached |" in show.record(tmp_path)
+    write_json(tmp_path / "fast_robust-b.json", known | {"seeds": [one | {"verdict": "invalid"}]})
+    assert "| 90.0 s | ~~48.0 (0.0–100.0)~~ | not reached |" in show.record(tmp_path)
 
 
 def test_a_page_keeps_what_stands_around_the_markers():
