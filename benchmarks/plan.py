@@ -47,13 +47,20 @@ EPOCHS = {  # the notebook's own name for them, by the beginning of a run's
     "05": {"resnet": "03 epochs", "": "01 epochs"},
     "06": {"source": "epochs", "": "tuning_epochs"},
     "07": {"": "epochs"},
+    "08": {"": "06 tuning_epochs"},
+    "09": {"": "tuning_epochs"},
+}
+GRIDS = ("06", "08", "09")  # tested under AutoAttack, on fewer pictures
+UNSEEN = {  # what a smoke study does not show: the same runs in two grids
+    "09/from-scratch-pgd-8": "06/from-scratch-all-pgd",
+    "09/from-standard-pgd-late-8": "06/from-standard-scheduled",
 }
 BESIDES = 15.0  # seconds of a notebook that go into its start and its figures
 SEEDS = {"hour": 1, "full": 3}
-TESTED = {"hour": (2000, 1000, 500), "full": (10_000, 2000, 2000)}  # test pictures, and those of 06 and 07
+TESTED = {"hour": (2000, 1000, 500), "full": (10_000, 2000, 2000)}  # test pictures, and those of GRIDS and 07
 CARRIED = 11 * 210  # gradients a picture in 07: networks that are attacked, and the steps of its seven attacks
 # Gradients of the pictures in a training step, and further passes of the update, in thirds of one.
-CRAFTING = {"Standard": 0, "Free": 0, "NFGSM": 1, "FeatureDistillation": 0, "L2SP": 0}
+CRAFTING = {"Standard": 0, "Free": 0, "NFGSM": 1, "FGSM": 1, "FeatureDistillation": 0, "L2SP": 0}
 MORE = {"TRADES": 3, "MART": 3, "AWP": 3, "FeatureDistillation": 1}
 # Forward passes that a test spends on a picture: what is right on clean pictures, and what withstands, as shares.
 RIGHT, ROBUST = 0.8, 0.45
@@ -88,12 +95,12 @@ class Rates:
 
 @functools.cache
 def lengths(notebook, preset):
-    """What a notebook's cells pick for a preset, by name: those assignments are run that need nothing else."""
+    """What a notebook's cells pick for a preset, by name: of assignments and ifs, those that need nothing else."""
     (path,) = (ROOT / "notebooks").glob(f"{notebook}_*.ipynb")
     found = {"session": utils.Session("", preset, "cifar", 0, None, None, None)}
     for cell in read_json(path, sealed=False)["cells"]:
         for node in ast.parse("".join(cell["source"])).body if cell["cell_type"] == "code" else ():
-            if isinstance(node, ast.Assign):
+            if isinstance(node, (ast.Assign, ast.If)):
                 with suppress(Exception):  # of what it lacks here: data, models, runs
                     exec(compile(ast.Module([node], []), path.name, "exec"), found)
     return found
@@ -104,25 +111,41 @@ def jobs_of(study, preset="full"):
     attacked = TESTED[preset][2] * CARRIED * _flops("resnet18", 10)["gradient"]
     yield Job("07/carried, 0", attacked, "test")
     for seed in range(SEEDS[preset]):
+        trained = set()
         for path in sorted(Path(study).glob("0*/*/recipe.json")):
-            recipe, run = read_json(path), path.parent.name.removesuffix("-seed0")
-            notebook = path.parents[1].name[:2]
-            if notebook not in EPOCHS:  # 08 and 09 are not counted yet: they train the same in several lengths
-                continue
-            known = re.sub(r"-\d+-pictures$", "", run)
-            if (notebook, known[:5]) == ("06", "from-") and not re.fullmatch(
-                lengths("06", preset)["chosen"], known
-            ):
-                continue
-            network = recipe["model"]["name"]
+            recipe, recorded = read_json(path), path.parent.name.removesuffix("-seed0")
+            notebook, network = path.parents[1].name[:2], recipe["model"]["name"]
             flops, small = _flops(network, recipe["model"]["num_classes"]), network.startswith("shallow")
-            twin = read_json(path.parent / "environment.json").get("same_run_as")
-            for share in SHARES if run.endswith("-16-pictures") else (1,):
-                for job in _jobs(preset, notebook, run, recipe["recipe"]["defence"], flops, share, seed):
-                    if twin is None:
-                        yield replace(job, small=small)
-                    elif job.kind == "AutoAttack":  # trained elsewhere, but tested under it here alone
-                        yield replace(job, after=f"{twin[:2]}/{Path(twin).name.removesuffix('-seed0')}, {seed}")
+            same = read_json(path.parent / "environment.json").get("same_run_as")
+            same = same and f"{same[:2]}/{Path(same).name.removesuffix('-seed0')}"
+            for run in _runs_like(notebook, recorded, preset):
+                twin = same if run == recorded else UNSEEN.get(f"{notebook}/{run}")
+                own = twin not in trained  # no twin, or one that this preset leaves out
+                for share in SHARES if run.endswith("-16-pictures") else (1,):
+                    for job in _jobs(preset, notebook, run, recipe["recipe"]["defence"], flops, share, seed):
+                        if own:
+                            yield replace(job, small=small)
+                        elif job.kind == "AutoAttack":  # trained elsewhere, but tested under it here, too
+                            yield replace(job, after=f"{twin}, {seed}")
+                if own:
+                    trained.add(f"{notebook}/{run}")
+
+
+def _runs_like(notebook, run, preset):
+    """What the preset trains as this run of the smoke study: itself, nothing, or it in other lengths and sizes."""
+    there, names = lengths(notebook, preset), [run]
+    if run.startswith("source"):
+        return [] if notebook in ("08", "09") else names  # those of 02
+    if notebook == "08" and run.endswith("all-pgd"):
+        names += [run.replace("all-pgd", f"{count}-epochs") for count in there["stages"][:-1]]
+    if notebook == "09":
+        if run.startswith("from-standard"):
+            names.append(run.replace("standard", "scratch"))
+        names += [name.replace("pgd", "pgd-late") for name in names if "pgd" in name]
+        names = [name.replace("-8", f"-{size}") for name in names for size in there["sizes"]]
+    if notebook in ("06", "09"):
+        names = [name for name in names if re.fullmatch(rf"({there['chosen']})(-\d+-pictures)?", name)]
+    return names
 
 
 @functools.cache
@@ -137,12 +160,13 @@ def _jobs(preset, notebook, run, defence, flops, share, seed):
     its_name = next(name for beginning, name in EPOCHS[notebook].items() if run.startswith(beginning))
     *where, variable = its_name.split()
     there = lengths(*where or [notebook], preset)
-    epochs, steps = there[variable] / share**0.5, there.get("steps", 10)
+    shorter = re.search(r"-(\d+)-epochs$", run)
+    epochs, steps = int(shorter[1]) if shorter else there[variable] / share**0.5, there.get("steps", 10)
     name = f"{notebook}/{run}{'' if share == 1 else share}, {seed}"
     epoch = share * TRAINING_PICTURES * _step(defence, flops, steps) + VALIDATION * flops["forward"]
     yield Job(name, epochs * epoch, "training", _needs(notebook, run, seed))
-    tested, sought = TESTED[preset][notebook == "06"], notebook == "06" and share == 1
-    all_attacks = share == 1 and notebook != "06" and (preset == "full" or notebook == "01")
+    tested, sought = TESTED[preset][notebook in GRIDS], notebook in GRIDS and share == 1
+    all_attacks = share == 1 and notebook not in GRIDS and (preset == "full" or notebook == "01")
     spent = sum(ATTACKS.values() if all_attacks else (2, 40)) * RIGHT
     yield Job(f"{name}, test", tested * spent * flops["forward"], "test", name)
     if sought:
@@ -154,7 +178,8 @@ def _jobs(preset, notebook, run, defence, flops, share, seed):
 
 def _step(defence, flops, steps):
     """Of a picture in a training step, by the defence as a recipe's file has it."""
-    passes = CRAFTING.get(defence["kind"], steps * (6 if "VMIFGSM" in str(defence) else 1))
+    several = steps * (6 if "VMIFGSM" in str(defence) else 1)
+    passes = CRAFTING.get(defence["kind"], CRAFTING.get(defence.get("attack", {}).get("kind"), several))
     return passes * flops["gradient"] + flops["update"] * (1 + MORE.get(defence["kind"], 0) / 3)
 
 
@@ -222,6 +247,7 @@ def write(study, of_time, rates, price, target):
 def write_lengths(study, timed, rates, target):
     """How long each notebook takes, in seconds: quick as it was timed here, hour and full as counted."""
     executed = {path.stem: read_json(path, sealed=False) for path in sorted(timed.glob("notebooks/[0-9]*.ipynb"))}
+    counted = {path.stem: BESIDES for one in (timed, study) for path in sorted(one.glob("notebooks/[0-9]*.ipynb"))}
     machine = read_json(min(timed.glob("0*/*/environment.json")))
     found = {
         timed.name: {
@@ -231,7 +257,7 @@ def write_lengths(study, timed, rates, target):
         }
     }
     for preset in SEEDS:
-        seconds = dict.fromkeys(executed, BESIDES)
+        seconds = dict(sorted(counted.items()))
         for job in jobs_of(study, preset):
             for name in seconds:
                 seconds[name] += rates.seconds(job) if name.startswith(job.name[:2]) else 0

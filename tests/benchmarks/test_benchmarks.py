@@ -387,6 +387,55 @@ def test_the_plan_counts_each_run_once_and_more_gpus_are_never_slower(tmp_path, 
         plan.main([str(study), str(tmp_path / "nothing")])
 
 
+def test_grids_are_counted_in_their_lengths_and_sizes_and_what_two_of_them_train_once(tmp_path):
+    pgd, fgsm = ({"kind": "Adversarial", "attack": {"kind": kind}} for kind in ("PGD", "FGSM"))
+    runs = {
+        "02_a/source-robust": (pgd, None),
+        "02_a/from-robust-all-pgd": (pgd, None),
+        "06_b/from-robust-n-fgsm": ({"kind": "NFGSM"}, None),
+        "06_b/from-scratch-all-pgd": (pgd, None),
+        "08_c/source-robust": (pgd, "02_a/source-robust-seed0"),
+        "08_c/from-robust-all-pgd": (pgd, "02_a/from-robust-all-pgd-seed0"),
+        "09_d/from-standard-fgsm-8": (fgsm, None),
+        "09_d/from-standard-pgd-8": (pgd, None),
+        "09_d/from-robust-n-fgsm-8": ({"kind": "NFGSM"}, "06_b/from-robust-n-fgsm-seed0"),
+    }
+    for run, (defence, twin) in runs.items():
+        model = {"name": "shallow_cnn", "num_classes": 10}
+        write_json(tmp_path / f"{run}-seed0" / "recipe.json", {"recipe": {"defence": defence}, "model": model})
+        write_json(tmp_path / f"{run}-seed0" / "environment.json", {"same_run_as": twin} if twin else {})
+    jobs = {preset: {job.name: job for job in plan.jobs_of(tmp_path, preset)} for preset in plan.SEEDS}
+    names = {preset: {name for name in some if name[:2] in ("08", "09")} for preset, some in jobs.items()}
+    trained, sought = (
+        {
+            preset: {name[3:].partition(",")[0] for name in some if name.endswith(end)}
+            for preset, some in names.items()
+        }
+        for end in (", 0", ", 0, AutoAttack")
+    )
+    assert trained["hour"] == {"from-robust-2-epochs", "from-robust-n-fgsm-8"} | {  # which 06 leaves out there
+        f"from-{name}"
+        for name in (
+            "standard-fgsm-8",
+            "scratch-fgsm-8",
+            "scratch-fgsm-16",
+            "standard-pgd-8",
+            "standard-pgd-late-8",
+        )
+    }
+    assert sought["hour"] == trained["hour"] | {
+        "from-robust-all-pgd",
+        "from-scratch-pgd-8",
+    }  # trained by 02 and 06
+    assert jobs["hour"]["09/from-scratch-pgd-8, 0, AutoAttack"].after == "06/from-scratch-all-pgd, 0"
+    assert {"from-robust-4-epochs", "from-robust-12-epochs", "from-robust-n-fgsm-4"} < trained["full"]
+    assert "from-robust-n-fgsm-8" in sought["full"] - trained["full"]
+    full = {name: job.flops for name, job in jobs["full"].items()}
+    assert full["08/from-robust-12-epochs, 0"] == pytest.approx(3 * full["08/from-robust-4-epochs, 0"])
+    assert full["09/from-standard-pgd-4, 0"] > 3 * full["09/from-standard-fgsm-4, 0"]  # ten gradients to one
+    assert full["09/from-standard-fgsm-4, 0"] == pytest.approx(full["09/from-robust-n-fgsm-4, 0"])
+
+
 @pytest.mark.long
 def test_the_table_of_known_truth_says_what_each_attack_leaves_too_many(tmp_path, capsys):
     """With a dash where an attack refuses a network."""
