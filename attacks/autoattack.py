@@ -17,7 +17,7 @@ class AutoAttack(Attack):
     and APGD-DLR, each with gradients averaged over 20 passes.
 
     Without its own settings it is the standard that papers report; `steps`, `queries` and `targets` make it
-    cheaper, and then it says so. `precision` as for APGD.
+    cheaper, and then it says so. `precision` as for APGD and Square.
     """
 
     version: str = choice("standard", "rand")

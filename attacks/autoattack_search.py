@@ -9,7 +9,7 @@ from attacks.base import refuse_inference_mode
 from processes.machine import convolving, fast_bfloat16
 
 PRECISIONS = ("auto", "bfloat16", "float32")
-TF32 = "tf32"  # for FAB: float32, on GPUs as they round it
+TF32 = "tf32"  # for FAB and Square: float32, on GPUs as they round it
 
 
 class Search:
