@@ -25,9 +25,9 @@ NOTHING = "Not measured yet: `make bench` does it and writes its numbers here."
 DRAWN = {"speed": plots.plot_speed, "scaling": plots.plot_scaling, "defences": plots.plot_defences}
 
 # What the README shows of the study: where it lies, what was trained and how, and some of its networks.
-SHOWN = "notebooks/expected/quick-cifar-grid"
+SHOWN = "notebooks/expected/hour-cifar"
 EXPERIMENT = "06_robust_transfer"
-TRAINED = "ResNet-18 of width 16, fine-tuned for three epochs on 10,000 pictures of CIFAR-10; one seed"
+TRAINED = "ResNet-18, fine-tuned for three epochs on 45,000 pictures of CIFAR-10; one seed, one H100"
 NETWORKS = {
     "source-robust": ("robust", "nothing: the source itself, on CIFAR-100"),
     "from-standard-all": ("standard", "all layers, on clean pictures"),
