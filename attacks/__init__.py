@@ -1,7 +1,7 @@
 """Attacks: settings that print themselves, called with the model that they attack."""
 
 from attacks.apgd import APGD
-from attacks.autoattack import AutoAttack
+from attacks.autoattack import AutoAttack, NearFirst
 from attacks.autoattack_search import margin, wide
 from attacks.base import Attack, dead_gradients, evaluating, in_255ths, input_gradient
 from attacks.blackbox import Noise, Square
@@ -11,7 +11,10 @@ from attacks.momentum import MIFGSM, NIFGSM, VMIFGSM, VNIFGSM
 from attacks.pgd import FGSM, PGD
 from attacks.torchattacks_bridge import Torchattacks
 
-OURS = FGSM, PGD, MIFGSM, NIFGSM, VMIFGSM, VNIFGSM, DIFGSM, TIFGSM, SINIFGSM, APGD, FAB, Noise, Square, AutoAttack
+OURS = (
+    *(FGSM, PGD, MIFGSM, NIFGSM, VMIFGSM, VNIFGSM, DIFGSM, TIFGSM, SINIFGSM),
+    *(APGD, FAB, Noise, Square, AutoAttack, NearFirst),
+)
 NAMES = {kind.__name__.lower(): kind for kind in OURS} | {
     "apgdt": lambda **settings: APGD(**{"loss": "targeted"} | settings),
     "pixle": lambda **settings: Torchattacks("Pixle", **settings),

@@ -2,6 +2,7 @@
 
     python -m benchmarks.autoattack runs/quick-shapes/01_shallow_cnn/pgd-seed0 [...]
     python -m benchmarks.autoattack ours/cifar10-robust-w16 --data cifar --norm L2
+    python -m benchmarks.autoattack ours/cifar10-robust-w16 --data cifar --only ours "ours, NearFirst"
 
 torchattacks' AutoAttack runs its gradient attacks with 10 steps each; the published standard has 100. So there are
 two rows of it: as it is packaged, and its own attacks in the standard configuration, which is what ours and
@@ -11,6 +12,8 @@ other in this process. pyautoattack takes part where it is installed.
 
 import argparse
 import importlib.util
+import shlex
+import sys
 import time
 from pathlib import Path
 
@@ -18,7 +21,7 @@ import torch
 import torchattacks
 
 import utils
-from attacks import AutoAttack
+from attacks import AutoAttack, NearFirst
 from attacks.base import NORMS, USUAL_EPS
 from benchmarks.suite import RESULTS
 from evaluation.per_example import attacked, predict
@@ -30,12 +33,11 @@ from storage.atomic_files import read_json, write_json
 BATCH = 250
 
 
-def ours(precision):
+def ours(kind=AutoAttack, **settings):
     """As test() does it: what stands after one of its attacks is put into full batches again."""
 
     def stood(model, split, indices, norm):
-        attack = AutoAttack(norm=norm, precision=precision)
-        return attacked(model, model, split, attack, indices, 0)[0]
+        return attacked(model, model, split, kind(norm=norm, **settings), indices, 0)[0]
 
     return stood
 
@@ -83,8 +85,9 @@ def pyautoattack(model, images, labels, classes, ball):
 
 
 CONTENDERS = {
-    "ours": ours("auto"),
-    "ours, float32": ours("float32"),
+    "ours": ours(),
+    "ours, float32": ours(precision="float32"),
+    "ours, NearFirst": ours(NearFirst),
     "torchattacks, standard": theirs(standard),
     "torchattacks, as packaged": theirs(packaged),
     "pyautoattack": theirs(pyautoattack),
@@ -120,21 +123,22 @@ def main():
     parser.add_argument("runs", nargs="+", help="folders of finished runs, or ours/...")
     parser.add_argument("--norm", choices=NORMS, default="Linf", help="with ε = 8/255, in L2 0.5")
     parser.add_argument("--pictures", type=int, default=1000)
-    parser.add_argument("--without", nargs="*", default=[], help=f"of {', '.join(CONTENDERS)}")
+    parser.add_argument("--only", nargs="*", default=list(CONTENDERS), help=f"of {', '.join(CONTENDERS)}")
     parser.add_argument("--data", default="shapes", help="cifar or shapes: what the runs were trained on")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     session = utils.start("benchmark", preset="quick", data=options.data)
     there = importlib.util.find_spec("pyautoattack") is not None
-    names = [name for name in CONTENDERS if name not in options.without and (there or name != "pyautoattack")]
+    names = [name for name in CONTENDERS if name in options.only and (there or name != "pyautoattack")]
     kind = "autoattack" if options.norm == "Linf" else "autoattack-l2"
     target = options.output or RESULTS / f"{kind}-{session.device.type}.json"
     results = []
     for source in options.runs:
         print(f"\n{source}, {options.pictures} pictures, {options.norm}", flush=True)
         results.append(measure(source, options.pictures, names, session, options.norm))
-        threads = torch.get_num_threads()
-        write_json(target, {"environment": environment(session.device), "threads": threads, "results": results})
+        values = {"environment": environment(session.device), "threads": torch.get_num_threads()}
+        values["command"] = "python -m benchmarks.autoattack " + shlex.join(sys.argv[1:])
+        write_json(target, values | {"results": results})
 
 
 if __name__ == "__main__":

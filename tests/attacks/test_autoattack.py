@@ -5,7 +5,8 @@ import torch
 import torchattacks
 from small import generator, late, small_network
 
-from attacks import APGD, FAB, AutoAttack, Noise, Square, Torchattacks
+from attacks import APGD, FAB, PGD, AutoAttack, NearFirst, Noise, Square, Torchattacks, margin
+from attacks.autoattack import Nearest
 
 EPS = 8 / 255
 SHORT = {"steps": 20, "queries": 200}
@@ -43,6 +44,28 @@ def test_as_many_withstand_as_with_torchattacks(name, norm, eps, sound, blobs):
     ours = standing(model, AutoAttack(**ball, **SHORT), few)
     assert abs(ours - theirs) <= 1
     assert 0 < theirs < len(few)  # else it would prove nothing
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("Linf", 6 / 255), ("L2", 0.3)])
+def test_near_first_leaves_no_more_than_autoattack(norm, eps, sound, blobs):
+    model, few, ball = sound["pgd"], blobs.test.first(64), {"norm": norm, "eps": eps}
+    left = standing(model, NearFirst(**ball, steps=50, queries=100), few)
+    assert 0 < left <= standing(model, AutoAttack(**ball, **SHORT), few)
+    assert left <= standing(model, PGD(**ball, steps=2), few)
+
+
+def test_the_nearest_third_is_attacked_and_the_others_get_pgds_points(sound, blobs):
+    model, (images, labels) = sound["pgd"].eval(), blobs.test.batch(torch.arange(64))
+    attack = Nearest(eps=2 / 255, attack=Noise(eps=2 / 255))
+    assert attack.label == "noise on the nearest"
+    found = attack.craft(model, images, labels, generator())
+    points = PGD(eps=2 / 255, step_size=0.5 / 255).craft(model, images, labels, generator())
+    with torch.no_grad():
+        lead = margin(model(points), labels)
+    other = (found != points).flatten(1).any(1)
+    assert int(other.sum()) == 22
+    assert lead[other].min() >= 0  # what has fallen already is kept
+    assert lead[other].max() <= lead[~other & (lead >= 0)].min()
 
 
 @pytest.mark.long
@@ -91,6 +114,8 @@ def test_the_label_says_when_it_is_not_the_standard():
     assert AutoAttack(version="rand").label == "AutoAttack, rand"
     assert AutoAttack(steps=10).label == AutoAttack(queries=100).label == "AutoAttack, cut short"
     assert repr(AutoAttack()) == "AutoAttack(ε=8/255, 100 steps)"
+    assert NearFirst().label == "NearFirst"
+    assert NearFirst(steps=50).label == NearFirst(queries=100).label == "NearFirst, cut short"
 
 
 @pytest.mark.parametrize(

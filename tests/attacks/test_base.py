@@ -27,6 +27,7 @@ from attacks import (
     VMIFGSM,
     VNIFGSM,
     AutoAttack,
+    NearFirst,
     Noise,
     Square,
     Torchattacks,
@@ -54,6 +55,8 @@ OWN = {
     "APGD-samples": APGD(steps=3, samples=2, loss="dlr"),
     "APGD-T": APGD(steps=3, loss="targeted"),
     "AutoAttack": AutoAttack(steps=3, queries=10),
+    "NearFirst": NearFirst(steps=5, queries=10),
+    "NearFirst-L2": NearFirst(norm="L2", steps=5, queries=10),
 }
 
 

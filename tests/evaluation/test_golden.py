@@ -19,6 +19,7 @@ from attacks import (
     VMIFGSM,
     VNIFGSM,
     AutoAttack,
+    NearFirst,
     Noise,
     Square,
     Torchattacks,
@@ -61,6 +62,8 @@ OURS = [
     late(Square(norm="L2"), None),
     late(AutoAttack(), 0.2),
     late(AutoAttack(norm="L2"), 0.2),
+    late(NearFirst(), 0.2),
+    late(NearFirst(norm="L2"), 0.2),
     *(late(PGD(eps=eps, step_size=eps / 4, steps=20), 2.5) for eps in (2 / 255, 4 / 255, 16 / 255)),
     *(late(AutoAttack(eps=eps, steps=30, queries=2), 0.2) for eps in (2 / 255, 4 / 255, 16 / 255)),
 ]
