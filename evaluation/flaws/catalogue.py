@@ -232,7 +232,7 @@ def _tabled(**row):
     return lambda lab: judged(pd.DataFrame([sound, sound, sound | row]))[2]
 
 
-FLAWS = (
+FLAWED_MODELS = (
     # defences that mask the gradient
     Flaw("quantised input", "masked gradient", "invalid", _tested(flawed.quantised)),
     Flaw("quantised coefficients (JPEG)", "masked gradient", "invalid", _tested(flawed.quantised_blocks)),
@@ -291,7 +291,9 @@ FLAWS = (
         "suspect",
         _audited_model(_stale_norm),
     ),
-    # broken attacks
+)
+
+FLAWED_ATTACKS = (
     Flaw("attack beyond ε", "inside the ball", "invalid", _attacked(broken.Leaving)),
     Flaw("attack beyond ε that hides it", "inside the ball", "invalid", _attacked(broken.Overwriting)),
     Flaw("attack beyond [0, 1]", "inside the ball", "invalid", _attacked(broken.Unclipped)),
@@ -320,7 +322,9 @@ FLAWS = (
     Flaw("ε of L∞ in L2", "size of ε", "suspect", _attacked(norm="L2", eps=4 / 255, step_size=None)),
     Flaw("attack that descends in L2", "collapse", "invalid", _in_l2(_attack_audited(broken.Descending))),
     Flaw("attack on half of the batch in L2", "collapse", "invalid", _in_l2(_attack_audited(broken.HalfDone))),
-    # wrong protocols
+)
+
+FLAWED_PROTOCOLS = (
     Flaw("stale examples, from the undefended twin", "claim", "invalid", _claimed(_stale)),
     Flaw("ε a tenth of what it says", "claim", "invalid", _claimed(_tenth)),
     Flaw("pictures normalised outside the model", "zero ε", "invalid", _normalised),
@@ -355,3 +359,5 @@ FLAWS = (
         lambda lab: [comparisons.one_checkpoint(["standard", "pgd, best"])],
     ),
 )
+
+FLAWS = FLAWED_MODELS + FLAWED_ATTACKS + FLAWED_PROTOCOLS
