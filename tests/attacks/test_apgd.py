@@ -7,6 +7,7 @@ from small import generator, small_network
 from torch import nn
 
 from attacks import APGD, FGSM, PGD, AutoAttack, apgd
+from attacks.autoattack_search import Search
 from attacks.pgd import projection
 
 
@@ -21,6 +22,21 @@ class Standing(nn.Module):
 
 def pictures(count=5):
     return torch.rand(count, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.zeros(count).long()
+
+
+@pytest.mark.parametrize(("loss", "rank"), [("dlr", None), ("targeted", 1)])
+def test_the_ratio_of_logits_is_the_papers(loss, rank):
+    """Croce & Hein 2020: below the line stands the third logit, for a target the mean of third and fourth."""
+    model = small_network(classes=10).eval()
+    images = torch.rand(6, 3, 8, 8, generator=generator())
+    with torch.no_grad():
+        logits = model(images)
+    order = logits.argsort(1, descending=True)
+    search = Search(model, images, order[:, 0], False, "float32")
+    value = APGD(loss=loss)._objective(search, rank)(logits)
+    first, second, third, fourth = logits.gather(1, order)[:, :4].T
+    rival, low = (second, third) if rank is None else (third, (third + fourth) / 2)
+    assert torch.allclose(value, (rival - first) / (first - low), atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -61,3 +61,9 @@ def test_it_runs_as_often_as_it_is_told_and_only_on_what_stands(restarts, norm, 
     attack(Counted(labels + 1), images, labels)  # wrong from the first
     assert sizes == [6] * 3
     assert attack.label == ("PGD-3" if restarts == 1 else f"PGD-3×{restarts}")
+
+
+def test_restarts_need_a_random_start():
+    with pytest.raises(ValueError, match="restarts from the same point find the same example"):
+        PGD(restarts=2, random_start=False)
+    assert PGD(restarts=1, random_start=False).restarts == 1
