@@ -54,6 +54,12 @@ def test_near_first_leaves_no_more_than_autoattack(norm, eps, sound, blobs):
     assert left <= standing(model, PGD(**ball, steps=2), few)
 
 
+def test_near_first_begins_short_and_ends_long():
+    first, few, many, blind = NearFirst(eps=EPS).stages
+    assert (first, few) == (APGD(steps=20), APGD(steps=30, loss="targeted", targets=3))
+    assert (many.attack, blind.attack) == (APGD(loss="targeted"), Square(queries=1000))
+
+
 def test_the_nearest_third_is_attacked_and_the_others_get_pgds_points(sound, blobs):
     model, (images, labels) = sound["pgd"].eval(), blobs.test.batch(torch.arange(64))
     attack = Nearest(eps=2 / 255, attack=Noise(eps=2 / 255))
