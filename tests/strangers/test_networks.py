@@ -201,7 +201,9 @@ def test_half_and_double(dtype, few, tmp_path):
             train(network, few, RECIPE, tmp_path / "run", progress=False)
 
 
-@pytest.mark.parametrize("put", [late(partial(torch.compile, backend="eager")), nn.DataParallel], ids=str)
+@pytest.mark.parametrize(
+    "put", [late(partial(torch.compile, backend="eager")), nn.DataParallel], ids=["compile", "DataParallel"]
+)
 def test_compiled_and_in_parallel(put):
     """NVIDIA/apex #1632: attacks on a network that DataParallel or torch.compile is around.
 
