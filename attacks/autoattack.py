@@ -13,6 +13,7 @@ from attacks.base import NORMS, Attack, choice, norm_setting, setting
 from attacks.blackbox import Square
 from attacks.fab import FAB
 from attacks.pgd import PGD
+from processes.machine import convolving
 
 
 class Sequence(Attack):
@@ -27,7 +28,7 @@ class Sequence(Attack):
                 break
             points = stage.craft(model, images[standing], labels[standing], generator)
             found[standing] = points
-            with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+            with convolving(tf32=False), torch.no_grad(), torch.autocast(images.device.type, enabled=False):
                 right = model(points).argmax(1) == labels[standing]
             standing = standing[right]
         return found
@@ -109,9 +110,10 @@ class Nearest(Attack):
     def craft(self, model, images, labels, generator, targeted=False):
         pgd = PGD(eps=self.eps, step_size=self.eps / 4 or None, norm=self.norm)
         points = pgd.craft(model, images, labels, generator, targeted)
-        with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+        with convolving(tf32=False), torch.no_grad(), torch.autocast(images.device.type, enabled=False):
             logits = wide(model(points))
         near = margin(logits, labels).argsort(stable=True)
         near = near[logits.argmax(1)[near] == labels[near]][: -(-len(images) // 3)]
-        points[near] = self.attack.craft(model, images[near], labels[near], generator, targeted)
+        if len(near):
+            points[near] = self.attack.craft(model, images[near], labels[near], generator, targeted)
         return points

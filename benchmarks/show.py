@@ -65,7 +65,7 @@ def record(folder=RESULTS):
         machine, seeds, share = known["environment"], known["seeds"], known.get("share_of_peak")
         walls, (n,) = [row["wall_seconds"] for row in seeds], {row["n"] for row in seeds}
         steps = f"{max(row['steps_seconds'] for row in seeds):.1f} s"
-        logs = sorted(path.parent.glob(f"{path.stem}-seed*.csv"))
+        logs = sorted(path.parent.glob(f"{path.stem}-seed[0-9]*.csv"))
         rows.append(
             [
                 f"{max(walls):.1f} s" if all(walls) else "broken off",

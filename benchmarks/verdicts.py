@@ -6,7 +6,7 @@ Every flaw of flaws/catalogue.py is planted in the small CNN (notebook 01) and i
 Sound are the evaluations of all networks of the study that have learned something, and of those of models/weights,
 under three attacks; these and those of the experiments named by --audit are audited, and tested and audited in L2.
 A network at chance, or one that says one class for most pictures, is left out: that is a flaw of its own. Beside
-our checks stand the detectors of rivals.py, asked about the same networks, pictures and attacks.
+our checks stand the detectors of rivals.py, asked about the same networks, with PGD-10 on the first 24 pictures.
 """
 
 import argparse

@@ -30,14 +30,14 @@ class NetworkGraphs:
 
     def __init__(self, model):
         self.model, self.graphs, self.calls = model, {}, Counter()
-        self.possible = all(_is_known(module) for module in model.modules())
+        self.possible = True
 
     def forget(self):
         """Give the memory back."""
         self.graphs.clear()
 
     def __call__(self, images):
-        if not self.possible or not _capturable(images):
+        if not self.possible or not _capturable(images) or not all(map(_is_known, self.model.modules())):
             return taken(self.model(images))
         follows, kind = torch.is_grad_enabled() and images.requires_grad, images.device.type
         autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
@@ -65,7 +65,7 @@ class NetworkGraphs:
 def _is_known(module):
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
     known = type(module) is Model or type(module).__module__.startswith(KNOWN)
-    return known and not any(hooks)
+    return known and "forward" not in vars(module) and not any(hooks)
 
 
 def _capturable(images):
@@ -110,6 +110,7 @@ class _Graph:
     def backward(self, ascent):
         self.ascent.copy_(ascent)
         self.back.replay()
+        self.passes += 1  # it has written into what the forward pass had left: a second one needs that anew
         return self.gradient.clone()
 
 

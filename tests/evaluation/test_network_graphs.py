@@ -10,6 +10,7 @@ from torch import nn
 
 from attacks import APGD, FAB, PGD, VMIFGSM, AutoAttack, Square, evaluating, input_gradient
 from evaluation import network_graphs, per_example
+from evaluation.batch_sizes import AnySize
 from evaluation.network_graphs import MOST, OFTEN, NetworkGraphs
 from models import wrap
 
@@ -39,6 +40,7 @@ class Recorded(network_graphs._Graph):
     def backward(self, ascent):
         found = torch.autograd.grad(self.logits, self.images, ascent, retain_graph=True)
         self.gradient.copy_(found[0])
+        self.passes += 1
         return self.gradient.clone()
 
 
@@ -103,6 +105,10 @@ def test_a_gradient_is_that_of_the_pass_that_it_is_asked_of(request, monkeypatch
         assert torch.allclose(want, have, atol=1e-5)
     both = torch.autograd.grad(graphs(one).square().sum() + graphs(one + 0).square().sum(), one)[0]
     assert torch.allclose(both, 2 * wanted[0], atol=1e-4)
+    logits = graphs(one)
+    for retain in (True, False):  # attacks that want a gradient for each class
+        (again,) = torch.autograd.grad(logits.square().sum(), one, retain_graph=retain)
+        assert torch.allclose(again, wanted[0], atol=1e-5)
 
 
 def test_it_is_captured_when_it_comes_often_and_the_oldest_gives_way(graphs):
@@ -147,15 +153,14 @@ def test_what_nobody_knows_is_never_captured(graphs, monkeypatch, network):
 
 
 def test_weights_that_learn_are_not_captured(graphs):
-    network = small_network().eval()
-    graphs = NetworkGraphs(network)
+    model = AnySize(small_network().eval())
     for _ in range(6):
-        graphs(torch.rand(2, 3, 8, 8))
+        model(torch.rand(2, 3, 8, 8))
     assert Recorded.made == 0
-    with evaluating(network):
+    with evaluating(model):
         for _ in range(3):
-            input_gradient(graphs, torch.rand(2, 3, 8, 8), torch.tensor([0, 1]))
-        graphs(torch.rand(2, 3, 8, 8))
+            input_gradient(model, torch.rand(2, 3, 8, 8), torch.tensor([0, 1]))
+        model(torch.rand(2, 3, 8, 8))
     assert Recorded.made == 2
 
 
