@@ -216,6 +216,7 @@ def test_many_samples_steady_a_random_model(sound, blobs):
 
 
 def test_settings_of_torch_are_given_back(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)  # else they concern nobody
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
     model, seen = small_network().eval(), []
     images = torch.rand(2, 3, 8, 8, generator=generator())
