@@ -2,8 +2,9 @@
 
     python -m benchmarks.fast_robust               # three seeds; on a GPU the record, on a CPU a small rehearsal
     python -m benchmarks.fast_robust --seeds 1 --pictures 1000
+    python -m benchmarks.fast_robust --single-step # another table: N-FGSM, in half the time
 
-PGD training, with what makes it cheap: the attack's steps grow from 1 to 10 over the first two thirds; one-cycle
+PGD training, with what makes it cheap: the attack's steps grow from 1 to 5 over the first two thirds; one-cycle
 learning rate, averaged weights, label smoothing. Wall time is that of train(), validations and the capture of
 graphs included; loading data and AutoAttack are not in it. Broken off, it goes on where it was; then there is no
 wall time, but the time of all training steps.
@@ -25,26 +26,27 @@ import utils
 from attacks import PGD, AutoAttack
 from benchmarks.suite import RESULTS, Setting
 from benchmarks.timing import compare, flops_of_step, matmul
-from defences import Adversarial
+from defences import NFGSM, Adversarial
 from evaluation.statistics import over_seeds
 from processes.machine import environment, fast_bfloat16
 from storage.atomic_files import read_json, replacing, write_json
 from trainer import Recipe, test, train
 from training.identity import as_dict
 
-GOAL = {"worst_case": 0.48, "seconds": 120}
+GOAL = {"worst_case": 0.48, "seconds": 60}
+SINGLE_STEP = {"worst_case": 0.46, "seconds": 30}
 
 
 def width(session):
     return session.pick(smoke=4, quick=8, full=64)
 
 
-def recipe_for(session, epochs, seed):
-    defence = Adversarial(PGD(steps=session.pick(quick=2, full=10)), grow=2 / 3)
+def recipe_for(session, options, seed):
+    growing = Adversarial(PGD(steps=session.pick(quick=2, full=5), step_size=3 / 255), grow=2 / 3)
     return Recipe(
-        epochs=epochs or session.pick(smoke=1, quick=3, full=30),
+        epochs=options.epochs or session.pick(smoke=1, quick=3, full=16 if options.single_step else 22),
         batch_size=session.pick(smoke=64, quick=128, full=256),
-        defence=defence,
+        defence=NFGSM() if options.single_step else growing,
         learning_rate=session.pick(quick=0.1, full=0.2),
         ema=session.pick(quick=0.9, full=0.998),
         label_smoothing=0.1,
@@ -56,9 +58,10 @@ def recipe_for(session, epochs, seed):
 def one_seed(session, data, seed, options):
     """Train, then AutoAttack; a row of the record."""
     model = models.build("resnet18", data.num_classes, width=width(session), seed=seed)
-    folder = session.folder(f"resnet18-epochs{options.epochs}" if options.epochs else "resnet18", seed)
+    name = "resnet18-single-step" if options.single_step else "resnet18"
+    folder = session.folder(f"{name}-epochs{options.epochs}" if options.epochs else name, seed)
     fresh, begun, timed = not folder.exists(), time.perf_counter(), folder / "wall.json"
-    run = train(model, data, recipe_for(session, options.epochs, seed), folder)
+    run = train(model, data, recipe_for(session, options, seed), folder)
     if fresh and "same_run_as" not in read_json(folder / "environment.json"):  # trained here, not copied
         write_json(timed, {"seconds": time.perf_counter() - begun})
     weak = {
@@ -84,7 +87,9 @@ def share_of_peak(session, recipe, data, seconds):
     if not fast_bfloat16(session.device):
         return None
     model = models.build("resnet18", data.num_classes, width=width(session))
-    steps = statistics.mean(recipe.defence.at(part / 1000).attack.steps for part in range(1000))
+    steps = 1
+    if isinstance(recipe.defence, Adversarial):
+        steps = statistics.mean(recipe.defence.at(part / 1000).attack.steps for part in range(1000))
     pictures = recipe.epochs * (len(data.train) // recipe.batch_size) * recipe.batch_size
     setting = Setting(session, 3, session.preset == "smoke", RESULTS)
     (rates,) = compare({"torch.matmul": matmul(torch.bfloat16, setting)}, setting).values()
@@ -96,11 +101,13 @@ def main(arguments=None):
     parser.add_argument("--seeds", type=int, default=3, help="how many (default: 3)")
     parser.add_argument("--epochs", type=int, help="another length than the record's")
     parser.add_argument("--pictures", type=int, help="test pictures for AutoAttack (default: all 10,000)")
+    parser.add_argument("--single-step", action="store_true", help="N-FGSM in place of PGD")
     parser.add_argument("--preset", default="auto", help="smoke, quick or full (default: hour with a GPU)")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder (default: benchmarks/results)")
     options = parser.parse_args(arguments)
     chosen = {name: value for name, value in vars(options).items() if value != parser.get_default(name)}
-    given = [f"--{name} {value}" for name, value in chosen.items() if name != "output"]
+    words = {f"--{name.replace('_', '-')}": value for name, value in chosen.items() if name != "output"}
+    given = [name if value is True else f"{name} {value}" for name, value in words.items()]
     session = utils.start("fast_robust", preset=options.preset)
     data = utils.load_data(session.dataset("cifar10"), session, validation=session.pick(quick=0.1, full=0.02))
     known = {
@@ -109,12 +116,13 @@ def main(arguments=None):
         "preset": session.preset,
         "data": data.provenance,
         "width": width(session),
-        "recipe": as_dict(recipe_for(session, options.epochs, 0)),
-        "goal": GOAL,
+        "recipe": as_dict(recipe_for(session, options, 0)),
+        "goal": SINGLE_STEP if options.single_step else GOAL,
         "seeds": [],
     }
     what = " ".join(["fast_robust", known["environment"]["device"], known["environment"]["commit"] or "", *given])
-    target, scored = options.output / f"{re.sub(r'[^a-z0-9_+]+', '-', what.lower()).strip('-')}.json", []
+    what = re.sub(r"[^a-z0-9_]+", "-", what.lower().replace("+", "-changed")).strip("-")
+    target, scored = options.output / f"{what}.json", []
     for seed in range(options.seeds):
         row, scores, history = one_seed(session, data, seed, options)
         scored.append(scores)
@@ -127,32 +135,29 @@ def main(arguments=None):
             f"seed {seed}: {wall}, of that {row['steps_seconds']:.1f} s in training steps\n{scores}\n", flush=True
         )
     seconds = statistics.mean(row["steps_seconds"] for row in known["seeds"])
-    known["share_of_peak"] = share_of_peak(session, recipe_for(session, options.epochs, 0), data, seconds)
+    known["share_of_peak"] = share_of_peak(session, recipe_for(session, options, 0), data, seconds)
     write_json(target, known)
     print(over_seeds(scored).round(2).to_string())
     rehearsal = session.pick(quick=" (a rehearsal: the goal is for the presets hour and full)", full="")
-    print(f"\n{reached(known['seeds'])}{rehearsal}\nwritten to {target}")
+    print(f"\n{reached(known)}{rehearsal}\nwritten to {target}")
     return target
 
 
-def good(rows):
+def good(known):
     """Has every seed reached the goal?"""
+    goal = known["goal"]
     return all(
-        row["worst case"]["accuracy"] >= GOAL["worst_case"]
-        and 0 < (row["wall_seconds"] or 0) <= GOAL["seconds"]
+        row["worst case"]["accuracy"] >= goal["worst_case"]
+        and 0 < (row["wall_seconds"] or 0) <= goal["seconds"]
         and row["verdict"] != "invalid"
-        for row in rows
+        for row in known["seeds"]
     )
 
 
-def reached(rows):
-    """In a sentence, whether every seed reached the goal."""
-    times = [row["wall_seconds"] for row in rows]
-    lowest = min(row["worst case"]["accuracy"] for row in rows)
-    time_taken = f"{max(times):.1f} s" if all(times) else "broken off, so no time"
-    goal = f"{100 * GOAL['worst_case']:.0f} % in {GOAL['seconds']} s"
-    said = f"the worst of {len(rows)} seeds: {100 * lowest:.2f} %, {time_taken}"
-    return f"{said}; {goal}: {'' if good(rows) else 'not '}reached"
+def reached(known):
+    """In words, the goal, and whether every seed reached it."""
+    goal = known["goal"]
+    return f"{100 * goal['worst_case']:.0f} % in {goal['seconds']} s: {'' if good(known) else 'not '}reached"
 
 
 if __name__ == "__main__":

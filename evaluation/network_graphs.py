@@ -49,7 +49,8 @@ class NetworkGraphs:
             self._capture(key, images, follows)
         if key not in self.graphs:
             return taken(self.model(images))
-        return _Pass.apply(images, self.graphs[key])
+        self.graphs[key] = graph = self.graphs.pop(key)  # the one that was not used for longest is the first to go
+        return _Pass.apply(images, graph)
 
     def _capture(self, key, images, follows):
         while len(self.graphs) >= MOST:

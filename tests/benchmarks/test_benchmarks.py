@@ -130,17 +130,19 @@ def test_every_record_is_a_row_with_its_interval_over_seeds_and_no_rehearsal_is(
     (tmp_path / "fast_robust-a-seed1.csv").touch()
     first, last = show.record(tmp_path).splitlines()[2:]
     assert first.startswith(
-        "| 185.8 s | 47.6 (44.5–50.7) | not reached | 117.3 s | 81.8 (79.3–84.1) | 1 × 1,000 |"
+        "| 185.8 s | 47.6 (44.5–50.7) | 48 % in 120 s: not reached | 117.3 s | 81.8 (79.3–84.1) | 1 × 1,000 |"
     )
     assert first.endswith("| not kept |  |")
-    assert last.startswith("| 100.0 s | 48.5 (42.1–54.9) | reached |")  # 12.71 standard errors each way
+    assert last.startswith(
+        "| 100.0 s | 48.5 (42.1–54.9) | 48 % in 120 s: reached |"
+    )  # 12.71 standard errors each way
     assert "| 2 × 1,000 |" in last
     assert "| 41 % |" in last
     assert last.endswith("| `a command` | [seed1](../benchmarks/results/fast_robust-a-seed1.csv) |")
     write_json(tmp_path / "fast_robust-b.json", known | {"seeds": [one | {"wall_seconds": None}]})
-    assert "| broken off | 48.0 (0.0–100.0) | not reached |" in show.record(tmp_path)
+    assert "| broken off | 48.0 (0.0–100.0) | 48 % in 120 s: not reached |" in show.record(tmp_path)
     write_json(tmp_path / "fast_robust-b.json", known | {"seeds": [one | {"verdict": "invalid"}]})
-    assert "| 90.0 s | ~~48.0 (0.0–100.0)~~ | not reached |" in show.record(tmp_path)
+    assert "| 90.0 s | ~~48.0 (0.0–100.0)~~ | 48 % in 120 s: not reached |" in show.record(tmp_path)
 
 
 def test_a_page_keeps_what_stands_around_the_markers():
@@ -160,6 +162,10 @@ def test_what_the_readme_says_of_its_table_is_so():
     assert of["from-robust-head"].low > of["from-robust-all"].high
     assert of["source-robust"].low > of["from-robust-all"].high
     assert all(best.accuracy > other.high for other in of.values())
+    again = pd.read_csv(show.ROOT / show.AGAIN / "scores.csv").query("evaluation == 'AutoAttack, cut short'")
+    again = again.set_index(again.model.str.split("/").str[1]).accuracy
+    assert again["from-robust-all-pgd-seed1"] == again.drop("from-robust-1-epochs-seed1").max()
+    assert again["from-robust-head-seed1"] > again["from-standard-head-seed1"] == 0
 
 
 def test_an_invalid_number_is_struck_out_in_the_readme():
