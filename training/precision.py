@@ -27,13 +27,9 @@ def computing(precision, device):
     return torch.autocast(device.type, LOW.get(precision, torch.bfloat16), enabled=precision in LOW)
 
 
-def scaler(precision, device, optimizer):
+def scaler(precision, device):
     """What scales the loss, so that gradients are not lost in float16, and steps over those that overflow.
 
     In the other precisions it does nothing.
     """
-    if precision == "float16":  # a first step that is stepped over would leave them unset
-        for group in optimizer.param_groups:
-            for weight in group["params"]:
-                optimizer.state[weight].setdefault("momentum_buffer", torch.zeros_like(weight))
     return torch.amp.GradScaler(device.type, init_scale=SCALE, enabled=precision == "float16")

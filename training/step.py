@@ -12,6 +12,7 @@ from models import copied, fitted, model_of, rate_of
 from processes import data_parallel
 from training import catastrophic_overfitting, precision
 from training.cuda_graphs import Graphed
+from training.sgd import SGD
 
 log = logging.getLogger("study")
 
@@ -31,17 +32,10 @@ class State:
         self.model, self.recipe, self.steps, self.device = model, recipe, steps, device
         self.total = steps * recipe.epochs
         self.average = copied(model).eval() if recipe.ema or recipe.swa else None
-        self.optimizer = torch.optim.SGD(
-            _parameter_groups(model),
-            lr=recipe.learning_rate,
-            momentum=recipe.momentum,
-            weight_decay=recipe.weight_decay,
-            nesterov=recipe.momentum > 0,
-            fused=device.type in ("cpu", "cuda"),
-        )
+        self.optimizer = SGD(_parameter_groups(model), momentum=recipe.momentum, weight_decay=recipe.weight_decay)
         data_parallel.part_of(recipe.batch_size)  # raises where there are too many processes
         self.precision = data_parallel.from_first(precision.chosen, recipe, device)
-        self.scaler = precision.scaler(self.precision, device, self.optimizer)
+        self.scaler = precision.scaler(self.precision, device)
         self.generator = torch.Generator(device)
         self.graphed = Graphed(self.generator, name)
         self.parts = 1  # in which a batch goes through the network, where the memory takes no more
@@ -86,11 +80,11 @@ class State:
         parts = max(self.parts, saved.get("parts", 1))  # what has been found on this device, or on another
         for name in PLAIN:
             setattr(self, name, parts if name == "parts" else saved[name])
-        self.scaler = precision.scaler(self.precision, self.device, self.optimizer)
+        self.scaler = precision.scaler(self.precision, self.device)
         self.scaler.load_state_dict(saved.get("scaler", {}))
         self.losses, self.hits = self.losses.to(self.device), self.hits.to(self.device)
         self.memory = data_parallel.part(self.memory, self.recipe.batch_size, self.device)
-        self.graphed.forget()  # the optimizer's tensors are others now
+        self.graphed.forget()  # the memory's tensors are others now
 
     def keep(self):
         """Remember these weights as good ones, where the guard may want them back. Checkpoints hold both."""
@@ -242,7 +236,7 @@ def _put(place, name, value, device):
 def _update(state, defence, progress, images, labels):
     """The step itself: nothing in it waits for the device, or changes from one step to the next but in tensors."""
     recipe, optimizer = state.recipe, state.optimizer
-    optimizer.zero_grad(set_to_none=True)
+    optimizer.zero_grad()
     found = _in_parts(state, defence, progress, images, labels)
     if recipe.clip_gradient is not None:
         state.scaler.unscale_(optimizer)
@@ -271,7 +265,7 @@ def _gradients(state, defence, progress, images, labels):
     """Add the gradients of these pictures to those of the weights; returns their part of the loss and the hits."""
     weights = [weight for group in state.optimizer.param_groups for weight in group["params"]]
     before = [weight.grad for weight in weights]
-    state.optimizer.zero_grad(set_to_none=True)
+    state.optimizer.zero_grad()
     with precision.computing(state.precision, state.device), fitted(state.learner.learner):
         loss, logits = state.learner.loss(
             defence,
