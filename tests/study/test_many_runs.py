@@ -148,4 +148,8 @@ def test_an_unknown_pool(on):
 def test_without_being_asked_there_is_none(monkeypatch):
     monkeypatch.delenv("STUDY_ON", raising=False)
     assert many_runs.chosen() is None
+
+
+@pytest.mark.long
+def test_a_pool_says_what_it_has():
     assert repr(many_runs.chosen("local:2")).startswith("this machine, 2 CPUs")
