@@ -2,7 +2,7 @@
 
     python -m benchmarks.fast_robust               # three seeds; on a GPU the record, on a CPU a small rehearsal
     python -m benchmarks.fast_robust --seeds 1 --pictures 1000
-    python -m benchmarks.fast_robust --single-step # another table: N-FGSM, in half the time
+    python -m benchmarks.fast_robust --single-step # N-FGSM in place of PGD, with a goal of its own
 
 PGD training, with what makes it cheap: the attack's steps grow from 1 to 5 over the first two thirds; one-cycle
 learning rate, averaged weights, label smoothing. Wall time is that of train(), validations and the capture of

@@ -117,10 +117,7 @@ def published(path=ROOT / "benchmarks" / "robustbench.csv"):
 
 
 def results(shown=SHOWN, experiment=EXPERIMENT, networks=NETWORKS, again=AGAIN):
-    """Figure and table of a study under notebooks/expected: clean accuracy and that under AutoAttack.
-
-    Beside it what another seed has left of the same networks, wherever they stand in that study.
-    """
+    """Figure and table of a study under notebooks/expected; the last column is what another seed has left."""
     scores = pd.read_csv(ROOT / shown / "scores.csv").set_index(["model", "evaluation"])
     attack = next(name for _, name in scores.index if name.startswith("AutoAttack"))
     second = pd.read_csv(ROOT / again / "scores.csv").query("evaluation == @attack")
@@ -130,7 +127,8 @@ def results(shown=SHOWN, experiment=EXPERIMENT, networks=NETWORKS, again=AGAIN):
         found = [scores.loc[(f"{experiment}/{network}-seed0", kind)] for kind in ("clean", attack)]
         other = [second.loc[network]] if network in second.index else []
         counts |= {row.n for row in found + other}
-        rows.append([*said, *map(_accuracy, found), _accuracy(other[0]).split()[0] if other else ""])
+        once_more = [_struck(f"{row.accuracy:.1f}", row) for row in other] or [""]
+        rows.append([*said, *map(_accuracy, found), *once_more])
     (n,) = counts
     drawn = f"{shown}/{experiment}/figures/1_clean_against_robust.png"
     figure = f'<img src="{drawn}" width="560" alt="Clean accuracy against accuracy under AutoAttack">'
@@ -143,7 +141,10 @@ def results(shown=SHOWN, experiment=EXPERIMENT, networks=NETWORKS, again=AGAIN):
 
 
 def _accuracy(row):
-    shown = f"{row.accuracy:.1f} ({row.low:.1f}–{row.high:.1f})"
+    return _struck(f"{row.accuracy:.1f} ({row.low:.1f}–{row.high:.1f})", row)
+
+
+def _struck(shown, row):
     return f"~~{shown}~~" if row.verdict == "invalid" else shown
 
 

@@ -46,6 +46,7 @@ from processes.machine import convolving, fast_bfloat16
 from trainer import Recipe, train
 from training import step as steps
 from training.cuda_graphs import WARM_UP
+from training.sgd import SGD
 
 pytestmark = [pytest.mark.gpu, pytest.mark.long]
 DEVICE = torch.device(os.environ.get("STUDY_TESTS_ON", "cpu"))
@@ -196,6 +197,25 @@ def data():
 def recipe(**settings):
     common = {"epochs": 3, "batch_size": 32, "learning_rate": 0.2, "augment": False, "validation_images": 100}
     return Recipe(**common | {"defence": Adversarial(PGD(steps=2))} | settings)
+
+
+def test_steps_of_sgd_are_those_of_torch_bit_by_bit():
+    """With a learning rate in a tensor, as a graph reads it."""
+    networks, settings = (
+        [models.build("shallow_cnn", 10).to(DEVICE) for _ in range(2)],
+        {"momentum": 0.9, "weight_decay": 5e-4},
+    )
+    rate = torch.tensor(0.1, device=DEVICE) if CUDA else 0.1
+    mine = SGD([{"params": [*networks[0].parameters()], "lr": rate}], **settings)
+    theirs = torch.optim.SGD(networks[1].parameters(), lr=rate, nesterov=True, fused=True, **settings)
+    for step in range(4):
+        for model, optimizer in zip(networks, (mine, theirs), strict=True):
+            generator = torch.Generator().manual_seed(step)
+            for weight in model.parameters():
+                weight.grad = torch.randn(weight.shape, generator=generator).to(weight)
+            optimizer.step()
+    pairs = zip(*(model.parameters() for model in networks), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
 
 
 def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path, monkeypatch):

@@ -56,6 +56,14 @@ class SGD:
         }
 
     def load_state_dict(self, saved):
-        for place, weight in enumerate(self._weights()):
-            if self.momentum and place in saved["state"]:
-                self.state[weight]["momentum_buffer"].copy_(saved["state"][place]["momentum_buffer"])
+        for place, weight in enumerate(self._weights() if self.momentum else []):
+            kept, momentum = saved["state"].get(place), self.state[weight]["momentum_buffer"]
+            if kept is None:  # torch.optim has none before the first step
+                momentum.zero_()
+            elif kept["momentum_buffer"].shape == momentum.shape:
+                momentum.copy_(kept["momentum_buffer"])
+            else:
+                was, wanted = tuple(kept["momentum_buffer"].shape), tuple(momentum.shape)
+                raise ValueError(
+                    f"the momentum of weight {place} has the shape {was}, not {wanted}: of another network"
+                )

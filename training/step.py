@@ -227,8 +227,7 @@ def _put(place, name, value, device):
         place[name] = value
         return
     known = place.get(name)
-    # A checkpoint's lie on the CPU. "cuda" is cuda:0: another tensor each time, and a graph would read the first.
-    if not isinstance(known, torch.Tensor) or known.device.type != device.type:
+    if not isinstance(known, torch.Tensor):  # always the same one: a graph reads it
         place[name] = torch.zeros((), device=device)
     place[name].fill_(value)
 

@@ -65,6 +65,7 @@ OURS = [
     late(NearFirst(), 0.2),
     late(NearFirst(norm="L2"), 0.2),
     *(late(PGD(eps=eps, step_size=eps / 4, steps=20), 2.5) for eps in (2 / 255, 4 / 255, 16 / 255)),
+    # Short ones: of 250 pictures they miss one at 4/255 and two at 16/255; at 8/255 the whole one is held to less.
     *(late(AutoAttack(eps=eps, steps=30, queries=2), 1) for eps in (2 / 255, 4 / 255, 16 / 255)),
 ]
 

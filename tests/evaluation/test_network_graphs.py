@@ -111,13 +111,14 @@ def test_a_gradient_is_that_of_the_pass_that_it_is_asked_of(request, monkeypatch
         assert torch.allclose(again, wanted[0], atol=1e-5)
 
 
-def test_it_is_captured_when_it_comes_often_and_the_oldest_gives_way(graphs):
+def test_it_is_captured_when_it_comes_often_and_the_least_recently_used_gives_way(graphs):
     network = NetworkGraphs(frozen(small_network()))
     for count in range(1, MOST + 3):
         for _ in range(5):
             network(torch.rand(count, 3, 8, 8))
+        network(torch.rand(1, 3, 8, 8))
     assert Recorded.made == MOST + 2
-    assert len(network.graphs) == MOST
+    assert [shape[0] for shape, *_ in network.graphs] == [*range(4, MOST + 3), 1]
     assert OFTEN > 2
 
 
