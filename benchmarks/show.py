@@ -29,7 +29,7 @@ DRAWN = {"speed": plots.plot_speed, "scaling": plots.plot_scaling, "defences": p
 SHOWN = "notebooks/expected/hour-cifar"
 EXPERIMENT = "06_robust_transfer"
 AGAIN = "notebooks/expected/hour-cifar-seed1"
-TRAINED = "ResNet-18, fine-tuned for three epochs on 45,000 pictures of CIFAR-10; one H100"
+TRAINED = "ResNet-18, fine-tuned for three epochs (preset `hour`: eight) on 45,000 pictures of CIFAR-10; one H100"
 NETWORKS = {
     "source-robust": ("robust", "nothing: the source itself, on CIFAR-100"),
     "from-standard-all": ("standard", "all layers, on clean pictures"),

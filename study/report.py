@@ -35,7 +35,7 @@ def write_page(study):
             everything |= {f"{name}/{run}": score for run, score in scores.items()}
             known |= {name: scores} if scores else {}
     if not everything:
-        raise FileNotFoundError(f"{study} holds no scored run yet; run a notebook first")
+        raise FileNotFoundError(f"{study} holds no scored run yet: notebook 00 scores none, 01 does")
     first = sorted(study.glob("*/*/environment.json"), key=lambda path: path.stat().st_mtime)
     figure = telling(study)
     page = Template(Path(__file__).with_suffix(".html").read_text(encoding="utf-8")).render(

@@ -16,7 +16,11 @@ log = logging.getLogger("study")
 def check(model, data, recipe, name="this run"):
     """Raise ValueError or TypeError for a model that does not fit the data or the recipe; say what looks wrong."""
     if recipe.batch_size > len(data.train):
-        raise ValueError(f"batch_size={recipe.batch_size}: there are only {len(data.train)} training pictures")
+        few = max(1, len(data.train) // 4)
+        raise ValueError(
+            f"batch_size={recipe.batch_size}: there are only {len(data.train)} training pictures; "
+            f"Recipe(batch_size={few}) would be four steps an epoch"
+        )
     if low := {weight.dtype for weight in model.parameters()} & {torch.float16, torch.bfloat16}:
         raise ValueError(
             f"the weights are {low.pop()}, in which small updates are lost: train model.float(); the recipe's "
