@@ -12,6 +12,7 @@ from attacks import evaluating, input_gradient
 @pytest.mark.parametrize("side", [32, 36])
 def test_the_shallow_network_in_bfloat16_is_the_same_function(side):
     network, (images, labels) = models.build("shallow_cnn", 10).network, pictures(16, side)
+    torch.manual_seed(0)
     if side != 32:  # the sizes work out, but for the linear layers
         network[7] = nn.Linear(16 * 6 * 6, 120)
     plain = nn.Sequential(*network)
