@@ -112,9 +112,13 @@ def run(doc, name, cases, arguments=None):
 
 
 def header(name, setting, arguments):
-    """Everything that a reader needs to judge or repeat the numbers."""
+    """Everything that a reader needs to judge or repeat the numbers; where it wrote to is nobody's concern."""
+    words = [*map(str, arguments)]
+    if "--output" in words:
+        place = words.index("--output")
+        del words[place : place + 2]
     return {
-        "command": " ".join(["python", "-m", f"benchmarks.{name}", *map(str, arguments)]),
+        "command": " ".join(["python", "-m", f"benchmarks.{name}", *words]),
         "environment": environment(setting.device),
         "versions": {peer: _version(peer) for peer in PEERS},
         "batch": setting.batch,

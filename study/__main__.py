@@ -275,13 +275,22 @@ def _stopping_together():
             asked.append(number)
             for child in psutil.Process().children():
                 child.terminate()
-            signal.alarm(GRACE + 1)
+            signal.alarm(GRACE)
 
-    def end(*_):
+    def overdue(*_):
+        """End a kernel that is still there, so that its notebook is kept; a second later, end without it."""
+        if "killed" in asked:
+            end()
+        asked.append("killed")
+        for child in psutil.Process().children():
+            child.kill()
+        signal.alarm(1)
+
+    def end():
         _aside("stopped; the same command goes on from here")
         raise SystemExit(RESUME if asked[0] == signal.SIGTERM else 128 + asked[0])
 
-    handlers = {signal.SIGINT: ask, signal.SIGTERM: ask, signal.SIGALRM: end}
+    handlers = {signal.SIGINT: ask, signal.SIGTERM: ask, signal.SIGALRM: overdue}
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield
