@@ -118,10 +118,14 @@ def test_targets_of_apgd_and_square():
 def test_the_label_says_when_it_is_not_the_standard():
     assert AutoAttack().label == "AutoAttack"
     assert AutoAttack(version="rand").label == "AutoAttack, rand"
-    assert AutoAttack(steps=10).label == AutoAttack(queries=100).label == "AutoAttack, cut short"
+    for weaker in ({"steps": 99}, {"queries": 4999}, {"targets": 8}):
+        assert AutoAttack(**weaker).label == "AutoAttack, cut short"
+    assert AutoAttack(version="rand", queries=1, targets=1).label == "AutoAttack, rand"
+    assert AutoAttack(version="rand", steps=99).label == "AutoAttack, rand, cut short"
+    assert AutoAttack(steps=101, queries=5001, targets=10).label == "AutoAttack"
     assert repr(AutoAttack()) == "AutoAttack(ε=8/255, 100 steps)"
     assert NearFirst().label == "NearFirst"
-    assert NearFirst(steps=50).label == NearFirst(queries=100).label == "NearFirst, cut short"
+    assert NearFirst(steps=99).label == NearFirst(queries=999).label == "NearFirst, cut short"
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import math
 import pickle
 import warnings
-from dataclasses import replace
+from dataclasses import FrozenInstanceError, fields, replace
 
 import pytest
 import torch
@@ -556,3 +556,48 @@ def test_a_step_size_follows_the_norm_alone():
     assert replace(PGD(norm="L2"), eps=1.0, steps=50).step_size == PGD(norm="L2").step_size
     trades = TRADES()
     assert replace(trades, attack=replace(trades.attack, norm="L2")) == TRADES(PGD(norm="L2"))
+
+
+@pytest.mark.parametrize("kind", attacks.OURS)
+def test_an_attack_is_a_value_that_names_its_settings(kind):
+    attack = kind()
+    assert (attack, hash(attack)) == (kind(), hash(kind()))
+    assert repr(attack).startswith(f"{kind.__name__}(ε=8/255")
+    with pytest.raises(FrozenInstanceError):
+        attack.eps = 0.1
+    with pytest.raises(TypeError, match="positional"):
+        kind(*["Linf"] * 2)
+
+
+@pytest.mark.parametrize("kind", attacks.OURS)
+def test_what_is_counted_begins_at_one(kind):
+    for count in [each.name for each in fields(kind) if type(each.default) is int]:
+        assert getattr(kind(**{count: 1}), count) == 1
+        for wrong in (0, 1.0, True):
+            with pytest.raises(
+                ValueError, match=f"{kind.__name__}: {count}={wrong}; a whole number of at least 1"
+            ):
+                kind(**{count: wrong})
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "allowed", "refused"),
+    [
+        (FGSM, "eps", (0, 1), (-0.01, 1.01)),
+        (PGD, "step_size", (1e-9, 255.0), (0, -1, math.inf, math.nan)),
+        (MIFGSM, "step_size", (1e-9, 255.0), (0, -1)),
+        (MIFGSM, "decay", (0, 9), (-0.01,)),
+        (VMIFGSM, "radius", (1e-9, 9), (0,)),
+        (DIFGSM, "probability", (0, 1), (-0.01, 1.01)),
+        (DIFGSM, "smallest", (1e-9, 1), (0, 1.01)),
+        (TIFGSM, "kernel", (1, 99), (2, 98, 101)),
+        (SINIFGSM, "copies", (1, 100), (101,)),
+        (Square, "share", (1e-9, 1), (0, 1.01)),
+    ],
+)
+def test_settings_have_their_range_and_its_ends(kind, name, allowed, refused):
+    for value in allowed:
+        assert getattr(kind(**{name: value}), name) == value
+    for value in refused:
+        with pytest.raises(ValueError, match=rf"{name}={value}"):
+            kind(**{name: value})

@@ -40,12 +40,16 @@ def test_the_bumps_are_those_of_torchattacks(side, monkeypatch):
     assert torch.allclose(blackbox._pair(side, torch.float32, torch.device("cpu")), theirs.eta(side), atol=1e-6)
 
 
-def test_bumps_are_moved_from_one_square_to_another(monkeypatch):
-    """One square gets a pair of bumps, the other is emptied; elsewhere all changes by the same factor."""
+@pytest.mark.parametrize("spent", [1, 0.5])
+def test_bumps_are_moved_from_one_square_to_another(spent, monkeypatch):
+    """One square gets a pair of bumps, the other is emptied; elsewhere all changes by the same factor.
+
+    The new ones are as long, in each channel, as both squares were, and share what was not spent of ε.
+    """
     images, places, real = torch.full((6, 3, 16, 16), 0.5), [], blackbox._anywhere
     monkeypatch.setattr(blackbox, "_anywhere", lambda *given: places.append(real(*given)) or places[-1])
     attack = Square(norm="L2", eps=0.5, share=0.1)
-    before = attack._begin(images, generator(1)) - images
+    before = spent * (attack._begin(images, generator(1)) - images)
     change = attack._with_bumps(images, images + before, 1, generator(2)) - images
     assert torch.allclose(change.flatten(1).norm(dim=1), torch.tensor(0.5), atol=1e-5)
     filled, emptied = torch.zeros_like(images).bool(), torch.zeros_like(images).bool()
@@ -55,6 +59,10 @@ def test_bumps_are_moved_from_one_square_to_another(monkeypatch):
         ratio = now[elsewhere] / then[elsewhere]
         assert torch.allclose(ratio, ratio[0], atol=1e-3)
         assert ratio[0] > 0
+    taken = (before * (filled | emptied)).square().sum((1, 2, 3))
+    left = (before * ~(filled | emptied)).square().sum((1, 2, 3))
+    new, kept = ((change * where).square().sum((1, 2, 3)) for where in (filled, ~filled))
+    assert torch.allclose(new / kept, (0.25 * (1 - spent**2) + 3 * taken) / left, rtol=1e-3)
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
