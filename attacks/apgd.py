@@ -93,7 +93,7 @@ class APGD(Attack):
         for _ in range(self.samples - 1):
             another = search.ascend(points, objective)
             loss, gradient, logits = loss + another[0], gradient + another[1], another[2]
-        return loss / self.samples, gradient, logits
+        return loss, gradient, logits  # sums: only their order counts, and the gradient's direction
 
     def _objective(self, search, rank):
         def cross_entropy(logits):  # which is softplus of this: they climb together, but this never saturates

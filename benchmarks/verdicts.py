@@ -31,7 +31,7 @@ from models.fingerprint import fingerprint
 from processes.machine import environment
 from storage.atomic_files import read_json, write_json
 
-NOT_SOUND = {"better than chance", "constant predictor"}
+NOT_SOUND = {"no better than chance", "constant predictor"}
 CNN = "01_shallow_cnn"
 # At 8/255 the ResNet-18 loses so little on Shapes that there would be nothing to hide.
 RESNET_EPS = {"shapes": 20 / 255, "cifar": 8 / 255}

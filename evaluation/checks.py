@@ -49,7 +49,7 @@ def constant_predictor(predictions, labels, num_classes, outputs=None):
     chance, even = float(sizes.max()) / len(labels), 1 / int(there.sum())
     if even == 1:
         says = "all pictures are of one class, so a network that always says it would be right too"
-        return Finding("better than chance", "suspect", 1, 1, f"{says}. Test on pictures of several classes")
+        return Finding("no better than chance", "suspect", 1, 1, f"{says}. Test on pictures of several classes")
     recall, noise = (hits / sizes)[there], even * float((even * (1 - even) / sizes[there]).sum()) ** 0.5
     learned = float(recall.mean()) > even + 0.02 + 3 * noise
     if not learned and (found := better_than_chance(float(hits.sum()) / len(labels), chance, why)):
@@ -67,7 +67,7 @@ def better_than_chance(accuracy, chance, why="nothing was learned"):
     """Invalid: clean accuracy at most 2 points above always saying one class."""
     if accuracy <= chance + 0.02:
         says = f"{100 * accuracy:.1f} %, where always saying one class gives {100 * chance:.1f} %"
-        return Finding("better than chance", "invalid", accuracy, chance + 0.02, f"{says}; {why}")
+        return Finding("no better than chance", "invalid", accuracy, chance + 0.02, f"{says}; {why}")
 
 
 def masked_gradient(model, images, labels, rows=ATTACKED, eps=8 / 255):

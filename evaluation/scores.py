@@ -173,5 +173,5 @@ class Scores:
         table["accuracy %"] = accuracy.mask(table.verdict == "invalid", struck)
         table["95 % interval"] = table.low.map("{:.1f} – ".format) + table.high.map("{:.1f}".format)
         for label, count in self.again.items():
-            table.loc[label, "95 % interval"] = f"at most: {count} tried"
+            table.loc[label, "95 % interval"] = f"upper bound: {count} tried again"
         return table[["accuracy %", "95 % interval", "verdict", "attack"]]

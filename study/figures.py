@@ -304,6 +304,7 @@ def plot_plane(groups, label, sources=None):
     invalid = any(label in score.outcomes and _place(score, label) is None for score in everything)
     left_out = "; invalid numbers left out" if invalid else ""
     figure, axis = plt.subplots(figsize=(7.4, 4.2))
+    highest = 0.0
     for group, scores in groups.items():
         start = _place(sources[group], label) if group in sources else None
         if start:
@@ -315,19 +316,20 @@ def plot_plane(groups, label, sources=None):
                 axis.plot(*zip(start, place, strict=True), color=colours[group], linewidth=0.5, alpha=0.5)
             ends = [[[100 * end] for end in score.interval(row)] for row in (CLEAN, label)]
             across, along = (np.abs(np.subtract(two, one)) for two, one in zip(ends, place, strict=True))
-            look = {"color": colours[group], "markersize": 5, "elinewidth": 0.6, "alpha": 0.8}
+            highest = max(highest, ends[1][1][0])
+            look = {"color": colours[group], "markersize": 6, "markerfacecolor": "none", "elinewidth": 0.6}
             axis.errorbar(*place, xerr=across, yerr=along, fmt=shapes[_family(name)], **look)
     axis.axline((0, 0), slope=1, color="grey", linewidth=0.8, linestyle=":")
     axis.set(
         xlabel="clean accuracy, %",
         ylabel=f"accuracy under {_title(label, everything)}, %",
         xlim=(0, 102),
-        ylim=(-2, 102),
+        ylim=(-2, 52 if highest < 50 else 102),
     )
     axis.set_title(f"{', n = '.join(tested)}; 95 % intervals{left_out}")
     entries = [Patch(color=colour, label=group) for group, colour in colours.items()]
     if len(set(shapes.values())) > 1:
-        grey = {"color": "#555555", "linestyle": ""}
+        grey = {"color": "#555555", "linestyle": "", "markerfacecolor": "none"}
         entries += [Line2D([], [], marker=shape, label=name, **grey) for name, shape in shapes.items()]
     if sources:
         told = f"its source, on {distinct(score.split for score in sources.values())}"

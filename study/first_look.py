@@ -96,7 +96,7 @@ def explore(networks, split, pictures, attacks, *, seed=0):
     controls = [
         ipywidgets.Dropdown(options=named, description="picture"),
         ipywidgets.Dropdown(options=[(attack.label, attack) for attack in attacks], description="attack"),
-        ipywidgets.SelectionSlider(options=sizes, value=8 / 255, description="ε", continuous_update=False),
+        ipywidgets.SelectionSlider(options=sizes, value=2 / 255, description="ε", continuous_update=False),
     ]
     shown = ipywidgets.Image(layout={"max_width": "100%"})
 

@@ -23,7 +23,7 @@ WEIGHTS = {"last": "weights.safetensors", "best": "best.safetensors"}  # what sc
 
 # What to do about a number that is invalid, where the finding does not say it.
 REMEDIES = {
-    "better than chance": "train for more epochs, or start from trained weights",
+    "no better than chance": "train for more epochs, or start from trained weights",
     "constant predictor": "train for more epochs, or start from trained weights",
     "masked gradient": "believe attacks that follow no gradient: Square, or examples carried from another network",
     "catastrophic overfitting": "believe PGD's row, and train with more steps, N-FGSM or a smaller ε",

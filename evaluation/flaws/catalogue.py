@@ -277,9 +277,9 @@ FLAWED_MODELS = (
     # broken models
     Flaw("NaN logits", "finite logits", "invalid", _tested(lambda inner, x: inner(x) * torch.nan)),
     Flaw("NaN logits under attack", "finite logits", "invalid", _tested(flawed.broken_off_the_grid)),
-    Flaw("one class for everything", "better than chance", "invalid", _tested(flawed.constant)),
+    Flaw("one class for everything", "no better than chance", "invalid", _tested(flawed.constant)),
     Flaw("one class for most", "constant predictor", "invalid", _tested(flawed.mostly_one)),
-    Flaw("classes in another order", "better than chance", "invalid", _tested(flawed.guessing)),
+    Flaw("classes in another order", "no better than chance", "invalid", _tested(flawed.guessing)),
     Flaw("BatchNorm in training mode", "training mode", "invalid", _tested(flawed.training_mode)),
     Flaw("a buffer that moves", "training mode", "invalid", _tested(flawed.remembering)),
     Flaw("a weight that moves", "training mode", "invalid", _tested(flawed.moving)),
@@ -339,7 +339,7 @@ FLAWED_PROTOCOLS = (
     Flaw("another ε than its neighbours", "ε", "suspect", _tabled(eps=4 / 255)),
     Flaw("no ε", "ε", "suspect", _tabled(eps=None)),
     Flaw("an accuracy above 100 %", "percent", "invalid", _tabled(clean=850.0)),
-    Flaw("a model at chance", "better than chance", "invalid", _published(0.11, FGSM=0.1, PGD=0.1)),
+    Flaw("a model at chance", "no better than chance", "invalid", _published(0.11, FGSM=0.1, PGD=0.1)),
     # a source that is none, and other protocols
     Flaw("near twins of test pictures in training", "near leak", "suspect", _near()),
     Flaw("the source's pictures hold test pictures, larger", "near leak", "suspect", _near(2)),
@@ -350,7 +350,7 @@ FLAWED_PROTOCOLS = (
     Flaw("a head that nobody trained", "claim", "invalid", _fresh_head),
     Flaw("the mean of attacks, not the worst case", "claim", "invalid", _mean_of_attacks),
     Flaw("only the target class counts as success", "claim", "invalid", _targets),
-    Flaw("test pictures of one class", "better than chance", "suspect", _one_class),
+    Flaw("test pictures of one class", "no better than chance", "suspect", _one_class),
     Flaw("a worst case over several ε", "one ball", "suspect", _two_sizes),
     Flaw(
         "best epoch beside last epoch",

@@ -566,7 +566,7 @@ def test_an_attack_is_a_value_that_names_its_settings(kind):
     with pytest.raises(FrozenInstanceError):
         attack.eps = 0.1
     with pytest.raises(TypeError, match="positional"):
-        kind(*["Linf"] * 2)
+        kind("Linf")
 
 
 @pytest.mark.parametrize("kind", attacks.OURS)

@@ -58,7 +58,7 @@ def test_its_number_is_the_attacks_and_what_was_not_tried_again_has_no_interval(
     assert table.n["Square-1000"] == tried
     assert math.isnan(table.low["Square-1000"])
     assert table.low["PGD-10"] > 0
-    assert f"at most: {tried} tried" in str(audited)
+    assert f"upper bound: {tried} tried again" in str(audited)
 
 
 def test_an_audit_leaves_the_model_as_it_was(sound, blobs):

@@ -14,7 +14,7 @@ from storage.paths import ROOT
 def test_published_tables_are_judged():
     # The earlier study's rows: ResNet-18 trained on stale examples, and the small CNN.
     found = {f.check: f.severity for f in judge(0.11, {"FGSM": 0.743, "PGD": 0.744, "NI": 0.74}, chance=0.1)}
-    assert found["robust above clean"] == found["better than chance"] == "invalid"
+    assert found["robust above clean"] == found["no better than chance"] == "invalid"
     assert [f.check for f in judge(0.48, {"FGSM": 0.431, "PGD": 0.43, "NI": 0.429})] == ["attacks alike"]
     assert judge(0.824, {"FGSM": 0.56, "PGD": 0.52, "AutoAttack": 0.48}, chance=0.1) == []
     assert judge(0.9, {"FGSM": 0.897, "PGD": 0.896, "NI": 0.895, "VMI": math.nan}) == []
@@ -33,11 +33,11 @@ def test_a_published_table_is_judged_row_by_row_in_percent():
     )
     judged = judge_table(table)
     assert judged.verdict["sound"] == judged.verdict["half"] == "no finding"
-    assert "INVALID: better than chance" in judged.verdict["stale"]
+    assert "INVALID: no better than chance" in judged.verdict["stale"]
     assert "74.3 %, more than the 11.0 %" in judged.verdict["stale"]
     assert list(judged.drop(columns="verdict")) == list(table)
     hundred = judge_table(table.assign(clean=[11.0, 11.0, 2.9])[["clean", "classes"]])
-    assert hundred.verdict["half"].startswith("INVALID: better than chance")
+    assert hundred.verdict["half"].startswith("INVALID: no better than chance")
     assert judge_table(table.assign(clean=[13.0] * 3)[["clean", "classes"]]).verdict["half"] == "no finding"
 
 

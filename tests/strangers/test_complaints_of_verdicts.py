@@ -30,7 +30,7 @@ def test_a_network_for_other_classes():
 
     Right: the verdict says that it has 1,000 outputs for 4 classes.
     """
-    assert "50 outputs for 4 classes" in found(small_network(classes=50))["better than chance"].message
+    assert "50 outputs for 4 classes" in found(small_network(classes=50))["no better than chance"].message
 
 
 def test_attacks_without_bounds_beside_others():

@@ -41,14 +41,17 @@ def test_what_is_invalid_is_told_in_a_line_a_kind(study):
     def score(*findings):
         return Scores("x test", {"clean": right, "FGSM": right}, {"FGSM": "FGSM"}, findings=list(findings))
 
-    learned, odd = Finding("better than chance", "invalid", 1, 0, "nothing"), Finding("odd", "invalid", 1, 0, "so")
+    learned, odd = (
+        Finding("no better than chance", "invalid", 1, 0, "nothing"),
+        Finding("odd", "invalid", 1, 0, "so"),
+    )
     doubt = Finding("step size", "suspect", 1, 0, "short")
     lines = tables.invalid(
         {"01": {"a": score(learned, doubt), "b": score(learned)}, "02": {"c": score(learned, odd)}}
     )
     assert lines == [
-        "INVALID: better than chance, 3 in all (01 2, 02 1); a, all: nothing",
-        f"    what to do: {tables.REMEDIES['better than chance']}",
+        "INVALID: no better than chance, 3 in all (01 2, 02 1); a, all: nothing",
+        f"    what to do: {tables.REMEDIES['no better than chance']}",
         "INVALID: odd, 1 in all (02 1); c, all: so",
     ]
     assert tables.invalid({"01": {"a": score(doubt)}, "02": {"b": score()}}) == ["no number is invalid"]
