@@ -13,7 +13,7 @@ from attacks.base import NORMS, Attack, choice, norm_setting, setting
 from attacks.blackbox import Square
 from attacks.fab import FAB
 from attacks.pgd import PGD
-from processes.machine import convolving
+from processes.machine import rounding
 
 
 class Sequence(Attack):
@@ -28,7 +28,7 @@ class Sequence(Attack):
                 break
             points = stage.craft(model, images[standing], labels[standing], generator)
             found[standing] = points
-            with convolving(tf32=False), torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+            with rounding(tf32=False), torch.no_grad(), torch.autocast(images.device.type, enabled=False):
                 right = model(points).argmax(1) == labels[standing]
             standing = standing[right]
         return found
@@ -110,7 +110,7 @@ class Nearest(Attack):
     def craft(self, model, images, labels, generator, targeted=False):
         pgd = PGD(eps=self.eps, step_size=self.eps / 4 or None, norm=self.norm)
         points = pgd.craft(model, images, labels, generator, targeted)
-        with convolving(tf32=False), torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+        with rounding(tf32=False), torch.no_grad(), torch.autocast(images.device.type, enabled=False):
             logits = wide(model(points))
         near = margin(logits, labels).argsort(stable=True)
         near = near[logits.argmax(1)[near] == labels[near]][: -(-len(images) // 3)]

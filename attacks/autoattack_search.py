@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 
 from attacks.base import refuse_inference_mode
-from processes.machine import convolving, fast_bfloat16
+from processes.machine import fast_bfloat16, rounding
 
 PRECISIONS = ("auto", "bfloat16", "float32")
 TF32 = "tf32"  # for FAB and Square: float32, on GPUs as they round it
@@ -50,12 +50,12 @@ class Search:
     def at_work(self):
         """To be entered once around the search: its precision (so that weights are converted only once)."""
         kind = self.images.device.type
-        with convolving(tf32=self.tf32), torch.autocast(kind, torch.bfloat16, enabled=self.low):
+        with rounding(tf32=self.tf32), torch.autocast(kind, torch.bfloat16, enabled=self.low):
             yield
 
     def exact(self, points):
         kind = points.device.type
-        with convolving(tf32=False), torch.no_grad(), torch.autocast(kind, enabled=False):
+        with rounding(tf32=False), torch.no_grad(), torch.autocast(kind, enabled=False):
             return self.model(points)
 
     def logits(self, points):

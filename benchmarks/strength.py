@@ -18,7 +18,7 @@ from attacks import APGD, FAB, PGD, Square, autoattack_search
 from benchmarks.suite import RESULTS
 from evaluation import network_graphs, per_example
 from finetune_framework import load_source
-from processes.machine import convolving, environment
+from processes.machine import environment, rounding
 from storage.atomic_files import write_json
 
 NETWORKS = [f"ours/{data}-{kind}-w16" for data in ("cifar10", "cifar100") for kind in ("robust", "standard")]
@@ -39,13 +39,13 @@ def plainly():
 
     @contextmanager
     def exactly(**_):
-        with convolving(tf32=False):
+        with rounding(tf32=False):
             yield
 
     places = (per_example, autoattack_search)
     with ExitStack() as patches:
         for place in places:
-            patches.enter_context(mock.patch.object(place, "convolving", exactly))
+            patches.enter_context(mock.patch.object(place, "rounding", exactly))
         patches.enter_context(mock.patch.object(network_graphs, "OFTEN", 10**9))
         yield
 

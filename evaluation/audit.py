@@ -17,7 +17,7 @@ from attacks.base import NORMS, whole_range
 from evaluation import checks, comparisons, gradients
 from evaluation.finding import CLEAN, Finding
 from evaluation.golden import too_weak
-from evaluation.per_example import attacked, on_device_of, predict
+from evaluation.per_example import attacked, in_float32, on_device_of, predict
 from evaluation.scores import Scores
 from evaluation.statistics import expected_robustness, wilson_of_mean
 from models.fingerprint import fingerprint
@@ -214,7 +214,8 @@ def audit(model, split, attack=None, *, surrogates=None, seed=0, progress=True):
     """
     if not isinstance(surrogates, dict | None):
         raise TypeError(f"surrogates={surrogates!r:.60}: a dictionary {{name: model}} is needed")
-    return _Auditor(model, split, PGD() if attack is None else attack, seed, progress).run(surrogates or {})
+    with in_float32(split):
+        return _Auditor(model, split, PGD() if attack is None else attack, seed, progress).run(surrogates or {})
 
 
 class _Auditor:

@@ -16,7 +16,7 @@ from torch import nn
 from attacks.base import NORMS, Attack, evaluating
 from attacks.pgd import bounds
 from evaluation.finding import CLEAN, Finding
-from evaluation.per_example import attacked, on_device_of, predict
+from evaluation.per_example import attacked, in_float32, on_device_of, predict
 from evaluation.scores import Scores
 from models import Model, Normalise, ShallowCNN, copied
 from models.model import Wrapped
@@ -87,15 +87,16 @@ def certified(model, split, attack):
 def withstands(model, split, eps, norm="Linf", relaxed=True):
     """Which pictures of a split, bool (N,), no change within ε can turn, by the relaxation or intervals alone."""
     found, chain = [], None
-    for images, labels in split.batches(1 if relaxed else 250):
-        if chain is None:
-            chain = steps_of(model, images)
-        ball = (images, eps) if norm == "L2" else None
-        least = margins(chain, *bounds(images, eps), labels, relaxed, ball)
-        clean = margins(chain, images, images, labels, False)
-        with evaluating(model), torch.no_grad():
-            largest = model(images).abs().amax(1)
-        found.append(least > ROUNDING * torch.maximum(clean.abs(), largest / 10))
+    with in_float32(split):  # a proof holds as far as rounding does not reach
+        for images, labels in split.batches(1 if relaxed else 250):
+            if chain is None:
+                chain = steps_of(model, images)
+            ball = (images, eps) if norm == "L2" else None
+            least = margins(chain, *bounds(images, eps), labels, relaxed, ball)
+            clean = margins(chain, images, images, labels, False)
+            with evaluating(model), torch.no_grad():
+                largest = model(images).abs().amax(1)
+            found.append(least > ROUNDING * torch.maximum(clean.abs(), largest / 10))
     return torch.cat(found)
 
 

@@ -8,9 +8,10 @@ from tqdm.auto import tqdm
 
 from attacks import evaluating, input_gradient, margin
 from evaluation.batch_sizes import BATCH, AnySize
-from evaluation.per_example import attacked, on_device_of, predict
+from evaluation.per_example import attacked, in_float32, on_device_of, predict
 from evaluation.statistics import wilson
 from evaluation.testing import seed_for
+from processes.machine import rounding
 
 
 def accuracy_against_eps(model, split, attack, grid, *, seed=0, progress=True):
@@ -68,7 +69,7 @@ def margins(model, split, attack, *, seed=0):
     model = AnySize(on_device_of(split, model))
     parts = {"clean": [], attack.label: []}
     generator = torch.Generator(split.labels.device).manual_seed(seed)
-    with evaluating(model):
+    with evaluating(model), in_float32(split):
         for images, labels in split.batches(BATCH[split.labels.device.type]):
             adversarial = model.crafted(attack, images, labels, generator)
             for name, points in zip(parts, (images, adversarial), strict=True):
@@ -83,7 +84,7 @@ def loss_surface(model, images, labels, eps=8 / 255, points=21, *, seed=0):
     Columns go along a random direction of signs; both from -ε to ε, the picture in the middle. A smooth slope is
     what an attack needs; a cliff or a ripple on it misleads one.
     """
-    with evaluating(model):
+    with evaluating(model), torch.autocast(images.device.type, enabled=False), rounding(tf32=False):
         uphill = input_gradient(model, images, labels).sign()
         generator = torch.Generator(images.device).manual_seed(seed)
         across = torch.empty_like(images).uniform_(-1, 1, generator=generator).sign()

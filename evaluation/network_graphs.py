@@ -9,7 +9,7 @@ from collections import Counter
 import torch
 
 from models import Model, taken
-from processes.machine import convolving
+from processes.machine import rounding, tf32_allowed
 
 log = logging.getLogger("study")
 
@@ -41,7 +41,7 @@ class NetworkGraphs:
             return taken(self.model(images))
         follows, kind = torch.is_grad_enabled() and images.requires_grad, images.device.type
         autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-        key = (images.shape, images.stride(), images.dtype, follows, autocast, torch.backends.cudnn.allow_tf32)
+        key = (images.shape, images.stride(), images.dtype, follows, autocast, tf32_allowed())
         self.calls[key] += 1
         if key not in self.graphs:
             if self.calls[key] <= OFTEN or any(weight.requires_grad for weight in self.model.parameters()):
@@ -82,7 +82,7 @@ class _Graph:
         self.folds = [getattr(module, "_folds", None) for module in model.modules()]
         self.passes, self.ascent, stream = 0, None, torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream), convolving(tf32=torch.backends.cudnn.allow_tf32, tries=True):
+        with torch.cuda.stream(stream), rounding(tf32=tf32_allowed(), tries=True):
             for _ in range(3):  # libraries choose their kernels
                 logits = taken(model(self.images))
                 if logits.requires_grad:
@@ -91,7 +91,7 @@ class _Graph:
         torch.cuda.current_stream().wait_stream(stream)
         self.ahead, self.back = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         settings = {"stream": stream, "capture_error_mode": "thread_local"}
-        with convolving(tf32=torch.backends.cudnn.allow_tf32, tries=True):
+        with rounding(tf32=tf32_allowed(), tries=True):
             with torch.cuda.graph(self.ahead, **settings):
                 self.logits = taken(model(self.images))
             if self.logits.requires_grad:

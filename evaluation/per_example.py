@@ -15,7 +15,7 @@ from attacks import evaluating
 from evaluation.batch_sizes import BATCH, AnySize
 from evaluation.unfinished import Kept
 from processes import data_parallel
-from processes.machine import convolving
+from processes.machine import rounding
 from processes.seeds import derive_seed
 
 
@@ -64,7 +64,7 @@ def predict(model, split):
 @contextmanager
 def in_float32(split, *, tf32=False):
     """Whatever autocast the caller is in; with `tf32` as GPUs round it: for crafting, never for judging."""
-    with torch.autocast(split.labels.device.type, enabled=False), convolving(tf32=tf32):
+    with torch.autocast(split.labels.device.type, enabled=False), rounding(tf32=tf32):
         yield
 
 

@@ -9,7 +9,7 @@ from tqdm.auto import tqdm
 from attacks import Attack
 from evaluation.audit import examine
 from evaluation.finding import CLEAN
-from evaluation.per_example import Kept, attacked, on_device_of, predict
+from evaluation.per_example import Kept, attacked, in_float32, on_device_of, predict
 from evaluation.scores import Scores
 from loaders import Split
 from models.fingerprint import fingerprint
@@ -78,5 +78,6 @@ def evaluate(source, victim, split, attacks, seed, progress, carried, folder=Non
             outcome[indices] = stood
             scores.outcomes[label], seconds[label] = outcome.cpu(), extents[label].seconds
     scores.weights = fingerprint(victim)
-    scores.findings = examine(victim, split, logits, scores, attacks, extents)
+    with in_float32(split):
+        scores.findings = examine(victim, split, logits, scores, attacks, extents)
     return scores

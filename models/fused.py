@@ -15,6 +15,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from models.low_rank import is_adapted
+from processes.machine import tf32_allowed
 
 _FOR_ONEDNN = ()  # what its convolutions compute in, here
 if torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_pointwise"):
@@ -78,7 +79,7 @@ def _by_cudnn(x):
     Its ReLU may make 0 of NaN. What judges a network is float32, where NaN stays.
     """
     low = x.dtype in (torch.bfloat16, torch.float16)
-    return x.device.type == "cuda" and (low or (x.dtype == torch.float32 and torch.backends.cudnn.allow_tf32))
+    return x.device.type == "cuda" and (low or (x.dtype == torch.float32 and tf32_allowed()))
 
 
 class _Chain(torch.autograd.Function):

@@ -42,7 +42,7 @@ from evaluation import batch_sizes, per_example, testing
 from evaluation.audit import audit
 from loaders import Data
 from loaders.mapped import Mapped, Rows
-from processes.machine import convolving, fast_bfloat16
+from processes.machine import fast_bfloat16, rounding
 from trainer import Recipe, train
 from training import step as steps
 from training.cuda_graphs import WARM_UP
@@ -120,7 +120,7 @@ def test_the_fused_form_is_the_plain_one_in_the_precision_that_fuses_it(precisio
     images, labels = torch.rand(8, 3, 32, 32, device=DEVICE), torch.arange(8, device=DEVICE)
     wanted, plain = model(images), input_gradient(model, images, labels)
     low = torch.autocast(DEVICE.type, torch.bfloat16, enabled=precision == "bfloat16")
-    with evaluating(model), convolving(tf32=True), low:
+    with evaluating(model), rounding(tf32=True), low:
         logits, gradient = model(images).float(), input_gradient(model, images, labels)
     allowed = 0.1 if precision == "bfloat16" else 0.02
     assert (logits - wanted).norm() < allowed * wanted.norm()

@@ -13,6 +13,8 @@ from torch import nn
 from torch.nn.functional import dropout
 
 from attacks import FGSM, MIFGSM, PGD, AutoAttack, Square, Torchattacks
+from evaluation import audit, certified
+from evaluation.diagnostics import loss_surface, margins
 from evaluation.finding import CLEAN
 from evaluation.published_tables import judge
 from evaluation.scores import Scores
@@ -249,10 +251,26 @@ def test_autocast_around_an_evaluation_changes_nothing():
 
     Right: an evaluation is in float32, whatever stands around it.
     """
-    outside = evaluate(small_network(), PGD())
+    images, labels = SPLIT.batch(slice(8))
+    few, attack = SPLIT.first(40), PGD(steps=2)
+
+    def numbers():
+        model = small_network().eval()
+        scores = [
+            evaluate(model, attack),
+            audit(model, few, attack, progress=False),
+            certified(model, few, attack),
+        ]
+        seen = [*margins(model, few, attack).values(), loss_surface(model, images, labels, points=3)]
+        return scores, seen
+
+    outside = numbers()
     with torch.autocast("cpu", torch.bfloat16):
-        inside = evaluate(small_network(), PGD())
-    assert torch.equal(inside.outcome("PGD-10"), outside.outcome("PGD-10"))
+        inside = numbers()
+    for one, other in zip(inside[0], outside[0], strict=True):
+        assert one.findings == other.findings
+        assert all(torch.equal(one.outcomes[row], outcome) for row, outcome in other.outcomes.items())
+    assert all(map(torch.equal, inside[1], outside[1]))
 
 
 def test_a_step_without_its_255():
