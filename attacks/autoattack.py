@@ -13,7 +13,7 @@ from attacks.base import NORMS, Attack, choice, norm_setting, setting
 from attacks.blackbox import Square
 from attacks.fab import FAB
 from attacks.pgd import PGD
-from processes.machine import rounding
+from models.tf32 import rounding
 
 
 class Sequence(Attack):

@@ -6,7 +6,8 @@ from contextlib import contextmanager
 import torch
 
 from attacks.base import refuse_inference_mode
-from processes.machine import fast_bfloat16, rounding
+from models.tf32 import rounding
+from processes.machine import fast_bfloat16
 
 PRECISIONS = ("auto", "bfloat16", "float32")
 TF32 = "tf32"  # for FAB and Square: float32, on GPUs as they round it

@@ -1,13 +1,13 @@
-"""What the full study costs on 1, 8 and 64 GPUs, from counted arithmetic and stated assumptions: docs/scaling.md.
+"""What the full study costs on 1, 8 and 64 GPUs, from counted arithmetic and measured speed: docs/scaling.md.
 
     python -m benchmarks.plan STUDY TIMED            finished studies: smoke, and quick with nothing beside it
-    python -m benchmarks.plan STUDY TIMED --training 300 --evaluation 40 --price 2.5
+    python -m benchmarks.plan STUDY TIMED --price 2.5
 
 It also writes notebooks/lengths.json, what each notebook says at its beginning: how long quick took, and what is
 counted for the presets hour and full. Which runs there are, and which need which, is read from the folders of the
 smoke study; lengths are read from the notebooks. The arithmetic of a step is counted. What a GPU does of it in a
-second is assumed until benchmarks.gpu has measured it. How well counting tells time is seen in the study that was
-timed.
+second is what one has done: in the steps that benchmarks.gpu measured, and in the AutoAttack of a kept study. How
+well counting tells time is seen in the study that was timed.
 """
 
 import argparse
@@ -24,6 +24,7 @@ import pandas as pd
 
 import models
 import utils
+from benchmarks.suite import RESULTS
 from benchmarks.timing import flops_of_step
 from processes.device_speed import gflops
 from processes.machine import own_device
@@ -65,7 +66,11 @@ MORE = {"TRADES": 3, "MART": 3, "AWP": 3, "FeatureDistillation": 1}
 # Forward passes that a test spends on a picture: what is right on clean pictures, and what withstands, as shares.
 RIGHT, ROBUST = 0.8, 0.45
 ATTACKS = {"FGSM": 2, "PGD-20": 40, "NI-FGSM": 20, "VMI-FGSM": 102}
-AUTOATTACK = {"APGD-CE": 200, "APGD-T": 1800, "FAB-T": 1800, "Square": 5000}
+STEPS, ON_GPU = (
+    RESULTS / "gpu-cuda-h100.json",
+    ROOT / "notebooks" / "expected" / "hour-cifar",
+)  # measured on one card
+HARDLY = 0.05  # where less withstands AutoAttack, its time is not that of its passes
 GPUS = (1, 8, 64)
 
 
@@ -86,11 +91,45 @@ class Rates:
 
     training: float
     evaluation: float
-    small: float = 1.2  # PGD-10 on an H200: results/gpu-cuda-h200.json
+    small: float
+
+    @classmethod
+    def measured(cls):
+        """Of the card of STEPS and ON_GPU: PGD-10 in batches of 128, AutoAttack on ResNet-18s of full width."""
+        found = {row["case"]: row for row in read_json(STEPS)["results"] if row["group"] == "training"}
+
+        def training(name, case):
+            step = _step({"kind": "Adversarial"}, _flops(name, 10), 10)
+            return found[f"{case}, PGD-10"]["contenders"]["ours"]["rate"]["median"] * step / 1e12
+
+        spent = seconds = 0.0
+        for _, rows in pd.read_csv(ON_GPU / "scores.csv").groupby("model"):
+            rows = rows.set_index("evaluation")
+            for label, row in rows[
+                rows.index.str.startswith("AutoAttack") & (rows.accuracy > 100 * HARDLY)
+            ].iterrows():
+                right, left = rows.accuracy["clean"] / 100, rows.accuracy[label] / 100
+                passes = autoattack(right, left, **_settings(row.attack))
+                spent += row.n * passes * _flops("resnet18", 10)["forward"]
+                seconds += row.seconds
+        training_rates = training("resnet18", "ResNet-18 width 64"), training("shallow_cnn", "shallow CNN")
+        return cls(training_rates[0], spent / seconds / 1e12, training_rates[1])
 
     def seconds(self, job):
         rate = self.small if job.small else self.training if job.kind == "training" else self.evaluation
         return job.flops / (1e12 * rate)
+
+
+def autoattack(right, left, steps=100, targets=9, queries=5000):
+    """Forward passes a picture: APGD-CE on what is right, APGD-T, FAB-T and Square on what withstands; shares."""
+    return 2 * steps * right + (2 * 2 * steps * targets + queries) * left
+
+
+def _settings(attack):
+    """Of AutoAttack, as it prints itself."""
+    named = {"steps": r"(\d+) steps", "targets": r"targets=(\d+)", "queries": r"queries=(\d+)"}
+    found = {name: re.search(pattern, attack) for name, pattern in named.items()}
+    return {name: int(match[1]) for name, match in found.items() if match}
 
 
 @functools.cache
@@ -171,8 +210,7 @@ def _jobs(preset, notebook, run, defence, flops, share, seed):
     yield Job(f"{name}, test", tested * spent * flops["forward"], "test", name)
     if sought:
         standing = ROBUST if defence["kind"] != "Standard" else 0.0
-        left = [RIGHT, *[standing] * 3]
-        spent = sum(share * passes for share, passes in zip(left, AUTOATTACK.values(), strict=True))
+        spent = autoattack(RIGHT, standing)
         yield Job(f"{name}, AutoAttack", tested * spent * flops["forward"], "AutoAttack", name)
 
 
@@ -222,12 +260,12 @@ def write(study, of_time, rates, price, target):
         spans.append([gpus, _long(wall), f"{gpus * wall:.0f}", f"{gpus * wall * price:,.0f} $", busy])
     longest = sorted(jobs, key=seconds)[-1]
     values = {
-        "command": f"python -m benchmarks.plan {study} {of_time} --training {rates.training:g} "
-        f"--evaluation {rates.evaluation:g}",
+        "command": f"python -m benchmarks.plan {study} {of_time} --price {price:g}",
         "price": f"{price:g}",
-        "training": f"{rates.training:g}",
-        "evaluation": f"{rates.evaluation:g}",
-        "small": f"{rates.small:g}",
+        "card": read_json(STEPS)["environment"]["device"],
+        "training": f"{rates.training:.0f}",
+        "evaluation": f"{rates.evaluation:.0f}",
+        "small": f"{rates.small:.1f}",
         "runs": runs,
         "tests": len(jobs) - runs,
         "hours": _rows(rows),
@@ -261,7 +299,7 @@ def write_lengths(study, timed, rates, target):
         for job in jobs_of(study, preset):
             for name in seconds:
                 seconds[name] += rates.seconds(job) if name.startswith(job.name[:2]) else 0
-        how = f"counted, for a GPU that trains at {rates.training:g} TFLOP/s and tests at {rates.evaluation:g}"
+        how = f"counted, for a GPU that trains at {rates.training:.0f} TFLOP/s and tests at {rates.evaluation:.0f}"
         found[f"{preset}-cifar"] = {"how": how, "gflops": 1000 * rates.training, "seconds": seconds}
     with replacing(target) as partial:
         partial.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
@@ -334,8 +372,6 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", type=Path, help="a finished smoke study")
     parser.add_argument("timed", type=Path, help="a finished quick study, made with nothing beside it")
-    parser.add_argument("--training", type=float, default=200, help="TFLOP/s of a GPU in training (default: 200)")
-    parser.add_argument("--evaluation", type=float, default=30, help="the same in tests, float32 (default: 30)")
     parser.add_argument("--price", type=float, default=3, help="of a GPU hour, in dollars (default: 3)")
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "scaling.md")
     parser.add_argument("--lengths", type=Path, default=ROOT / "notebooks" / "lengths.json")
@@ -343,7 +379,7 @@ def main(arguments=None):
     for study, preset in ((chosen.study, "smoke"), (chosen.timed, "quick")):
         if not list(study.glob("0*/*/recipe.json")):
             parser.error(f"{study} holds no runs; make one with: python -m study --preset {preset}")
-    rates = Rates(chosen.training, chosen.evaluation)
+    rates = Rates.measured()
     write(chosen.study, chosen.timed, rates, chosen.price, chosen.output)
     write_lengths(chosen.study, chosen.timed, rates, chosen.lengths)
 

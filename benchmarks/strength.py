@@ -18,7 +18,8 @@ from attacks import APGD, FAB, PGD, Square, autoattack_search
 from benchmarks.suite import RESULTS
 from evaluation import network_graphs, per_example
 from finetune_framework import load_source
-from processes.machine import environment, rounding
+from models.tf32 import rounding
+from processes.machine import environment
 from storage.atomic_files import write_json
 
 NETWORKS = [f"ours/{data}-{kind}-w16" for data in ("cifar10", "cifar100") for kind in ("robust", "standard")]

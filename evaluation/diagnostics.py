@@ -11,7 +11,7 @@ from evaluation.batch_sizes import BATCH, AnySize
 from evaluation.per_example import attacked, in_float32, on_device_of, predict
 from evaluation.statistics import wilson
 from evaluation.testing import seed_for
-from processes.machine import rounding
+from models.tf32 import rounding
 
 
 def accuracy_against_eps(model, split, attack, grid, *, seed=0, progress=True):

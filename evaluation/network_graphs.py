@@ -9,7 +9,7 @@ from collections import Counter
 import torch
 
 from models import Model, taken
-from processes.machine import rounding, tf32_allowed
+from models.tf32 import rounding, tf32_allowed
 
 log = logging.getLogger("study")
 

@@ -14,8 +14,8 @@ import torch
 from attacks import evaluating
 from evaluation.batch_sizes import BATCH, AnySize
 from evaluation.unfinished import Kept
+from models.tf32 import rounding
 from processes import data_parallel
-from processes.machine import rounding
 from processes.seeds import derive_seed
 
 

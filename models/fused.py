@@ -15,7 +15,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from models.low_rank import is_adapted
-from processes.machine import tf32_allowed
+from models.tf32 import tf32_allowed
 
 _FOR_ONEDNN = ()  # what its convolutions compute in, here
 if torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_pointwise"):

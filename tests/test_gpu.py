@@ -42,7 +42,8 @@ from evaluation import batch_sizes, per_example, testing
 from evaluation.audit import audit
 from loaders import Data
 from loaders.mapped import Mapped, Rows
-from processes.machine import fast_bfloat16, rounding
+from models.tf32 import rounding
+from processes.machine import fast_bfloat16
 from trainer import Recipe, train
 from training import step as steps
 from training.cuda_graphs import WARM_UP

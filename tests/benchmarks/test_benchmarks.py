@@ -395,6 +395,28 @@ def test_the_plan_counts_each_run_once_and_more_gpus_are_never_slower(tmp_path, 
         plan.main([str(study), str(tmp_path / "nothing")])
 
 
+def test_what_a_gpu_does_in_a_second_is_what_was_measured(monkeypatch, tmp_path):
+    """Steps of PGD-10 and the whole of AutoAttack, where that takes long, by what each is counted at."""
+    rates = {"ResNet-18 width 64, PGD-10": 8000.0, "shallow CNN, PGD-10": 40_000.0}
+    rows = [
+        {"group": "training", "case": case, "contenders": {"ours": {"rate": {"median": rate}}}}
+        for case, rate in rates.items()
+    ]
+    write_json(tmp_path / "steps.json", {"results": rows})
+    lines = ["model,evaluation,accuracy,n,seconds,attack", "a,clean,80.0,1000,1,", "b,clean,90.0,1000,1,"]
+    lines += ['a,AutoAttack,40.0,1000,9,"AutoAttack(ε=8/255, 50 steps, targets=3, queries=200)"']
+    lines += ['b,AutoAttack,0.0,1000,1,"AutoAttack(ε=8/255, 100 steps)"']
+    (tmp_path / "scores.csv").write_text("\n".join(lines))
+    monkeypatch.setattr(plan, "STEPS", tmp_path / "steps.json")
+    monkeypatch.setattr(plan, "ON_GPU", tmp_path)
+    found, flops = plan.Rates.measured(), plan._flops("resnet18", 10)
+    assert found.training == pytest.approx(8000 * (10 * flops["gradient"] + flops["update"]) / 1e12)
+    passes = 0.8 * 2 * 50 + 0.4 * (2 * 2 * 50 * 3 + 200)
+    assert found.evaluation == pytest.approx(1000 * passes * flops["forward"] / 9 / 1e12)
+    assert 0 < found.small < found.training / 10
+    assert plan.autoattack(1, 1) == 200 + 1800 + 1800 + 5000  # the standard
+
+
 def test_grids_are_counted_in_their_lengths_and_sizes_and_what_two_of_them_train_once(tmp_path):
     pgd, fgsm = ({"kind": "Adversarial", "attack": {"kind": kind}} for kind in ("PGD", "FGSM"))
     runs = {
@@ -428,9 +450,9 @@ def test_grids_are_counted_in_their_lengths_and_sizes_and_what_two_of_them_train
             "scratch-fgsm-8",
             "scratch-fgsm-16",
             "standard-pgd-8",
-            "standard-pgd-late-8",
         )
     }
+    assert "from-standard-pgd-late-8" in sought["full"]
     assert sought["hour"] == trained["hour"] | {
         "from-robust-all-pgd",
         "from-scratch-pgd-8",

@@ -167,6 +167,7 @@ def pad_by_name(network):
 )
 def test_somebodys_own_parts_of_a_resnet_count(change):
     model, (images, labels) = lived_in("resnet18", width=4), pictures(4)
+    torch.manual_seed(0)  # or a ReLU may lie so near its kink that rounding decides its side
     change(model.network)
     plain = model.eval()(images)  # weights ask for gradients: layer by layer
     gradient = input_gradient(model, images, labels)
