@@ -56,7 +56,7 @@ class APGD(Attack):
         state |= {"loss": loss, "top": loss, "checked": loss, "rises": torch.zeros_like(loss)}
         state |= {"size": torch.full_like(loss, 2 * self.eps), "halved": torch.ones_like(loss, dtype=torch.bool)}
         if self.samples == 1:
-            state = search.strike(here, search.won(logits), state)
+            state = search.strike(here, logits, state)
         window, since = max(round(0.22 * self.steps), 1), 0
         for step in range(self.steps):
             if not len(search):
@@ -66,12 +66,12 @@ class APGD(Attack):
             loss, gradient, logits = self._ascend(search, state["here"], rank, last=step == self.steps - 1)
             state = _note(state, loss, gradient)
             if self.samples == 1:
-                state = search.strike(state["here"], search.won(logits), state)
+                state = search.strike(state["here"], logits, state)
             since += 1
             if since == window:
                 state = _checkpoint(state, window)
                 window, since = max(window - max(round(0.03 * self.steps), 1), round(0.06 * self.steps), 1), 0
-        search.settle(state["best"])
+        search.settle(state, state["best"])
 
     def _start(self, images, generator):
         """Somewhere on the border of the ball, in any direction, as far as [0, 1] allows."""

@@ -10,6 +10,10 @@ from models.tf32 import rounding
 from processes.machine import fast_bfloat16
 
 PRECISIONS = ("auto", "bfloat16", "float32")
+EVERY = {
+    "cpu": 1,
+    "cuda": 10,
+}  # steps in which fallen examples are taken out: a GPU would wait to be asked for them
 TF32 = "tf32"  # for FAB and Square: float32, on GPUs as they round it
 
 
@@ -24,6 +28,7 @@ class Search:
         self.model, self.targeted, self.tf32 = model, targeted, precision != "float32"
         self.found = images.clone()
         self.images, self.labels = images, labels
+        self.steps = 0
         self.places = torch.arange(len(images), device=images.device)
         # Inside somebody's autocast the search is still full precision, unless it asks for less.
         low = precision == "bfloat16" or (precision == "auto" and fast_bfloat16(images.device))
@@ -32,7 +37,7 @@ class Search:
         self.low = self.low and self._low_is_enough(wide(logits))
         others = logits.scatter(1, labels[:, None], -math.inf)
         self.rivals = others.argsort(1, descending=True)[:, :-1]
-        self.strike(images, self.won(logits), {})
+        self._take_out(images, self.won(logits), {})
 
     def __len__(self):
         return len(self.places)
@@ -90,11 +95,25 @@ class Search:
             return -margin(logits, self.labels)
         return (logits.gather(1, self.rivals[:, rank : rank + 1]) - logits.gather(1, self.labels[:, None]))[:, 0]
 
-    def strike(self, points, won, state):
-        """Take out the examples that fall at these points (n, C, H, W), and return `state` without them.
+    def strike(self, points, logits, state, counts=True):
+        """Note the examples that fall at these points (n, C, H, W), and return `state`, some time without them.
 
-        `won` (n,) says which points are worth verifying; `state` maps names to tensors with a row an example.
+        `logits` (n, K) are those of the search, `counts` (n,) says which points are worth verifying; `state` maps
+        names to tensors with a row an example, and goes through here after each step. What falls is attacked on
+        until it is taken out; then the point counts at which it was most surely lost.
         """
+        lead = -self.lead(logits) if self.targeted else self.lead(logits)
+        lead = torch.where(self.won(logits) & counts, lead.nan_to_num(math.inf), -math.inf)
+        if "lead" in state:
+            points = torch.where((lead > state["lead"])[:, None, None, None], points, state["at"])
+            lead = torch.maximum(lead, state["lead"])
+        self.steps += 1
+        if self.steps % EVERY[points.device.type]:
+            return state | {"lead": lead, "at": points}
+        state = self._take_out(points, lead > -math.inf, state)
+        return {name: value for name, value in state.items() if name not in ("lead", "at")}
+
+    def _take_out(self, points, won, state):
         places = won.nonzero()[:, 0]
         if not len(places):
             return state
@@ -105,10 +124,12 @@ class Search:
         self.rivals = self.rivals[left]
         return {name: value[left] for name, value in state.items()}
 
-    def settle(self, points):
-        """At the end of a search: keep the best point of each, verified like any other."""
+    def settle(self, state, points):
+        """At the end of a search: what is noted, and else these points, are kept, verified like any other."""
+        if "lead" in state:
+            points = torch.where((state["lead"] > -math.inf)[:, None, None, None], state["at"], points)
         self.found[self.places] = points
-        self.strike(points, torch.ones_like(self.labels, dtype=torch.bool), {})
+        self._take_out(points, torch.ones_like(self.labels, dtype=torch.bool), {})
 
 
 def wide(logits):

@@ -42,7 +42,7 @@ class Square(Attack):
         best = self._begin(search.images, generator)
         logits = search.logits(best)
         state = {"best": best, "margin": self._margin(search, logits)}
-        state = search.strike(best, search.won(logits), state)
+        state = search.strike(best, logits, state)
         with_square = self._with_square if self.norm == "Linf" else self._with_bumps
         for query in range(1, self.queries):
             if not len(search):
@@ -53,8 +53,8 @@ class Square(Attack):
             better = value < state["margin"]
             state |= {"best": torch.where(better[:, None, None, None], point, state["best"])}
             state |= {"margin": torch.where(better, value, state["margin"])}
-            state = search.strike(point, search.won(logits), state)
-        search.settle(state["best"])
+            state = search.strike(point, logits, state)
+        search.settle(state, state["best"])
 
     def _with_square(self, images, best, query, generator):
         """A copy of `best` with a square of ε or -ε, of one sign a channel, at a random place of each picture."""
@@ -127,7 +127,7 @@ class Noise(Attack):
         for _ in range(self.draws if len(search) else 0):
             each = self.eps / whole_range(self.norm, search.images)
             noisy = search.images + each * _signs(search.images, generator)
-            search.settle(noisy.clamp_(0, 1))
+            search.settle({}, noisy.clamp_(0, 1))
         return search.found
 
 

@@ -46,18 +46,22 @@ class FAB(Attack):
             here, images = state["here"], search.images
             value, gradient, _ = search.ascend(here, partial(search.lead, rank=rank))
             # The boundary, as seen from here: gradient · (x - here) + value = 0.
-            from_here = _project(here, gradient, value, self.norm)
             shift = (gradient * (images - here)).sum((1, 2, 3))
-            from_picture = _project(images, gradient, value + shift, self.norm)
+            both, values = torch.cat([here, images]), torch.cat([value, value + shift])
+            from_here, from_picture = _project(both, torch.cat([gradient] * 2), values, self.norm).chunk(2)
             near, far = _size(from_here, self.norm), _size(from_picture, self.norm)
             share = (near / (near + far).clamp_min(1e-12)).clamp(0, BIAS)[:, None, None, None]
             here = (here + OVERSHOOT * from_here) * (1 - share) + (images + OVERSHOOT * from_picture) * share
             here = here.clamp_(0, 1)
-            won = search.won(search.logits(here))
+            logits = search.logits(here)
+            won = search.won(logits)
             back = torch.where(won[:, None, None, None], images + BACKWARD * (here - images), here)
-            state = search.strike(here, won & (_size(here - images, self.norm) <= self.eps), {"here": back})
+            state = search.strike(
+                here, logits, state | {"here": back}, _size(here - images, self.norm) <= self.eps
+            )
             if not len(search):
                 return
+        search.settle(state, search.images)
 
 
 def _size(change, norm):
@@ -83,6 +87,6 @@ def _project(points, normal, value, norm="Linf"):
         climb = (free * rate).sum(1)
         missing = wanted - everything + torch.linalg.vecdot(free, room)
         before, reach = reach, torch.where(climb > 0, missing / climb, FAR).clamp(0, FAR)
-        if torch.equal(before, reach):
+        if reach.device.type == "cpu" and torch.equal(before, reach):  # a GPU would wait to be asked
             break
     return direction * torch.minimum(room, reach[:, None] * rate).view_as(points)

@@ -5,7 +5,7 @@ import torch
 from small import generator, small_network
 from torch import nn
 
-from attacks import APGD, Square
+from attacks import APGD, FAB, Square, autoattack_search
 from attacks.autoattack_search import Search
 
 
@@ -24,14 +24,70 @@ class Rounded(nn.Module):
 PARTS = [APGD(steps=3), APGD(steps=3, loss="targeted"), Square(queries=9)]
 
 
+@pytest.fixture(params=[1, 10, 1000])
+def every(request, monkeypatch):
+    """Steps after which fallen examples are taken out: at once, as on a GPU, and at the end of each search."""
+    monkeypatch.setitem(autoattack_search.EVERY, "cpu", request.param)
+    return request.param
+
+
 @pytest.mark.parametrize("attack", PARTS, ids=str)
-def test_a_success_in_bfloat16_alone_does_not_count(attack, sound, blobs):
+def test_a_success_in_bfloat16_alone_does_not_count(attack, every, sound, blobs):
     model = Rounded(sound["pgd"]).eval()
     images, labels = blobs.test.batch(torch.arange(32))
     right = model(images).argmax(1) == labels
     tiny = type(attack)(**{**vars(attack), "eps": 1e-4, "precision": "bfloat16"})
     found = tiny.craft(model, images, labels, generator())
     assert torch.equal(model(found).argmax(1) == labels, right)
+
+
+STRONG = [
+    APGD(steps=25),
+    APGD(steps=15, loss="targeted"),
+    FAB(steps=15),
+    Square(queries=120),
+    FAB(steps=15, norm="L2"),
+]
+
+
+@pytest.mark.parametrize("attack", STRONG, ids=str)
+def test_as_many_fall_whenever_they_are_taken_out(attack, every, attacked, monkeypatch):
+    model, few = attacked
+    images, labels = few.batch(torch.arange(len(few)))
+
+    def left():
+        found = attack(model, images, labels, generator=generator())
+        size = (found - images).flatten(1)
+        size = size.norm(dim=1) if attack.norm == "L2" else size.abs().amax(1)
+        assert float(size.max()) <= attack.eps + 1e-5
+        return int((model(found).argmax(1) == labels).sum())
+
+    found = left()
+    monkeypatch.setitem(autoattack_search.EVERY, "cpu", 1)
+    assert 0 < found < int((model(images).argmax(1) == labels).sum())
+    if isinstance(attack, Square):  # it draws for as many as there are, so it draws others
+        assert abs(found - left()) <= 5
+    else:
+        assert found == left()
+
+
+def test_what_has_fallen_once_is_kept_whatever_comes_after(every):
+    """Of three pictures each is wrong at one step only, where its pixel is above 1/2."""
+
+    class Threshold(nn.Module):
+        def forward(self, images):
+            over = images[:, 0, 0, 0] - 0.5
+            return torch.stack([-over, over], 1)
+
+    model, images = Threshold(), torch.zeros(3, 1, 1, 1)
+    search, state = Search(model, images, torch.zeros(3).long(), False, "float32"), {}
+    for step in range(3):
+        here = torch.where(search.places == step, 0.6 + step / 10, 0.1).view(-1, 1, 1, 1)
+        state = search.strike(here, search.logits(here), state)
+        assert len(search) == (2 - step if every == 1 else 3)
+    search.settle(state, search.images + 0.2)
+    assert not len(search)
+    assert search.found.flatten().tolist() == pytest.approx([0.6, 0.7, 0.8])
 
 
 def test_an_offset_of_all_logits_does_not_blind_the_search(sound, blobs):
