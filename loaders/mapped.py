@@ -44,6 +44,10 @@ class Mapped(Split):
         return Mapped, (self.rows, self.labels, self.classes, self.name, self.mirror)
 
     @property
+    def stored(self):
+        return self.rows.tensor
+
+    @property
     def images(self):
         """All of them, in memory."""
         return self.pictures(slice(None))

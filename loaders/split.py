@@ -1,7 +1,6 @@
 """Pictures with their labels on a device, and the three splits of a data set."""
 
 import copy
-import functools
 import hashlib
 import logging
 from dataclasses import dataclass
@@ -16,6 +15,11 @@ CHUNK = 4096  # pictures at once, where all are read
 LEAK = 0.01  # of the test pictures may be elsewhere too: CIFAR itself repeats a few
 
 log = logging.getLogger("study")
+
+
+def _version(tensor):
+    """How often a tensor was changed in place; torch does not count for those of its inference mode."""
+    return None if tensor.is_inference() else tensor._version
 
 
 def checked(images, rows, labels, classes, name):
@@ -48,10 +52,12 @@ class Split:
         self.classes = classes
         self.name = name  # "cifar10 test"
         self.mirror = mirror
-        self._moved = None
 
     def __len__(self):
         return len(self.labels)
+
+    def __getstate__(self):
+        return {name: value for name, value in vars(self).items() if name != "_kept"}
 
     def __repr__(self):
         return f"Split({self.name}: {len(self)} pictures of {len(self.classes)} classes on {self.labels.device})"
@@ -60,9 +66,26 @@ class Split:
     def num_classes(self):
         return len(self.classes)
 
-    @functools.cached_property
+    def _as_is(self, what, make):
+        """What `make()` gives for these pictures and labels: kept until one of them is changed, in place too."""
+        tensors = (self.stored, self.labels)
+        state = self.mirror, *((tensor.data_ptr(), _version(tensor)) for tensor in tensors)
+        kept = vars(self).setdefault("_kept", {})
+        if kept.get(what, (None,))[0] != state:
+            kept[what] = state, make()
+        return kept[what][1]
+
+    @property
+    def stored(self):
+        """The tensor that the pictures lie in."""
+        return self.images
+
+    @property
     def checksum(self):
         """Of all pictures with their labels, in their order."""
+        return self._as_is("checksum", self._digest)
+
+    def _digest(self):
         digest = hashlib.sha256()
         for begin in range(0, len(self), CHUNK):
             images = self.pictures(slice(begin, begin + CHUNK))
@@ -101,9 +124,7 @@ class Split:
         return images.div(255), self.labels[indices]
 
     def _augmented(self, indices, generator):
-        if self._moved is None:
-            self._moved = CropAndFlip(self.images, self.mirror)
-        return self._moved(indices, generator)
+        return self._as_is("moved", lambda: CropAndFlip(self.images, self.mirror))(indices, generator)
 
     def batches(self, batch_size):
         """All pictures in order, unchanged: yields images, labels."""

@@ -10,12 +10,15 @@ from storage import code_checksum
 
 def identity_of(model, data, recipe):
     """Everything that decides the result of a run."""
+    pictures = {"pictures": [data.train.checksum, data.val.checksum]}
+    if not data.train.mirror:
+        pictures["mirror"] = False
     return {
         "recipe": as_dict(recipe),
         "model": getattr(model, "spec", type(model).__name__),
         "structure": structure(model),
         "initial_weights": fingerprint(model),
-        "data": data.provenance | {"pictures": [data.train.checksum, data.val.checksum]},
+        "data": data.provenance | pictures,
     }
 
 

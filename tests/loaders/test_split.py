@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from loaders import DataError, Split
+from loaders.mapped import Mapped, Rows
 
 IMAGES, LABELS = torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.arange(4)
 
@@ -60,3 +61,37 @@ def test_all_pictures_in_order(shapes):
     labels = torch.cat([labels for _, labels in shapes.test.batches(64)])
     assert torch.equal(labels, shapes.test.labels)
     assert len(shapes.test.first(10)) == 10
+
+
+@pytest.mark.parametrize("kind", [Split, lambda images, *others: Mapped(Rows(images), *others)])
+def test_what_is_changed_in_place_counts(kind):
+    """Checksum and crops are of the pictures and labels as they are now."""
+    generator = torch.Generator()
+    images = torch.randint(1, 256, (6, 3, 8, 8), generator=generator.manual_seed(0), dtype=torch.uint8)
+    split = kind(images.contiguous(memory_format=torch.channels_last), torch.arange(6) % 4, list("abcd"), "few")
+
+    def seen():
+        return split.checksum, split.batch(torch.arange(6), generator.manual_seed(1), augment=True)[0]
+
+    first, moved = seen()
+    assert seen()[0] == first
+    split.labels[0] = 3
+    assert (second := seen()[0]) != first
+    split.stored.zero_()
+    assert seen()[0] not in (first, second)
+    assert not seen()[1].any()
+    assert moved.any()
+
+
+def test_a_mirror_that_is_taken_away_later_is_gone():
+    images = torch.zeros(1, 1, 32, 32, dtype=torch.uint8)
+    images[..., 16:] = 255  # the right half
+    split = Split(images, torch.zeros(1).long(), ["a", "b"], "one")
+    crops = [[], []]
+    for mirror, found in zip((True, False), crops, strict=True):
+        split.mirror = mirror
+        for seed in range(30):
+            crop = split.batch(torch.arange(1), torch.Generator().manual_seed(seed), augment=True)[0][0, 0]
+            found.append(bool(crop[:, 0].any() and not crop[:, -1].any()))
+    assert any(crops[0])
+    assert not any(crops[1])
