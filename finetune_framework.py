@@ -39,13 +39,14 @@ __all__ = ["SourceError", "adapt", "describe", "export", "load_source"]
 log = logging.getLogger("study")
 
 OURS = "ours/"
+BATCH_NORM = nn.modules.batchnorm._BatchNorm
 
 
 def load_source(where, architecture=None, num_classes=None, *, weights=None, check=None, **options):
     """A trained model: one of ours, torchvision's or timm's ("imagenet/resnet18", "timm/..."), a run, a file.
 
-    "ours/cifar100-robust-w16" and its like lie in models/weights/, each with a card that says what it is worth;
-    a name that is not there is answered with those that are.
+    It is in eval mode. "ours/cifar100-robust-w16" and its like lie in models/weights/, each with a card that says
+    what it is worth; a name that is not there is answered with those that are.
     A file, safetensors or saved by torch, needs `architecture` (a name for `models.build`) and the `num_classes`
     that it was trained for. The state dict in it is found, whatever stands before its names; where there are
     several, `weights` is the key of one. A normaliser that it holds becomes the model's; where it holds none, the
@@ -55,7 +56,7 @@ def load_source(where, architecture=None, num_classes=None, *, weights=None, che
     SourceError for files that do not fit, and for a source at chance on `check`; WeightsError where a download
     fails.
     """
-    model = _loaded(str(where), architecture, num_classes, weights, options)
+    model = _loaded(str(where), architecture, num_classes, weights, options).eval()
     if check is not None:
         _measure(model, check, where)
     return model
@@ -177,9 +178,10 @@ def adapt(source, num_classes, train="all", *, seed=0, rates=None, rank=None, no
     is the last block; "all"; or a list of names of layers (`describe` shows them; "head" stands for the head). The
     head always trains with "head", "last_stage" and "all". `rates` maps names of layers, or "head", to multiples
     of the recipe's learning rate; the longest name that fits counts. `rank` gives every convolution and linear
-    layer that is frozen a low-rank adapter of that rank, which trains (LoRA: Hu et al. 2021, arXiv:2106.09685);
-    adapting again makes the adapters part of the weights first. `norms` "frozen" freezes every BatchNorm, also
-    where the layers around it train; "adapted" lets every BatchNorm train and follow the target's statistics, also
+    layer that is frozen a low-rank adapter of that rank, which trains (LoRA: Hu et al. 2021, arXiv:2106.09685),
+    but for torchvision's attention, whose weights are none of a layer that is called; adapting again makes the
+    adapters part of the weights first. `norms` "frozen" freezes every BatchNorm, also where the layers around it
+    train; "adapted" lets every BatchNorm train and follow the target's statistics, also
     where these are frozen.
     The new head and the adapters depend on `seed` alone. Raises ValueError for unknown names, for choices that
     change nothing in this network, or where nothing would train.
@@ -219,7 +221,7 @@ def _with_norms(chosen, leaves, norms):
     """The names of the leaves that train, when BatchNorm has been asked for or excluded."""
     if norms is None:
         return chosen
-    found = {name for name, (module, _) in leaves.items() if isinstance(module, nn.modules.batchnorm._BatchNorm)}
+    found = {name for name, (module, _) in leaves.items() if isinstance(module, BATCH_NORM)}
     if not found:
         raise ValueError(f"norms={norms!r}: this network has no BatchNorm")
     return chosen | found if norms == "adapted" else chosen - found
@@ -236,8 +238,11 @@ def _add_adapters(leaves, chosen, rank):
 
 
 def _leaves(model, grey, num_classes=None):
-    """Layers without children, in the order a picture passes them: {name: (module, side of its output)}."""
-    seen = {}
+    """Layers, in the order a picture passes them: {name: (module, side of its output)}.
+
+    They have no children, but for a BatchNorm that holds its activation, as timm's do.
+    """
+    seen, within = {}, ()
 
     def note(name, module, inputs, output):
         side = output.shape[-1] if isinstance(output, torch.Tensor) and output.ndim == 4 else None
@@ -245,7 +250,11 @@ def _leaves(model, grey, num_classes=None):
 
     with ExitStack() as hooks, evaluating(model), torch.no_grad():
         for name, module in model.network.named_modules():
+            if name.startswith(within):
+                continue
             last = next(module.children(), None) is None and ".parametrizations" not in name
+            if isinstance(module, BATCH_NORM):
+                last, within = True, (*within, f"{name}.")
             if last or low_rank.is_adapted(module):
                 hooks.enter_context(module.register_forward_hook(functools.partial(note, name)))
         count = model(grey).shape[1]
@@ -315,7 +324,7 @@ def _freeze_layers(leaves, chosen):
     """Freeze what is not chosen; layers without weights, such as dropout, only before the first that trains."""
     weighted, trains_before = _weighted(leaves), False
     for name, (module, _) in leaves.items():
-        if name not in chosen and (name in weighted or not trains_before):
+        if name not in chosen and (name in weighted or isinstance(module, BATCH_NORM) or not trains_before):
             freeze(module)
         trains_before = trains_before or (name in chosen and name in weighted)
 
@@ -351,6 +360,8 @@ def _checked_rates(model, rates):
             raise ValueError(f"rates names {name!r}, which is no layer of this network")
         if not 0 < rate < float("inf"):
             raise ValueError(f"rates[{name!r}]={rate!r}: a number above 0 is needed")
+        if not any(weight.requires_grad for weight in model.network.get_submodule(layer).parameters()):
+            raise ValueError(f"rates[{name!r}]={rate!r}: this layer is frozen, so no rate changes anything")
         checked[layer] = float(rate)
     return checked
 

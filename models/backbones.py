@@ -110,6 +110,8 @@ def replace_head(network, name, num_classes):
     if isinstance(old, nn.Linear):
         new = nn.Linear(old.in_features, num_classes, bias=old.bias is not None)
     else:
-        new = nn.Conv2d(old.in_channels, num_classes, old.kernel_size, old.stride, old.padding)
+        groups = old.groups if num_classes % old.groups == 0 else 1
+        settings = old.kernel_size, old.stride, old.padding, old.dilation, groups, old.bias is not None
+        new = nn.Conv2d(old.in_channels, num_classes, *settings, old.padding_mode)
     parent, _, child = name.rpartition(".")  # drawn on the CPU, so that it is the same wherever the network lies
     setattr(network.get_submodule(parent), child, new.to(old.weight.device, old.weight.dtype))

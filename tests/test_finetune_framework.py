@@ -254,6 +254,7 @@ def test_a_head_on_stored_features_is_the_head_trained_the_long_way(name, ema, f
         "adversarial",
         "last stage",
         "BatchNorm moves",
+        "drawn anew",
         "squeezenet",
         "penalty",
         "low",
@@ -269,6 +270,8 @@ def test_features_are_stored_only_where_they_stand_still(change, few, tmp_path, 
         model = small_resnet(10)
         model.requires_grad_(False)
         model.network.head.requires_grad_(True)
+    if change == "drawn anew":  # no layer, so none that a mode would tell of
+        model.network.stages[3].register_forward_hook(lambda *_: nn.functional.dropout(_[2], 0.1, True))
     if change == "squeezenet":  # there is more behind its head
         model = adapt(models.build("imagenet/squeezenet1_0", 1000, pretrained=False), 10, train="head")
     defences = {"adversarial": Adversarial(PGD(steps=1)), "penalty": L2SP(Standard(), source)}
@@ -610,6 +613,7 @@ def test_weights_from_a_server_that_is_silent_are_not_waited_for(tmp_path, monke
         ({"num_classes": 10, "train": ["stem.2"]}, "nothing would train"),
         ({"num_classes": 10, "rates": {"fc": 1}}, "rates names 'fc'"),
         ({"num_classes": 10, "rates": {"head": 0}}, "rates\\['head'\\]=0"),
+        ({"num_classes": 10, "rates": {"stem": 0.1}, "train": "head"}, "'stem'\\]=0.1: this layer is frozen"),
         ({"num_classes": 10, "train": "head", "rank": 0}, "rank=0"),
         ({"num_classes": 10, "train": "head", "rank": True}, "rank=True"),
         ({"num_classes": 10, "train": "all", "rank": 4}, "nothing to adapt"),
@@ -620,6 +624,37 @@ def test_weights_from_a_server_that_is_silent_are_not_waited_for(tmp_path, monke
 def test_bad_arguments_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         adapt(small_resnet(), **arguments)
+
+
+def test_a_batchnorm_without_weights_is_frozen_too():
+    network = nn.Sequential(
+        *(
+            nn.Conv2d(3, 4, 3, 2),
+            nn.BatchNorm2d(4, affine=False),
+            nn.Conv2d(4, 8, 3),
+            nn.BatchNorm2d(8, affine=False),
+        ),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)),
+    )
+    source = models.wrap(network, mean=(0.5,) * 3, std=(0.5,) * 3, head="6")
+    for train_, norms, expected in (
+        ("all", None, [1, 3]),
+        ("all", "frozen", []),
+        ("head", None, []),
+        (["0"], None, []),
+    ):
+        model = adapt(source, 5, train=train_, norms=norms).train()
+        there = [i for i, part in enumerate(model.network) if isinstance(part, nn.BatchNorm2d) and part.training]
+        assert there == expected, (train_, norms)
+
+
+def test_a_head_that_is_a_convolution_keeps_its_settings():
+    network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU())
+    head = nn.Conv2d(8, 10, 3, padding=2, dilation=2, groups=2, bias=False, padding_mode="reflect")
+    network = nn.Sequential(*network, head, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    new = adapt(models.wrap(network, mean=(0.5,) * 3, std=(0.5,) * 3, head="2"), 4).network[2]
+    assert (new.dilation, new.groups, new.bias, new.padding_mode) == ((2, 2), 2, None, "reflect")
+    assert adapt(models.wrap(network, mean=(0.5,) * 3, std=(0.5,) * 3, head="2"), 5).network[2].groups == 1
 
 
 def test_a_frozen_model_is_not_trained(few, tmp_path):

@@ -150,13 +150,15 @@ def use_features(state, data, run):
     model, recipe = model_of(state.model.train()), state.recipe
     if type(recipe.defence) is not Standard or recipe.low_resolution is not None:
         return
-    images, _ = data.train.batch(torch.arange(2, device=state.device))
+    images, _ = data.train.batch(torch.arange(min(32, len(data.train)), device=state.device))
     try:
         name = model.find_head(images)
     except ValueError:  # nothing here looks like one
         return
     head = model.network.get_submodule(name)
-    alive = [module for module in model.modules() if module.training and next(module.children(), None) is None]
+    norms = torch.nn.modules.batchnorm._BatchNorm  # timm's hold their activation
+    alive = [each for each in model.modules() if isinstance(each, norms) or next(each.children(), None) is None]
+    alive = [each for each in alive if each.training]
     training = [each for each, weight in model.named_parameters() if weight.requires_grad]
     alone = all(each.startswith(f"network.{name}.") for each in training)
     still = all(module is head or module is model.normalise for module in alive)
@@ -165,11 +167,12 @@ def use_features(state, data, run):
     if recipe.augment:
         log.info("%s trains a head alone: with augment=False it would need the backbone only once", run.path.name)
         return
-    with torch.no_grad(), precision.computing(state.precision, state.device):
-        logits, first = model.with_features(images)
+    devices = [state.device] if state.device.type == "cuda" else []
+    with torch.no_grad(), torch.random.fork_rng(devices), precision.computing(state.precision, state.device):
+        (logits, first), (_, again) = (model.with_features(images) for _ in range(2))
         size = first[0].numel() * first.element_size() * len(data.train)
-        if not torch.equal(head(first), logits) or size > CACHE_BYTES:
-            return
+        if not torch.equal(head(first), logits) or not torch.equal(first, again) or size > CACHE_BYTES:
+            return  # what is drawn anew for each step cannot be kept
         parts = [model.with_features(images)[1] for images, _ in data.train.batches(recipe.batch_size)]
     state.learner, state.features = data_parallel.Learner(head), torch.cat(parts)
     what = f"{tuple(first.shape[1:])} features of each of the {len(data.train)} pictures, {size / 1e6:.1f} MB"

@@ -7,12 +7,13 @@ import safetensors.torch as safetensors
 import timm
 import torch
 from huggingface_hub import constants
+from small import late
 from torch.nn.functional import cross_entropy
 
 import models
 from attacks import PGD
 from defences import Adversarial
-from finetune_framework import SourceError, adapt, load_source
+from finetune_framework import BATCH_NORM, SourceError, adapt, load_source
 from models import WeightsError
 from trainer import Recipe, train
 
@@ -150,3 +151,23 @@ def test_a_source_without_a_head_asks_for_the_number_of_classes():
         ValueError, match=r"have no head: models\.build\('timm/vit_small_patch14_dinov2', CLASSES\)"
     ):
         load_source("timm/vit_small_patch14_dinov2")
+
+
+@pytest.mark.parametrize(
+    "name", ["mobilenetv3_small_050", "resnetv2_50", late("ghostnet_100"), late("fastvit_t8")]
+)
+def test_a_batchnorm_that_holds_its_activation_is_a_batchnorm(name):
+    """adapt() freezes it, and `norms` finds it: of timm most have such."""
+    source = models.build(f"timm/{name}", 10, pretrained=False)
+
+    def moving(**how):
+        model = adapt(source, 5, **how).train()
+        norms = {n: m for n, m in model.network.named_modules() if isinstance(m, BATCH_NORM) and m.training}
+        assert all(weight.requires_grad for norm in norms.values() for weight in norm.parameters())
+        return len(norms)
+
+    every = sum(isinstance(module, BATCH_NORM) for module in source.modules())
+    assert any(isinstance(module, timm.layers.BatchNormAct2d) for module in source.modules())
+    assert moving(train="all") == moving(train="head", norms="adapted") == every
+    assert moving(train="head") == moving(train="all", norms="frozen") == 0
+    assert 0 < moving(train="last_stage") < every
