@@ -108,7 +108,8 @@ def _arrays_of(parts, name, classes, size=None, fit="crop"):
     """The arrays of several datasets, and the names of their classes."""
     pictures, labels = {}, {}
     for part, dataset in parts.items():
-        found, labels[part] = _items(dataset, f"{name} {part}", size, fit)
+        found, numbers = _items(dataset, f"{name} {part}", size, fit)
+        labels[part] = _as_in_training(numbers, dataset, parts["train"], f"{name} {part}")
         pictures[part] = as_pictures(found, f"{name} {part}")
     most = max(len(images[0]) for images in pictures.values())  # one part may be grey, and another not
     pictures = {part: images.expand(-1, most, -1, -1) for part, images in pictures.items()}
@@ -117,6 +118,16 @@ def _arrays_of(parts, name, classes, size=None, fit="crop"):
     if own and all(kind.isdecimal() and int(kind) < len(own) for kind in classes):
         classes = [str(own[int(kind)]) for kind in classes]  # of those that there are pictures of
     return arrays, classes
+
+
+def _as_in_training(labels, dataset, training, name):
+    """The labels in the numbers of the training part, where both name their classes and number them otherwise."""
+    ours, theirs = (list(getattr(part, "classes", None) or ()) for part in (dataset, training))
+    if not ours or not theirs or ours == theirs or not all(isinstance(label, int) for label in labels):
+        return labels
+    if strange := sorted({str(ours[label]) for label in labels if ours[label] not in theirs}):
+        raise DataError(f"{name}: its classes {', '.join(strange[:5])} are none of the training part's")
+    return [theirs.index(ours[label]) for label in labels]
 
 
 def _items(dataset, name, size, fit):

@@ -61,6 +61,19 @@ def test_several_datasets_are_the_splits():
     assert data.classes == ["a", "b"]
 
 
+def test_classes_are_matched_by_name_where_a_part_numbers_them_otherwise():
+    """As ImageFolder does with a folder that lacks a class."""
+    training, tested = of(IMAGES, torch.arange(40) % 3), of(IMAGES[:4], torch.arange(4) % 2)
+    training.classes, tested.classes = ["a", "b", "c"], ["a", "c"]
+    data = loaders.from_dataset((training, tested), device="cpu")
+    known = {image.numpy().tobytes(): name for image, name in zip(IMAGES, "acac", strict=False)}
+    pairs = zip(data.test.images, data.test.labels, strict=True)
+    assert all(known[image.numpy().tobytes()] == data.classes[label] for image, label in pairs)
+    tested.classes = ["a", "d"]
+    with pytest.raises(DataError, match="test: its classes d are none of the training part's"):
+        loaders.from_dataset((training, tested), device="cpu")
+
+
 def test_grey_among_coloured_ones_becomes_coloured():
     grey = [PIL(image[:1]) for image in IMAGES[:20]]
     data = loaders.from_dataset(of([*grey, *map(PIL, IMAGES[20:])]), device="cpu")

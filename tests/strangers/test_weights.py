@@ -235,7 +235,13 @@ assert not {"models", "attacks", "trainer"} & sys.modules.keys()
 """
 
 
-@pytest.mark.parametrize("kind", [late("ours"), late("torchvision"), "own"])
+def without_pooling():
+    model = models.build("imagenet/resnet18", 5, pretrained=False)
+    model.network.maxpool = nn.Identity()  # the usual change for small pictures, of which no weight tells
+    return model
+
+
+@pytest.mark.parametrize("kind", [late("ours"), late("torchvision"), late("changed"), "own"])
 def test_export(kind, tmp_path):
     """open-mmlab/mmdetection #8255, richzhang/colorization-pytorch #2: a file without normaliser or loader.
 
@@ -244,6 +250,7 @@ def test_export(kind, tmp_path):
     model = {
         "ours": lambda: adapt(small(), 5, train="head", rank=2),
         "torchvision": lambda: models.build("imagenet/squeezenet1_1", 5, pretrained=False, resize=48),
+        "changed": without_pooling,
         "own": lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(3600, 5)),
     }[kind]().eval()
     export(model, tmp_path / "there")
