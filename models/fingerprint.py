@@ -22,6 +22,8 @@ def structure(model):
     layers = [(name, hasattr(type(module), "thawed"), _settings(module)) for name, module in model.named_modules()]
     code = code_checksum.of_strangers(model.modules())
     described = repr((model, layers, trains, sorted(getattr(model, "rates", {}).items()), code))
+    if hooks := [(name, *found) for name, module in model.named_modules() if (found := _hooks(module))]:
+        described += repr(hooks)
     return hashlib.sha256(described.encode()).hexdigest()[:16]
 
 
@@ -29,4 +31,21 @@ def _settings(module):
     """The settings of a layer that can be written down."""
     settings = {name: value for name, value in vars(module).items() if name != "training" and name[0] != "_"}
     plain = bool, int, float, str, tuple, type(None)
-    return sorted((name, value) for name, value in settings.items() if isinstance(value, plain))
+    found = [(name, value) for name, value in settings.items() if isinstance(value, plain)]
+    if code_checksum.is_strange(type(module).__module__):  # what libraries' layers have besides says their repr
+        others = {name: value for name, value in settings.items() if not isinstance(value, plain)}
+        found += [(name, text) for name, value in others.items() if (text := _text(value)) is not None]
+    return sorted(found, key=lambda setting: setting[0])
+
+
+def _text(value):
+    """A setting of a layer of the user's own, as a text; None for what cannot be written down."""
+    if callable(value) and not isinstance(value, torch.nn.Module):
+        return f"{getattr(value, '__qualname__', '')} {code_checksum.of_objects([value], [value])}"
+    return code_checksum.plain_text(value)
+
+
+def _hooks(module):
+    """What is done before and after a layer beside it, by its code."""
+    there = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
+    return [code_checksum.of_objects([hook], [hook]) for hook in there]

@@ -1,5 +1,6 @@
 """train(): repeatable, resumable, and never the wrong run."""
 
+import functools
 import json
 import logging
 import math
@@ -12,6 +13,7 @@ import time
 from contextlib import nullcontext
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -27,12 +29,13 @@ import utils
 from attacks import FGSM, PGD, AutoAttack
 from defences import Adversarial, Free, Standard
 from loaders import Data
-from models.fingerprint import fingerprint
+from models.fingerprint import fingerprint, structure
 from models.low_rank import Packed
 from processes.seeds import derive_seed
 from storage.atomic_files import Held, NotWritten
 from trainer import Recipe, TrainingDiverged, train
 from training import step as steps
+from training.identity import as_dict, identity_of
 from training.run_folder import RunFolder, RunRefused
 from training.tensorboard_log import SCALARS
 from training.weights import RunDamaged
@@ -285,6 +288,67 @@ def test_a_network_that_counts_its_calls_is_told_where(blobs, tmp_path, counts, 
         network.eval()(torch.zeros(1, 3, 8, 8))
         with pytest.raises(RunRefused, match=message) if number == 0 else nullcontext():
             go(blobs, tmp_path / f"run {number}", recipe, network)
+
+
+class With(nn.Module):
+    """A network with something that no weight tells of."""
+
+    def __init__(self, something):
+        super().__init__()
+        self.network, self.something = small_network(), something
+
+    def forward(self, images):
+        return self.network(images)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (torch.zeros(3), torch.ones(3)),
+        ([0.0, 1.0], [0.0, 2.0]),
+        ({"a": 1}, {"a": 2}),
+        (np.float32(1), np.float32(5)),
+        (nn.functional.relu, nn.functional.gelu),
+        (functools.partial(nn.functional.leaky_relu, negative_slope=0.1), functools.partial(nn.functional.relu)),
+        (lambda x: x, lambda x: x + 1),
+    ],
+    ids=["tensor", "list", "dictionary", "numpy", "function", "partial", "lambda"],
+)
+def test_what_a_network_of_ones_own_holds_beside_weights_makes_another_run(one, other):
+    assert structure(With(one)) == structure(With(one)) != structure(With(other))
+
+
+def test_a_hook_makes_another_run():
+    plain, hooked, other = (models.build("resnet18", 4, width=4) for _ in range(3))
+    before = structure(hooked)
+    hooked.register_forward_pre_hook(lambda module, inputs: (inputs[0] / 2,))
+    other.register_forward_pre_hook(lambda module, inputs: (inputs[0] / 4,))
+    assert structure(plain) == before
+    assert len({before, structure(hooked), structure(other)}) == 3
+
+
+def test_an_attribute_of_a_defence_that_is_no_field_makes_another_run():
+    class Mine(Standard):
+        def __init__(self, factor):
+            object.__setattr__(self, "factor", factor)
+
+        @functools.cached_property
+        def twice(self):
+            return 2 * self.factor
+
+    one = Mine(1)
+    before = as_dict(one)
+    assert one.twice == 2
+    assert as_dict(one) == before == as_dict(Mine(1)) != as_dict(Mine(9))
+
+
+def test_pictures_that_are_not_mirrored_make_another_run(blobs):
+    network, recipe = small_network(), replace(RECIPE, epochs=1)
+    data = blobs.to("cpu")
+    before = identity_of(network, data, recipe)
+    data.train.mirror = False
+    assert identity_of(network, data, recipe) != before
+    assert "mirror" not in before["data"]  # as it was when nothing else could be
 
 
 def test_more_outputs_than_classes_are_said_once(blobs, tmp_path, caplog):

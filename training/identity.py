@@ -1,5 +1,6 @@
 """What decides a run, as plain values: two runs are the same where these are."""
 
+import functools
 from dataclasses import fields, is_dataclass
 
 import torch
@@ -35,6 +36,8 @@ def as_dict(settings):
             if field.metadata.get("written", True) or value != field.default  # what older runs could not say
         }
         code = code_checksum.of_strangers([settings])
+        if code:
+            inner |= _beside_fields(settings)
         return {"kind": type(settings).__name__} | inner | ({"code": code} if code else {})
     if isinstance(settings, torch.nn.Module):
         weights = {"weights": fingerprint(settings), "structure": structure(settings)}
@@ -49,6 +52,19 @@ def as_dict(settings):
         f"{settings!r} cannot be written into recipe.json; make {type(settings).__name__} a frozen dataclass, "
         "so that its settings say which run this is"
     )
+
+
+def _beside_fields(settings):
+    """Plain attributes of somebody's own class that are no fields: its __init__ may set what it likes."""
+    known = {field.name for field in fields(settings)}
+    return {
+        name: value
+        for name, value in vars(settings).items()
+        if name not in known
+        and name[0] != "_"
+        and isinstance(value, code_checksum.PLAIN[:4])
+        and not isinstance(getattr(type(settings), name, None), functools.cached_property)
+    }
 
 
 def differences(there, here, prefix=""):

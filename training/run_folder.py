@@ -41,8 +41,8 @@ log = logging.getLogger("study")
 
 
 CHECKSUMS = {
-    "structure": ": a checksum of the layers, their settings and code, and what trains. What changes with each "
-    "call, such as a count, belongs into an attribute whose name begins with _",
+    "structure": ": a checksum of the layers, their settings, hooks and code, and what trains. What changes with "
+    "each call, such as a count, belongs into an attribute whose name begins with _",
     "initial_weights": ": a checksum of the weights and buffers before training. What changes with each call, "
     "such as a count, belongs into a buffer with persistent=False",
 }

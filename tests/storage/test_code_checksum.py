@@ -1,6 +1,7 @@
 """A checksum over code: what decides a result counts, wherever it is written; the rest does not."""
 
 import functools
+import importlib
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -95,6 +96,39 @@ def test_code_of_this_repository_is_known_by_its_commit_and_that_of_others_by_it
     assert of_strangers([made()]) != of_strangers([made(setting=9)])
 
 
+NAMED = {  # what a method names, and how
+    "a tuple": ("SIZES = ({value},)", "SIZES[0]"),
+    "a list that stays": ("SIZES = [0.5, {value}]", "SIZES[1]"),
+    "a dictionary that stays": ("SIZES = dict(w={value})", "SIZES['w']"),
+    "a tensor that stays": ("import torch\nSIZE = torch.tensor({value})", "SIZE"),
+    "an argument": ("import argparse\nargs = argparse.Namespace(w={value})", "args.w"),
+    "a class": ("class Scale:\n    def __call__(self): return {value}", "Scale()()"),
+    "a partial": ("import functools\ndef f(x): return x\nhalf = functools.partial(f, x={value})", "half()"),
+    "a default that is a tuple": ("def f(x=({value},)): return x[0]", "f()"),
+    "another module": ("import beside", "beside.f()"),
+}
+
+
+@pytest.mark.parametrize("kind", NAMED)
+def test_what_a_method_names_counts(kind, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    top, expression = NAMED[kind]
+
+    def checksum(value, log="[]"):
+        (tmp_path / "beside.py").write_text(f"def f():\n    return {value}\n")
+        text = f"{top.format(value=value)}\nlog = {log}\n"
+        text += f"class Mine:\n    def craft(self):\n        log.append(1)\n        return {expression}\n"
+        (tmp_path / "mine.py").write_text(text)
+        for name in ("mine", "beside"):
+            sys.modules.pop(name, None)
+        importlib.invalidate_caches()
+        return of_objects([importlib.import_module("mine").Mine()])
+
+    assert checksum(1.5) == checksum(1.5) != checksum(6.5)
+    assert checksum(1.5) == checksum(1.5, log="[1, 2]")  # what is written small may be filled on the way
+
+
 HASHED = """
 import sys
 sys.path[:0] = {path!r}
@@ -153,6 +187,6 @@ def test_a_script_or_module_beside_ours_is_the_users_own(tmp_path, monkeypatch):
 
     monkeypatch.setattr(code_checksum, "_file", lambda module: Path(code_checksum.__file__).with_name("mine.py"))
     for module in ("__main__", "mine", "my_defences.sub"):
-        assert code_checksum._is_strange(module)
+        assert code_checksum.is_strange(module)
     for module in ("attacks.pgd", "defences.free", "models", "training.recipe", "evaluation.flaws.models"):
-        assert not code_checksum._is_strange(module)
+        assert not code_checksum.is_strange(module)
