@@ -40,7 +40,7 @@ class APGD(Attack):
     def craft(self, model, images, labels, generator, targeted=False):
         if targeted and self.loss != "ce":
             raise ValueError(f"{self} chooses its classes itself; APGD(loss='ce') takes targets")
-        search = Search(model, images, labels, targeted, self.precision)
+        search = Search(model, images, labels, targeted, self.precision, random=self.samples > 1)
         ranks = range(min(self.targets, search.rivals.shape[1])) if self.loss == "targeted" else [None]
         with search.at_work():
             for rank in [*ranks] * self.restarts:

@@ -22,9 +22,10 @@ class Search:
 
     An example leaves as soon as a point is found that the model gets wrong in full precision; what the attack
     keeps for each example is cut down with it. `rivals` (n, K - 1) are the wrong classes, the likeliest first.
+    A model that answers at `random` may be wrong once by chance, so its first answer takes no example out.
     """
 
-    def __init__(self, model, images, labels, targeted, precision):
+    def __init__(self, model, images, labels, targeted, precision, random=False):
         self.model, self.targeted, self.tf32 = model, targeted, precision != "float32"
         self.found = images.clone()
         self.images, self.labels = images, labels
@@ -37,7 +38,8 @@ class Search:
         self.low = self.low and self._low_is_enough(wide(logits))
         others = logits.scatter(1, labels[:, None], -math.inf)
         self.rivals = others.argsort(1, descending=True)[:, :-1]
-        self._take_out(images, self.won(logits), {})
+        if not random:
+            self._take_out(images, self.won(logits), {})
 
     def __len__(self):
         return len(self.places)

@@ -106,7 +106,7 @@ class Square(Attack):
     def _side(self, query, images):
         halvings = sum(query > mark for mark in HALVINGS)
         area = self.share / 2**halvings * images.shape[2] * images.shape[3]
-        return min(max(round(math.sqrt(area)), 1), images.shape[2] - 1, images.shape[3] - 1)
+        return max(1, min(round(math.sqrt(area)), images.shape[2] - 1, images.shape[3] - 1))
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

@@ -103,6 +103,13 @@ def attacked(source, victim, split, attack, indices, seed, bar=None, kept=None):
     return standing, Extent(*reach, int(broken.sum()), int(still.sum()), float(seconds.sum()))
 
 
+def labels_for(source, images, labels, split):
+    """The labels, or where a source has other classes than the split, and knows none of them, its own guesses."""
+    with evaluating(source), torch.no_grad(), in_float32(split):
+        guesses = source(images)
+    return labels if guesses.shape[1] == split.num_classes else guesses.argmax(1)
+
+
 def _judge(source, victim, attack, split, indices, generator):
     """One batch: a "1" for each example that withstands, and how far the attack went.
 
@@ -110,8 +117,9 @@ def _judge(source, victim, attack, split, indices, generator):
     """
     begun = time.perf_counter()
     images, labels = split.batch(indices)
+    known = labels if source.model is victim.model else labels_for(source, images, labels, split)
     with evaluating(source), in_float32(split, tf32=True):
-        adversarial = source.crafted(attack, images, labels, generator)
+        adversarial = source.crafted(attack, images, known, generator)
     with evaluating(victim), torch.no_grad(), in_float32(split):
         logits = victim(adversarial)
     broken = ~torch.isfinite(logits).all(1)

@@ -24,10 +24,11 @@ LIMITS = {"reported": (1, 8), "AutoAttack": (0.2, 1)}
 COMPARED = (*LIMITS, "external")
 
 
-def judge(clean, robust, *, chance=None):
+def judge(clean, robust, *, chance=None, eps=8 / 255):
     """Findings about a published table alone: clean accuracy and {"FGSM": ..., "PGD-20": ...}, shares from 0 to 1.
 
-    It takes no model and no picture, so it finds only what cannot be true. NaN stands for a missing number.
+    It takes no model and no picture, so it finds only what cannot be true. NaN stands for a missing number; `eps`
+    is that of the attacks, in L∞.
     """
     robust = {label: share for label, share in robust.items() if not math.isnan(share)}
     found = [chance is not None and checks.better_than_chance(clean, chance)]
@@ -35,7 +36,7 @@ def judge(clean, robust, *, chance=None):
     if "FGSM" in robust:
         for label in robust:
             if label.startswith("PGD"):
-                found.append(comparisons.attack_order(robust["FGSM"], robust[label], against=label))
+                found.append(comparisons.attack_order(robust["FGSM"], robust[label], against=label, eps=eps))
         found.append(comparisons.alike(clean, robust))
     return in_order(found)
 
@@ -64,7 +65,8 @@ def judged(table):
     for place, row in enumerate(table.to_dict("records")):
         shares = {name: float(value) / 100 for name, value in row.items() if name not in ABOUT}
         chance = 1 / row["classes"] if row.get("classes", 0) > 0 else None
-        found = judge(row["clean"] / 100, shares, chance=chance)
+        eps = {"eps": sizes[place]} if sizes and not math.isnan(sizes[place]) else {}
+        found = judge(row["clean"] / 100, shares, chance=chance, **eps)
         found += [impossible(name, share) for name, share in ({"clean": row["clean"] / 100} | shares).items()]
         found += [refuted(name, shares) for name in LIMITS]
         if sizes:

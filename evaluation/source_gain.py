@@ -34,8 +34,11 @@ class Gain:
     by_withstanding: Difference
     equal: Difference | None  # where both have the clean accuracy `at`; None where they never have the same
     at: float
+    invalid: str = ""  # why a number that it is made of must not be used
 
     def __str__(self):
+        if self.invalid:
+            return f"cannot be told, because a number is invalid: {self.invalid}"
         split = (
             f"{self.total}; more pictures are right to begin with: {self.by_accuracy}; "
             f"more of the right ones withstand: {self.by_withstanding}"
@@ -66,6 +69,12 @@ def source_gain(a, b, label):
     scores = [score for stage in (*a, *b) for score in stage]
     check_examples(scores)
     check_attacks(scores, label)
+    invalid = [
+        finding.message
+        for score in scores
+        for finding in score.findings
+        if finding.severity == "invalid" and (finding.concerns(label) or finding.concerns(CLEAN))
+    ]
     a, b = ([_outcomes(stage, label) for stage in stages] for stages in (a, b))
     seeds, *others = {len(stage) for stage in (*a, *b)}
     alone = [()] * 4  # each part by seed, where each stage has as many
@@ -81,7 +90,7 @@ def source_gain(a, b, label):
     drawn = torch.randint(n, (RESAMPLES, n), generator=torch.Generator().manual_seed(0))
     counts = torch.stack([torch.bincount(row, minlength=n) for row in drawn]).double()
     spread, _ = _parts(*((torch.einsum("rn,skn->rsk", counts, part) / n).numpy() for part in one_each))
-    return Gain(*map(_difference, value, spread, alone), float(at[0]))
+    return Gain(*map(_difference, value, spread, alone), float(at[0]), next(iter(invalid), ""))
 
 
 def _difference(value, spread, alone):

@@ -9,12 +9,16 @@ from tqdm.auto import tqdm
 
 from attacks import evaluating
 from evaluation.batch_sizes import BATCH, AnySize
-from evaluation.per_example import in_float32, on_device_of, predict
+from evaluation.per_example import in_float32, labels_for, on_device_of, predict
 from evaluation.testing import evaluate, named, seed_for
 
 
 def transfer_attack(source, victim, split, attack, *, source_name="another model", seed=0, progress=True):
-    """Score `victim` on examples crafted on `source`. Returns Scores, which are labelled so."""
+    """Score `victim` on examples crafted on `source`. Returns Scores, which are labelled so.
+
+    A source with another number of classes than the split has is led away from its own guess, as in
+    carried_outcomes.
+    """
     named([attack])
     labelled = {f"{attack.label}, carried from {source_name}": attack}
     return evaluate(source, victim, split, labelled, seed, progress, source_name)
@@ -45,9 +49,7 @@ def carried_outcomes(victims, split, attack, *, sources=None, seed=0, progress=T
     for name, source in tqdm(sources.items(), desc=f"{attack.label}, carried", disable=not progress):
         generator = torch.Generator(split.labels.device).manual_seed(seed_for(attack, seed))
         for images, labels in split.batches(BATCH[split.labels.device.type]):
-            with evaluating(source), torch.no_grad(), in_float32(split):
-                guesses = source(images)
-            known = labels if guesses.shape[1] == split.num_classes else guesses.argmax(1)
+            known = labels_for(source, images, labels, split)
             with evaluating(source), in_float32(split, tf32=True):
                 adversarial = source.crafted(attack, images, known, generator)
             for victim, model in victims.items():

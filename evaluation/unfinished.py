@@ -4,7 +4,6 @@ import hashlib
 import logging
 import time
 from contextlib import ExitStack
-from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -84,7 +83,7 @@ class Kept(dict):
         """What a batch is known by: the attack with its code and every digit of its settings, and its pictures."""
         if self.folder is None:
             return None
-        settings = [(field.name, getattr(attack, field.name)) for field in fields(attack)]
+        settings = [(name, code_checksum.plain_text(value) or repr(value)) for name, value in vars(attack).items()]
         pictures = hashlib.sha256(repr(indices.tolist()).encode()).hexdigest()[:16]
         code = code_checksum.of_objects([attack])
         return f"{attack!r}, {code}, {settings}, seed {seed}, stage {stage}, batch {batch}, {pictures}"

@@ -219,7 +219,8 @@ def _label(measure, scores):
     if measure == SHARE:
         return "PGD-20"
     cut = f"{AUTOATTACK}, cut short"
-    return cut if measure == AUTOATTACK and scores and all(cut in score.outcomes for score in scores) else measure
+    whole, short = (all(label in score.outcomes for score in scores) for label in (AUTOATTACK, cut))
+    return cut if measure == AUTOATTACK and scores and short and not whole else measure
 
 
 def _judge(question, a, b):
@@ -232,6 +233,8 @@ def _judge(question, a, b):
         known = [score.weights for score in some if score.weights]
         if len(set(known)) < len(known):
             return "cannot be told", f"Two seeds of {name} are the same network."
+    if len(a) != len(b):
+        return "cannot be told", f"{names[0]} has {len(a)} seeds and {names[1]} {len(b)}: as many are needed."
     found = [
         (finding.severity, finding.message)
         for some, label in ((a, labels[0]), (b, labels[1]))

@@ -18,7 +18,7 @@ from matplotlib.ticker import MaxNLocator
 from attacks import evaluating, in_255ths
 from evaluation.finding import CLEAN
 from evaluation.per_example import predict
-from evaluation.statistics import expected_robustness, wilson
+from evaluation.statistics import check_attacks, expected_robustness, wilson
 from storage.atomic_files import read_json, replacing
 
 COLOURS = ("#4c4c4c", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe & Ito 2008
@@ -92,27 +92,33 @@ def _title(label, scores):
     return next((score.title(label) for score in scores if label in score.attacks), label)
 
 
+def column(label, score, scores):
+    """An attack's title, or all of its settings where the same label stands for different ones."""
+    settings = {other.attacks[label] for other in scores.values() if label in other.attacks}
+    return score.title(label) if len(settings) < 2 or label not in score.attacks else score.attacks[label]
+
+
 @mpl.rc_context(STYLE)
 def plot_scores(scores, show_invalid=False):
     """Accuracy of each model, clean and under each attack, as bars with their intervals.
 
     With `show_invalid` numbers that the audit found invalid are drawn too, and the title says so.
     """
-    labels = list(dict.fromkeys(label for score in scores.values() for label in score.outcomes))
+    named = [{label: column(label, score, scores) for label in score.outcomes} for score in scores.values()]
+    labels = list(dict.fromkeys(title for titles in named for title in titles.values()))
     width = 0.8 / len(scores)
     figure, axis = plt.subplots(figsize=(7.5, 3.2))
-    for index, (score, look) in enumerate(zip(scores.values(), looks(scores), strict=True)):
+    for index, (score, titles, look) in enumerate(zip(scores.values(), named, looks(scores), strict=True)):
         rows = score.table()
-        rows = rows[((rows.verdict != "invalid") | show_invalid) & rows.index.isin(labels)]
-        places = [labels.index(label) + (index - (len(scores) - 1) / 2) * width for label in rows.index]
+        rows = rows[((rows.verdict != "invalid") | show_invalid) & rows.index.isin(titles)]
+        places = [labels.index(titles[label]) + (index - (len(scores) - 1) / 2) * width for label in rows.index]
         reach = [rows.accuracy - rows.low, rows.high - rows.accuracy]
         for place, value in zip(places, rows.accuracy, strict=True):
             if value < 1:  # a bar too low to be seen
                 axis.text(place, 1.5, f"{value:.1f}", ha="center", fontsize=6, rotation=90)
         axis.bar(places, rows.accuracy, width * 0.92, **look)
         axis.errorbar(places, rows.accuracy, yerr=reach, fmt="none", ecolor="black", elinewidth=0.8, capsize=1.5)
-    titles = [_title(label, scores.values()).replace(", L2", "\nL2") for label in labels]
-    axis.set_xticks(range(len(labels)), titles)
+    axis.set_xticks(range(len(labels)), [title.replace(", L2", "\nL2").replace("(", "\n(") for title in labels])
     axis.grid(axis="x", visible=False)
     # Drawn by hand: a model whose numbers are all left out has no bar to take the colour from.
     entries = [Patch(**look) for look in looks(scores) if look["label"]]
@@ -265,6 +271,9 @@ def plot_per_class(scores, split, label):
     valid = {name: score for name, score in scores.items() if score.verdict(label) != "invalid"}
     left_out = f"; invalid {'left out' if valid else 'shown: all are'}" if len(valid) < len(scores) else ""
     scores = valid or scores
+    check_attacks(scores.values(), label)
+    if strange := [name for name, score in scores.items() if score.pictures not in (None, split.checksum)]:
+        raise ValueError(f"{', '.join(strange)}: these scores are of other pictures than {split!r}")
     counts = torch.bincount(split.labels, minlength=split.num_classes).tolist()
     size = (1 + 2.2 * len(scores), 0.24 * len(counts) + 1)
     figure, (axes,) = plt.subplots(1, len(scores), figsize=size, sharey=True, squeeze=False)
@@ -301,6 +310,7 @@ def plot_plane(groups, label, sources=None):
     colours = dict(zip(groups, itertools.cycle(COLOURS[1:] + COLOURS[:1]), strict=False))
     everything = [score for scores in groups.values() for score in scores.values()]
     tested = [demo(distinct(score.split for score in everything)), distinct(str(score.n) for score in everything)]
+    check_attacks([score for score in everything if label in score.outcomes], label)
     invalid = any(label in score.outcomes and _place(score, label) is None for score in everything)
     left_out = "; invalid numbers left out" if invalid else ""
     figure, axis = plt.subplots(figsize=(7.4, 4.2))
@@ -308,6 +318,7 @@ def plot_plane(groups, label, sources=None):
     for group, scores in groups.items():
         start = _place(sources[group], label) if group in sources else None
         if start:
+            highest = max(highest, start[1])
             axis.plot(*start, "*", color=colours[group], markersize=13, markeredgecolor="black", zorder=3)
         for name, score in scores.items():
             if (place := _place(score, label)) is None:

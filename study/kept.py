@@ -19,8 +19,9 @@ def keep(study, target):
     """Copy what a reader wants of a study to `target`: scores, figures (PNG), provenance and the notebooks as they
     ran, but no weights. A notebook that broke off is left out."""
     study, target = Path(study), Path(target)
-    if not (study / "scores.csv").exists():
-        write_page(study)
+    write_page(study)
+    for path in (*target.glob("*/figures/*.png"), *target.glob("[0-9]*.ipynb")):  # of what was kept there before
+        path.unlink()
     environments = {}
     for path in sorted(study.glob("*/*/environment.json")):
         values = read_json(path)

@@ -5,6 +5,7 @@ Intervals are 95 % Wilson intervals; what the audit found invalid is struck out.
 
 import re
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -15,7 +16,7 @@ from evaluation.finding import ATTACKED, CLEAN, WORST, Finding
 from evaluation.scores import SAVED_AS, Scores
 from evaluation.statistics import over_seeds, survival
 from storage.atomic_files import Damaged, read_json
-from study.figures import demo, training_attack
+from study.figures import column, demo, training_attack
 from training.run_folder import RunFolder
 from training.weights import weights_in
 
@@ -64,19 +65,37 @@ def _found_beside(folder, scores, epoch):
         if len(audited.attacks) != 1:
             raise Damaged(f"{path} is no audit, which is of one attack. Delete it and run audit() again")
         ((label, attack),) = audited.attacks.items()
-        same = scores.attacks.get(label) == attack
         known = {*(weights_in(folder, name) for name in WEIGHTS.values()), scores.weights}
         if None not in known and audited.weights not in known:
             says = f"{path.name} is of other weights than this run's; run audit() again"
             yield Finding("other weights", "suspect", 1, 0, says, ATTACKED)
         if audited.weights == scores.weights:
-            yield from (f for f in audited.findings if same or label not in f.rows)
+            yield from filter(None, (_as_here(finding, label, attack, scores) for finding in audited.findings))
     run = RunFolder(folder)
     if epoch == "last" and run.finished and recipe.exists():
         known = read_json(recipe)
         if training_attack(known["recipe"]) is not None:
             pictures = min(known["recipe"]["validation_images"], known["data"]["val"])
             yield robust_overfitting(run.load_history(), pictures)
+
+
+def _as_here(finding, label, attack, scores):
+    """A finding of an audit with the rows that these scores have for it; None where it concerns none of them.
+
+    Their row of the audited attack may have another name, and one of the same name may be of another ball.
+    """
+    own = tuple(row for row, settings in scores.attacks.items() if settings == attack)
+    if label in finding.rows and not own:
+        return None
+    others = tuple(row for row in finding.rows if row != label and _as_large(row, attack, scores))
+    rows = (*own, *others) if label in finding.rows else others
+    return replace(finding, rows=rows) if rows or not finding.rows else None
+
+
+def _as_large(row, attack, scores):
+    """Is what these scores have in a row of the same ε and norm as that attack, or no attack's?"""
+    balls = [re.findall(r"ε=[^,)]+|norm=\w+", text) for text in (scores.attacks.get(row, attack), attack)]
+    return balls[0] == balls[1]
 
 
 def taken_from(folder):
@@ -97,19 +116,13 @@ def accuracies(scores):
     """
     rows = {}
     for name, score in scores.items():
-        cells = {_column(label, score, scores): _cell(row) for label, row in score.table().iterrows()}
+        cells = {column(label, score, scores): _cell(row) for label, row in score.table().iterrows()}
         rows[name] = cells | {"n": score.n}
     table = pd.DataFrame.from_dict(rows, orient="index")
     columns = sorted(table, key=lambda label: (label == "n", label == WORST))
     splits = ", ".join(sorted({demo(score.split) for score in scores.values()}))
     caption = f"Accuracy in %, on {splits}, with 95 % Wilson intervals; struck out: invalid, ?: suspect"
     return _styled(table[columns], caption)
-
-
-def _column(label, score, scores):
-    """An attack's title, or all of its settings where the same label stands for different ones."""
-    settings = {other.attacks[label] for other in scores.values() if label in other.attacks}
-    return score.title(label) if len(settings) < 2 else score.attacks[label]
 
 
 def _cell(row):

@@ -126,12 +126,21 @@ def plot_stages(stages, label):
     """Clean accuracy against accuracy under one attack as trainings get longer: a line each, a point a stage.
 
     `stages` maps names to lists of stages, from short to long, each a list of Scores, one a seed. A point is the
-    mean of the seeds, its 95 % intervals are those of a single seed, in the mean.
+    mean of the seeds, its 95 % intervals are those of a single seed, in the mean. Invalid numbers are left out.
     """
     everything = [score for stage in stages.values() for some in stage for score in some]
+
+    def valid(some):
+        return not any(score.verdict(row) == "invalid" for score in some for row in (CLEAN, label))
+
+    every = all(valid(some) for stage in stages.values() for some in stage)
+    left_out = "" if every else "; invalid numbers left out"
     figure, axis = plt.subplots(figsize=(6, 4))
     for points, look in zip(stages.values(), looks(stages), strict=True):
         places, reach = [], []
+        points = [some for some in points if valid(some)]
+        if not points:
+            continue
         for row in (CLEAN, label):
             shares = np.array([np.mean([100 * score.share(row) for score in some]) for some in points])
             ends = [np.mean([100 * np.array(score.interval(row)) for score in some], axis=0) for some in points]
@@ -145,6 +154,7 @@ def plot_stages(stages, label):
     axis.set(xlabel="clean accuracy, %", ylabel=f"accuracy under {everything[0].title(label)}, %")
     axis.set(xlim=(0, 102), ylim=(-2, 102))
     tested = demo(distinct(f"{score.split}, n = {score.n}" for score in everything))
-    axis.set_title(f"{tested}; 95 % intervals")
-    axis.legend(**BESIDE)
+    axis.set_title(f"{tested}; 95 % intervals{left_out}")
+    if axis.get_legend_handles_labels()[0]:
+        axis.legend(**BESIDE)
     return done(figure)

@@ -15,11 +15,11 @@ CHEAP = AutoAttack(eps=6 / 255, steps=5, queries=20)
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Stopping(PGD):
-    """Is interrupted after LIMIT batches."""
+    """Is interrupted after limit batches."""
 
     def craft(self, model, images, labels, generator, targeted=False):
-        CALLS.append(len(images))
-        if len(CALLS) > LIMIT[0]:
+        calls.append(len(images))
+        if len(calls) > limit[0]:
             raise KeyboardInterrupt
         return super().craft(model, images, labels, generator, targeted)
 
@@ -27,12 +27,12 @@ class Stopping(PGD):
         return "Stopping()"
 
 
-CALLS, LIMIT = [], [10**9]
+calls, limit = [], [10**9]
 
 
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch):
-    CALLS.clear()
+    calls.clear()
     monkeypatch.setitem(batch_sizes.BATCH, "cpu", 20)
     monkeypatch.setattr(unfinished, "SAVE_EVERY", -1)
 
@@ -44,7 +44,7 @@ def unfinished_in(folder):
 
 def stop_after(batches, monkeypatch, model, split, folder):
     with monkeypatch.context() as patch:
-        patch.setitem(globals(), "LIMIT", [batches])
+        patch.setitem(globals(), "limit", [batches])
         with pytest.raises(KeyboardInterrupt):
             run(model, split, [Stopping(steps=3)], folder)
 
@@ -56,13 +56,13 @@ def run(model, split, attacks, folder=None):
 def test_a_stopped_test_goes_on_to_the_same_outcomes(sound, blobs, tmp_path, monkeypatch):
     model = sound["pgd"]
     whole = run(model, blobs.test, [Stopping(steps=3)])
-    batches = len(CALLS)
-    CALLS.clear()
+    batches = len(calls)
+    calls.clear()
     stop_after(3, monkeypatch, model, blobs.test, tmp_path)
     assert unfinished_in(tmp_path).exists()
-    CALLS.clear()
+    calls.clear()
     again = run(model, blobs.test, [Stopping(steps=3)], tmp_path)
-    assert len(CALLS) == batches - 3
+    assert len(calls) == batches - 3
     for label, outcome in whole.outcomes.items():
         assert torch.equal(outcome, again.outcomes[label])
     assert again.findings == whole.findings
@@ -82,14 +82,14 @@ class Around(torch.nn.Module):
 
 def rewritten(monkeypatch):
     """The attack after somebody has edited its code: the settings are the same."""
-    monkeypatch.setattr(Stopping, "craft", lambda self, model, images, *rest: CALLS.append(len(images)) or images)
+    monkeypatch.setattr(Stopping, "craft", lambda self, model, images, *rest: calls.append(len(images)) or images)
 
 
 @pytest.mark.parametrize("change", ["model", "function", "pictures", "right pictures", "attack", "broken file"])
 def test_what_was_done_for_something_else_is_not_used(change, sound, blobs, tmp_path, monkeypatch):
     model, split = Around(sound["pgd"], lambda inner, images: inner(images.detach())), blobs.test
     stop_after(3, monkeypatch, model, split, tmp_path)
-    CALLS.clear()
+    calls.clear()
     if change == "model":
         model = sound["standard"]
     elif change == "function":
@@ -106,9 +106,9 @@ def test_what_was_done_for_something_else_is_not_used(change, sound, blobs, tmp_
     else:
         unfinished_in(tmp_path).write_text('{"key":')
     expected = run(model, split, [Stopping(steps=3)])
-    calls = len(CALLS)
+    before = len(calls)
     again = run(model, split, [Stopping(steps=3)], tmp_path)
-    assert len(CALLS) == 2 * calls
+    assert len(calls) == 2 * before
     assert torch.equal(expected.worst_case, again.worst_case)
 
 
