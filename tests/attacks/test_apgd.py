@@ -226,3 +226,22 @@ def test_settings_of_torch_are_given_back(monkeypatch):
     assert torch.backends.cudnn.benchmark
     assert not seen[-2]
     assert not torch.is_autocast_enabled("cpu")
+
+
+def test_a_lucky_first_answer_takes_no_picture_out_where_the_network_answers_at_random():
+    """Its first answer is wrong, all others are right: one that is asked often is attacked nevertheless."""
+    asked = []
+
+    class Moody(nn.Module):
+        def forward(self, images):
+            asked.append(len(images))
+            right = -1.0 if len(asked) == 1 else 1.0
+            return images.flatten(1).sum(1, keepdim=True) * torch.tensor([[right, 0.0]])
+
+    images, labels = torch.full((4, 1, 2, 2), 0.5), torch.zeros(4).long()
+    found = APGD(steps=4, samples=2, eps=0.1, precision="float32").craft(Moody(), images, labels, generator())
+    assert (found != images).any(1).all()
+    assert len(asked) > 8
+    asked.clear()
+    sure = APGD(steps=4, eps=0.1, precision="float32").craft(Moody(), images, labels, generator())
+    assert not torch.equal(sure, images)  # verified once more, it was no success

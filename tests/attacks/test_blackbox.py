@@ -85,3 +85,8 @@ def test_square_in_l2_takes_pictures_of_any_shape(height, width):
     attack = Square(norm="L2", eps=0.2)
     for points in (best := attack._begin(images, generator()), attack._with_bumps(images, best, 5, generator())):
         assert torch.allclose((points - images).flatten(1).norm(dim=1), torch.tensor(0.2), atol=1e-5)
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 9), (9, 1)])
+def test_a_line_of_pixels_gets_squares_of_one(height, width):
+    assert Square()._side(1, torch.zeros(1, 1, height, width)) == 1

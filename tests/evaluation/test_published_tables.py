@@ -124,3 +124,13 @@ def test_robustbench_has_four_numbers_of_autoattack_that_were_beaten_by_a_point_
     assert set(table[table.verdict.str.contains("unreliable")].index) == {"Kang2021Stable", "Xiao2020Enhancing"}
     assert "AutoAttack leaves 1.35 %" in table.verdict["JinRinard2020Manifold"]
     assert table.verdict["Bartoldson2024Adversarial_WRN-94-16"] == "no finding"
+
+
+def test_a_larger_eps_is_known_from_its_column():
+    """Above 8/255 healthy networks too withstand FGSM far better than PGD."""
+    rows = pd.DataFrame(
+        {"clean": [80.0, 80.0], "FGSM": [60.0, 60.0], "PGD-20": [25.0, 25.0], "eps": ["8/255", "16/255"]}
+    )
+    found = [[finding.check for finding in findings] for findings in judged(rows)]
+    assert "catastrophic overfitting" in found[0]
+    assert "catastrophic overfitting" not in found[1]

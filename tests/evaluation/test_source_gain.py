@@ -10,7 +10,7 @@ from torch import nn
 import models
 from attacks import APGD, PGD
 from evaluation import feature_bound, source_gain, testing
-from evaluation.finding import CLEAN
+from evaluation.finding import CLEAN, Finding
 from evaluation.per_example import predict
 from evaluation.scores import Scores
 
@@ -131,3 +131,13 @@ def test_what_it_cannot_measure_is_refused(blobs):
     pooled = nn.Sequential(nn.Conv2d(3, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     with pytest.raises(ValueError, match="linear layer"):
         feature_bound(pooled, blobs.test, PGD())
+
+
+@pytest.mark.parametrize("rows", [(), ("PGD-20",), (CLEAN,)])
+def test_an_invalid_number_gains_nothing(rows):
+    weak = scores(100, 80, 60)
+    weak.findings = [Finding("masked gradient", "invalid", 1, 0, "its gradient is zero", rows)]
+    told = str(source_gain([[weak]], [[scores(100, 50, 20)]], "PGD-20"))
+    assert told == "cannot be told, because a number is invalid: its gradient is zero"
+    weak.findings = [Finding("masked gradient", "invalid", 1, 0, "its gradient is zero", ("FGSM",))]
+    assert "invalid" not in str(source_gain([[weak]], [[scores(100, 50, 20)]], "PGD-20"))

@@ -82,3 +82,11 @@ def test_logits_that_are_no_numbers_withstand_nothing(blobs):
         broken[-1].bias.fill_(float("nan"))
     table = carried_matrix({"broken": broken}, blobs.test, FGSM(), progress=False)
     assert table.loc["broken", "broken"] == 0
+
+
+def test_a_transfer_attack_asks_a_source_of_other_classes_as_carried_outcomes_does(blobs):
+    victim, public = small_network(0), small_network(1, classes=7)
+    attack = PGD(steps=3, random_start=False)
+    expected = carried_outcomes({"v": victim}, blobs.test, attack, sources={"p": public}, progress=False)
+    (label,) = (scores := transfer_attack(public, victim, blobs.test, attack, progress=False)).attacks
+    assert torch.equal(scores.outcomes[label], expected["p", "v"])

@@ -310,3 +310,23 @@ def test_two_seeds_that_are_one_network_are_no_two_seeds():
         {"01_x": {"a-seed0": twins[0], "a-seed1": twins[1], "b-seed0": B}}, among=[ABOVE]
     ).iloc[0]
     assert (row.answer, row.why) == ("cannot be told", "Two seeds of a are the same network.")
+
+
+def test_unequal_numbers_of_seeds_tell_nothing():
+    """An interval over the seeds of one alone would forget that the other has them too."""
+    several = {f"a-seed{seed}": scores(300, 200 + 9 * seed) for seed in range(3)}
+    row = answers.questions({"01_x": several | {"b-seed0": scores(300, 20)}}, among=[ABOVE]).iloc[0]
+    assert (row.answer, row.why) == ("cannot be told", "a has 3 seeds and b 1: as many are needed.")
+
+
+def test_the_whole_autoattack_is_preferred_where_both_were_run():
+    def both(whole, cut):
+        found = scores(300, whole)
+        found.outcomes["AutoAttack"] = found.outcomes.pop("PGD-20")
+        found.outcomes["AutoAttack, cut short"] = scores(300, cut).outcomes["PGD-20"]
+        found.attacks = dict.fromkeys(("AutoAttack", "AutoAttack, cut short"), "AutoAttack")
+        return found
+
+    question = Question("Is a above b?", "01_x/a", "01_x/b", answers.AUTOATTACK)
+    answer, why = ask(question, a=both(100, 200), b=both(20, 250))
+    assert (answer, "25.0 % (a) against 5.0 % (b)" in why) == ("yes", True)

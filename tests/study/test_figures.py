@@ -1,6 +1,7 @@
 """Figures: each is drawn, saved, and true to its numbers."""
 
 import pandas as pd
+import pytest
 import torch
 
 from attacks import FGSM, PGD
@@ -117,3 +118,25 @@ def test_a_curve_over_eps_names_its_expected_robustness():
         legend = figures.plot_against(named, "PGD", trained=trained).axes[0].get_legend()
         assert [text.get_text() for text in legend.get_texts()][:2] == [f"a, {a} %", "b, 90.0 %"]
         assert legend.get_title().get_text().endswith(f"up to ε = {255 * min(trained or 1, 0.2):.4g}/255")
+
+
+def test_attacks_of_other_sizes_do_not_share_an_axis():
+    outcome = torch.arange(20) < 10
+    one, other = (
+        Scores("x test", {"clean": outcome, "PGD-20": outcome}, {"PGD-20": repr(PGD(steps=20, eps=eps / 255))})
+        for eps in (2, 8)
+    )
+    drawn = figures.plot_scores({"a": one, "b": other}).axes[0]
+    ticks = [tick.get_text() for tick in drawn.get_xticklabels()]
+    assert [tick.replace("\n", "") for tick in ticks] == ["clean", one.attacks["PGD-20"], other.attacks["PGD-20"]]
+    with pytest.raises(ValueError, match="different attacks"):
+        figures.plot_plane({"g": {"a": one, "b": other}}, "PGD-20")
+
+
+def test_classes_are_those_of_the_pictures_that_were_tested(blobs):
+    outcome = torch.ones(len(blobs.test)).bool()
+    score = Scores("x test", {"clean": outcome, "FGSM": outcome}, {"FGSM": "FGSM"}, pictures=blobs.test.checksum)
+    assert figures.plot_per_class({"a": score}, blobs.test, "FGSM").axes
+    score.pictures = "others"
+    with pytest.raises(ValueError, match="a: these scores are of other pictures"):
+        figures.plot_per_class({"a": score}, blobs.test, "FGSM")

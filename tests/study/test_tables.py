@@ -8,6 +8,7 @@ import torch
 
 from attacks import FGSM, PGD, Torchattacks
 from evaluation import checks, comparisons
+from evaluation.audit import Audit
 from evaluation.finding import Finding
 from evaluation.scores import Scores
 from storage.atomic_files import write_json
@@ -141,3 +142,21 @@ def test_seeds_have_their_mean_deviation_and_interval():
     assert "62.0 ± 2.8 <small>[36.6, 87.4]</small>" in page  # 12.7 standard errors of 2 points each way
     assert "t-interval" in page
     assert tables.seeds({"b-seed0": score(10)}) is None
+
+
+def test_an_audit_concerns_the_row_of_its_settings_whatever_that_is_called(tmp_path):
+    outcome, collapse = torch.arange(10) < 5, Finding("collapse", "invalid", 1, 0, "so", ("PGD-20",))
+    small, large = PGD(steps=20, eps=4 / 255), PGD(steps=20)
+    both = {repr(attack): repr(attack) for attack in (small, large)} | {"FGSM": repr(FGSM(eps=2 / 255))}
+    scores = Scores("x test", {"clean": outcome} | dict.fromkeys(both, outcome), both, weights="w")
+    beside = Finding("catastrophic overfitting", "invalid", 1, 0, "so", ("FGSM",))
+    audited = Audit("x test", {"clean": outcome, "PGD-20": outcome}, {"PGD-20": repr(large)}, weights="w")
+    audited.findings = [collapse, beside, Finding("leak", "invalid", 1, 0, "so")]
+    scores.save(tmp_path)
+    audited.save(tmp_path)
+    found = [finding for finding in tables._found_beside(tmp_path, scores, "last") if finding]
+    assert [(finding.check, finding.rows) for finding in found] == [("collapse", (repr(large),)), ("leak", ())]
+    scores.attacks["FGSM"] = repr(FGSM())
+    assert beside in list(tables._found_beside(tmp_path, scores, "last"))
+    scores.attacks = {"PGD-20": repr(small)}
+    assert collapse not in list(tables._found_beside(tmp_path, scores, "last"))

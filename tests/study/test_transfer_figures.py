@@ -102,3 +102,12 @@ def test_the_plane_leads_a_line_from_a_source_to_each_that_was_made_of_it():
     assert [[40, 20], [80, 10]] in lines
     assert sum(line == [[40.0, 20.0]] for line in lines) == 1  # the star
     assert not any([50.0, 20.0] in line and len(line) == 2 for line in lines)
+
+
+def test_stages_leave_out_what_is_invalid():
+    outcome = torch.arange(40) < 20
+    good, bad = (Scores("x test", {"clean": outcome, "FGSM": outcome}, {"FGSM": "FGSM"}) for _ in range(2))
+    bad.findings = [Finding("odd", "invalid", 1, 0, "so")]
+    (axis,) = transfer_figures.plot_stages({"a": [[bad], [good]], "b": [[bad]]}, "FGSM").axes
+    assert [len(container[0].get_xdata()) for container in axis.containers] == [1]
+    assert axis.get_title().endswith("invalid numbers left out")
