@@ -191,7 +191,8 @@ def is_grey(image):
 def pixels(image, grey, size=None, fit="crop"):
     """A PIL picture as uint8 (C, H, W), upright, of a size as told; None leaves its own."""
     image = ImageOps.exif_transpose(image)
-    if image.mode == "F" or (image.mode == "I" and max(image.getextrema()) > 65535):
+    low, high = image.getextrema() if image.mode == "I" else (0, 65535)
+    if image.mode == "F" or low < 0 or not 255 < high <= 65535:  # whole numbers of 32 bits have no usual range
         raise ValueError("its pixels have 32 bits; loaders.from_arrays takes them as floats in [0, 1]")
     if image.mode.startswith("I"):  # 16 bits, of which PIL would take the lower 8
         image = Image.fromarray((np.asarray(image, np.float64) / 257).round().astype(np.uint8))

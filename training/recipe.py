@@ -49,10 +49,12 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self):
-        if self.validation_attack is None:
+        # dataclasses.replace hands on what was derived, as if somebody had given it.
+        if self.validation_attack is None or "derived" in vars(self.validation_attack):
             attack = getattr(innermost(self.defence), "attack", None)
             in_l2 = getattr(attack, "norm", None) == "L2"
-            vars(self)["validation_attack"] = PGD(norm="L2", eps=attack.eps) if in_l2 else PGD()
+            derived = vars(self)["validation_attack"] = PGD(norm="L2", eps=attack.eps) if in_l2 else PGD()
+            vars(derived)["derived"] = True
         for name in ("epochs", "batch_size", "validation_images"):
             check_setting(self, name, 1, math.inf, whole=True)
         check_setting(self, "seed", 0, math.inf, whole=True)

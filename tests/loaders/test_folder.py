@@ -186,3 +186,14 @@ def test_the_same_file_in_two_splits_is_said(tmp_path, caplog):
         fill(tmp_path / part)
     loaders.from_folder(tmp_path, device="cpu")
     assert "of the test pictures are in what training or choosing has seen" in caplog.text
+
+
+@pytest.mark.parametrize(("value", "is_taken"), [(-771, False), (100, False), (70_000, False), (25_700, True)])
+def test_whole_numbers_of_32_bits_are_taken_where_they_have_the_range_of_16(value, is_taken):
+    picture = Image.fromarray(np.full((4, 4), value, np.int32))
+    assert picture.mode == "I"
+    if is_taken:
+        assert (folder.pixels(picture, True) == 100).all()
+    else:
+        with pytest.raises(ValueError, match="32 bits"):
+            folder.pixels(picture, True)

@@ -62,3 +62,16 @@ def test_validation_is_in_the_norm_of_the_training():
     assert Recipe(epochs=1).validation_attack == Recipe(epochs=1, defence=NFGSM()).validation_attack == PGD()
     for defence in (Adversarial(PGD(norm="L2", eps=0.25)), AWP(TRADES(PGD(norm="L2", eps=0.25), ramp=0.5))):
         assert Recipe(epochs=1, defence=defence).validation_attack == PGD(norm="L2", eps=0.25)
+
+
+def test_what_was_derived_from_a_defence_is_derived_anew_from_another():
+    """Or best_model() would be chosen under another norm or ε than the run was trained for."""
+    plain = Recipe(epochs=1)
+    for eps in (0.5, 1.0):
+        made = Recipe(epochs=1, defence=Adversarial(PGD(norm="L2", eps=eps)))
+        plain = replace(plain, defence=made.defence)
+        assert plain == made
+        assert plain.validation_attack == PGD(norm="L2", eps=eps)
+        assert as_dict(plain) == as_dict(made)
+    own = Recipe(epochs=1, validation_attack=PGD(steps=3))
+    assert replace(own, defence=made.defence).validation_attack == PGD(steps=3)
