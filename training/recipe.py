@@ -50,7 +50,7 @@ class Recipe:
 
     def __post_init__(self):
         # dataclasses.replace hands on what was derived, as if somebody had given it.
-        if self.validation_attack is None or "derived" in vars(self.validation_attack):
+        if self.validation_attack is None or hasattr(self.validation_attack, "derived"):
             attack = getattr(innermost(self.defence), "attack", None)
             in_l2 = getattr(attack, "norm", None) == "L2"
             derived = vars(self)["validation_attack"] = PGD(norm="L2", eps=attack.eps) if in_l2 else PGD()
