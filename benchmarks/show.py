@@ -154,7 +154,7 @@ def notebooks(root=ROOT):
     for path in sorted(root.glob("notebooks/[0-9]*.ipynb")):
         title = read_json(path, sealed=False)["cells"][0]["source"][0].removeprefix("# ").strip()
         copies = sorted(root.glob(f"notebooks/expected/*/{path.name}"))
-        links = [f"[{copy.parent.name}]({copy.relative_to(root)})" for copy in copies]
+        links = [f"[{'-'.join(copy.parent.name.split('-')[:2])}]({copy.relative_to(root)})" for copy in copies]
         rows.append([f"[{path.stem[:2]}]({path.relative_to(root)})", title, ", ".join(links)])
     columns = 3 if any(row[2] for row in rows) else 2
     head = ["notebook", "question", "as it ran"][:columns]
