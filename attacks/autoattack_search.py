@@ -10,10 +10,7 @@ from models.tf32 import rounding
 from processes.machine import fast_bfloat16
 
 PRECISIONS = ("auto", "bfloat16", "float32")
-EVERY = {
-    "cpu": 1,
-    "cuda": 10,
-}  # steps in which fallen examples are taken out: a GPU would wait to be asked for them
+EVERY = {"cpu": 1, "cuda": 10}  # steps after which the fallen leave: a GPU would wait to be asked for them
 TF32 = "tf32"  # for FAB and Square: float32, on GPUs as they round it
 
 
@@ -110,7 +107,7 @@ class Search:
             points = torch.where((lead > state["lead"])[:, None, None, None], points, state["at"])
             lead = torch.maximum(lead, state["lead"])
         self.steps += 1
-        if self.steps % EVERY[points.device.type]:
+        if self.steps % EVERY.get(points.device.type, 1):
             return state | {"lead": lead, "at": points}
         state = self._take_out(points, lead > -math.inf, state)
         return {name: value for name, value in state.items() if name not in ("lead", "at")}

@@ -118,7 +118,7 @@ def plain_text(value):
     if isinstance(value, torch.Tensor) and not value.is_meta:
         value = value.detach().cpu()
         value = value.float().numpy() if value.dtype == torch.bfloat16 else value.numpy()
-    if isinstance(value, (np.ndarray, np.generic)):
+    if isinstance(value, (np.ndarray, np.generic)) and value.dtype != object:  # that would be addresses
         value = np.asarray(value)
         return f"{value.dtype} {value.shape} {hashlib.sha256(value.tobytes()).hexdigest()[:16]}"
     return None
