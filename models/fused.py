@@ -1,11 +1,13 @@
-"""A convolution, its frozen BatchNorm, the addition of a shortcut and ReLU in one go, for crafting and judging.
+"""A convolution, its BatchNorm, the addition of a shortcut and ReLU with few passes over memory.
 
 While an attack crafts, and in a test, BatchNorm is in eval mode and no weight wants a gradient. Then BatchNorm is
 a factor and an offset, which belong into the convolution, and a whole block is one node of the autograd graph:
-fewer passes over memory, where half of the time goes. The function is the same, up to the order of rounding.
+fewer passes over memory, where half of the time goes. In training BatchNorm, shortcut and ReLU are kernels of our
+own, on GPUs in bfloat16. The function is the same, up to the order of rounding.
 """
 
 import functools
+import logging
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +19,8 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 from models.low_rank import is_adapted
 from models.tf32 import tf32_allowed
 
+log = logging.getLogger("study")
+
 _FOR_ONEDNN = ()  # what its convolutions compute in, here
 if torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_pointwise"):
     _HAS_BFLOAT16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()  # not on CPUs without AVX-512
@@ -27,12 +31,13 @@ _NEARLY_ZERO = 1e-20  # what a negative number is multiplied by; lost in roundin
 
 @dataclass(frozen=True)
 class Layer:
-    """A convolution that BatchNorm has been folded into."""
+    """A convolution that BatchNorm has been folded into, and what it was made of."""
 
     weight: torch.Tensor
     bias: torch.Tensor | None
     stride: list
     padding: list
+    origin: tuple = ()
 
     @functools.cached_property
     def mirrored(self):
@@ -44,6 +49,8 @@ class Layer:
 
     def __call__(self, x, add=None, relu=False):
         """Plus `add`, or with ReLU; oneDNN's makes negatives nearly zero, because its own would make 0 of NaN."""
+        if self.missing(x):
+            x = nn.functional.pad(x, (0, 0, 0, 0, 0, self.missing(x)))
         if relu and _by_cudnn(x):
             settings = (self.bias, self.stride, self.padding, [1, 1], 1)
             if add is None:
@@ -64,8 +71,15 @@ class Layer:
         if _by_onednn(x) and add is not None and self.mirrored is not None:
             return self.mirrored(gradient, add)
         settings = (None, self.stride, self.padding, [1, 1], False, [0, 0], 1, [True, False, False])
-        out = torch.ops.aten.convolution_backward(gradient, x, self.weight, *settings)[0]
+        count, channels, *sides = x.shape
+        if self.missing(x):  # only the size of it is asked for
+            x = x.new_empty((count, channels + self.missing(x), *sides)).to(memory_format=torch.channels_last)
+        out = torch.ops.aten.convolution_backward(gradient, x, self.weight, *settings)[0][:, :channels]
         return out if add is None else out.add_(add)
+
+    def missing(self, x):
+        """Channels of zeros that the weight has and these pictures lack."""
+        return self.weight.shape[1] - x.shape[1]
 
 
 def _by_onednn(x):
@@ -173,11 +187,57 @@ def chain(x, block, pairs, shortcut=None):
     return _Chain.apply(x.to(dtype), layers, folded[-1] if shortcut else shortcut)
 
 
+def activated(x, norm, add=None):
+    """ReLU(norm(x) + add), of tensors (N, C, H, W)."""
+    kernels = _kernels(x.device) if _for_kernels(x, norm, add) else None
+    if kernels is not None:
+        add = add if add is None else add.contiguous(memory_format=torch.channels_last)
+        return kernels.NormReLU.apply(x, add, norm.weight, norm.bias, norm)
+    out = norm(x)
+    return torch.relu_(out if add is None else out.add_(add))
+
+
+def _for_kernels(x, norm, add):
+    """Is this BatchNorm in training, as everybody has it, in bfloat16 on a GPU? Elsewhere torch's do as well."""
+    if x.device.type != "cuda" or x.dtype != torch.bfloat16 or x.numel() >= 2**31:
+        return False
+    if _watched() or torch.compiler.is_compiling() or torch._C._len_torch_function_stack():  # as for several GPUs
+        return False
+    usual = is_plain(norm, nn.BatchNorm2d) and norm.training and norm.affine and norm.momentum is not None
+    if not usual or norm.running_mean is None or norm.weight.dtype != torch.float32:
+        return False
+    laid_out = x.is_contiguous(memory_format=torch.channels_last) and x.numel() > x.shape[1]
+    return laid_out and (add is None or (add.dtype, add.shape) == (x.dtype, x.shape))
+
+
+@functools.cache
+def _kernels(device):
+    """The module that has them, where they can be compiled; else None, and the log says why."""
+    try:
+        from models import batch_norm_kernels
+
+        with torch.inference_mode(False), torch.enable_grad():
+            # Of a size that asks for the code which networks will need.
+            x, norm = torch.ones(64, 64, 16, 16, device=device), nn.BatchNorm2d(64, device=device)
+            x = x.to(torch.bfloat16, memory_format=torch.channels_last).requires_grad_()
+            batch_norm_kernels.NormReLU.apply(x, x, norm.weight, norm.bias, norm).sum().backward()
+        torch.cuda.synchronize(device)
+        return batch_norm_kernels
+    except Exception as error:  # no Triton, no compiler of C that it needs, a card that it does not know
+        why = f"{type(error).__name__}: {error}".splitlines()[0]
+        log.info("BatchNorm in training is torch's own, which is slower in bfloat16: %s", why)
+        return None
+
+
+def _watched():
+    """Does somebody transform, trace or count what is computed? They would not understand a block in one go."""
+    transformed = torch._C._are_functorch_transforms_active() or torch.jit.is_tracing()
+    return transformed or _get_current_dispatch_mode() is not None
+
+
 def _possible(pairs):
     """Are these plain layers that nobody watches, is BatchNorm frozen, and does no weight want a gradient?"""
-    # Who transforms, traces or counts what is computed would not understand a block in one go.
-    transformed = torch._C._are_functorch_transforms_active() or torch.jit.is_tracing()
-    if transformed or _get_current_dispatch_mode() is not None:
+    if _watched():
         return False
     for convolution, norm in pairs:
         plain = is_plain(convolution, nn.Conv2d) and is_plain(norm, nn.BatchNorm2d)
@@ -201,6 +261,19 @@ def is_plain(module, kind):
 
 def _fold(convolution, norm, dtype):
     factor = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-    weight = (convolution.weight * factor[:, None, None, None]).to(dtype, memory_format=torch.channels_last)
+    weight = convolution.weight * factor[:, None, None, None]
+    if weight.device.type == "cuda" and dtype in (torch.bfloat16, torch.float16):  # it multiplies eight at once
+        weight = nn.functional.pad(weight, (0, 0, 0, 0, 0, -weight.shape[1] % 8))
+    weight = weight.to(dtype, memory_format=torch.channels_last)
     offset = (norm.bias - norm.running_mean * factor).to(dtype)
-    return Layer(weight, offset, list(convolution.stride), list(convolution.padding))
+    return Layer(weight, offset, list(convolution.stride), list(convolution.padding), (convolution, norm))
+
+
+@torch.no_grad()
+def fold_again(folds):
+    """Write what weights and statistics are by now into what a Folding has made of them, for who holds that."""
+    for layers in folds.values():
+        for layer in layers:
+            fresh = _fold(*layer.origin, layer.weight.dtype)
+            layer.weight.copy_(fresh.weight)
+            layer.bias.copy_(fresh.bias)

@@ -3,10 +3,9 @@
 He et al. 2015, arXiv:1512.03385; the pre-activation form: He et al. 2016, arXiv:1603.05027.
 """
 
-import torch
 from torch import nn
 
-from models.fused import Folding, chain, is_plain
+from models.fused import Folding, activated, chain, is_plain
 
 
 def _conv3(inputs, outputs, stride=1):
@@ -18,8 +17,10 @@ class Stem(nn.Sequential, Folding):
 
     def forward(self, x):
         whole = len(self) == 3 and is_plain(self[2], nn.ReLU)
-        out = chain(x, self, [tuple(self[:2])]) if whole else None
-        return super().forward(x) if out is None else out
+        if not whole:
+            return super().forward(x)
+        out = chain(x, self, [tuple(self[:2])])
+        return activated(self[0](x), self[1]) if out is None else out
 
 
 class _Residual(Folding):
@@ -31,9 +32,9 @@ class _Residual(Folding):
             return out
         out = x
         for convolution, norm in pairs[:-1]:
-            out = torch.relu_(norm(convolution(out)))
+            out = activated(convolution(out), norm)
         convolution, norm = pairs[-1]
-        return torch.relu_(norm(convolution(out)).add_(self.shortcut(x)))
+        return activated(convolution(out), norm, self.shortcut(x))
 
 
 class BasicBlock(_Residual):
@@ -82,10 +83,10 @@ class PreActBlock(nn.Module):
             self.shortcut = nn.Conv2d(inputs, width, 1, stride, bias=False)
 
     def forward(self, x):
-        active = torch.relu_(self.bn1(x))
+        active = activated(x, self.bn1)
         # An identity shortcut carries the input itself, a projection what has been activated.
         kept = x if isinstance(self.shortcut, nn.Identity) else self.shortcut(active)
-        return self.conv2(torch.relu_(self.bn2(self.conv1(active)))).add_(kept)
+        return self.conv2(activated(self.conv1(active), self.bn2)).add_(kept)
 
 
 def _shortcut(inputs, outputs, stride):

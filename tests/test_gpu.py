@@ -34,14 +34,16 @@ from attacks import (
     VNIFGSM,
     AutoAttack,
     Square,
+    autoattack_search,
     evaluating,
     input_gradient,
 )
 from defences import AWP, L2SP, MART, NFGSM, TRADES, Adversarial, Free, Guided, Standard
-from evaluation import batch_sizes, per_example, testing
+from evaluation import batch_sizes, network_graphs, per_example, testing
 from evaluation.audit import audit
 from loaders import Data
 from loaders.mapped import Mapped, Rows
+from models import fused
 from models.tf32 import rounding
 from processes.machine import fast_bfloat16
 from trainer import Recipe, train
@@ -94,7 +96,8 @@ def standing(network, split, attack):
 
 
 @pytest.mark.parametrize("attack", DETERMINISTIC, ids=repr)
-def test_an_attack_makes_the_pictures_that_it_makes_on_the_cpu(sound, split, attack):
+def test_an_attack_makes_the_pictures_that_it_makes_on_the_cpu(sound, split, attack, monkeypatch):
+    monkeypatch.setitem(autoattack_search.EVERY, "cpu", autoattack_search.EVERY[DEVICE.type])
     images, labels = split.batch(torch.arange(64))
     here = attack(sound["pgd"], images, labels)
     there = attack(copy.deepcopy(sound["pgd"]).to(DEVICE), images.to(DEVICE), labels.to(DEVICE)).cpu()
@@ -129,6 +132,40 @@ def test_the_fused_form_is_the_plain_one_in_the_precision_that_fuses_it(precisio
     model.network.stages[0][0].conv1.weight.data[0] = math.nan
     pictures = utils.Split((255 * images.cpu()).byte(), labels.cpu(), list("abcdefghij"), "noise").to(DEVICE)
     assert per_example.predict(model, pictures).isnan().all()
+
+
+def test_batch_norm_in_training_is_a_kernel_of_ours_and_does_what_torch_does(monkeypatch):
+    """A GPU that computes in bfloat16 without it would be slow, and nobody would know."""
+    found, images = {}, torch.rand(64, 3, 32, 32, device=DEVICE).contiguous(memory_format=torch.channels_last)
+    labels = torch.arange(64, device=DEVICE) % 10
+    if CUDA and fast_bfloat16(DEVICE):
+        assert fused._kernels(DEVICE) is not None
+    for name in ("ours", "torch", "exact"):
+        model = models.build("resnet18", 10, width=16, seed=0).to(DEVICE).train()
+        if name == "torch":
+            monkeypatch.setattr(fused, "_kernels", lambda device: None)
+        with torch.autocast(DEVICE.type, torch.bfloat16, enabled=name != "exact"):
+            loss = nn.functional.cross_entropy(model(images), labels)
+        loss.backward()
+        gradient = torch.cat([weight.grad.flatten() for weight in model.parameters()])
+        statistics = torch.cat([buffer.flatten() for name, buffer in model.named_buffers() if "running" in name])
+        found[name] = loss.item(), gradient, statistics
+        assert model.network.stem[1].num_batches_tracked == 1
+    (loss, gradient, statistics), torchs, exact = found.values()
+    assert loss == pytest.approx(exact[0], rel=0.02)
+    assert (gradient - exact[1]).norm() < 1.2 * (torchs[1] - exact[1]).norm() + 1e-6
+    assert (statistics - exact[2]).norm() < 0.01 * exact[2].norm()
+
+
+def test_validation_sees_the_weights_of_its_epoch_through_graphs_that_outlive_it(tmp_path, monkeypatch):
+    found, settings = [], {"epochs": 6, "defence": NFGSM(), "ema": 0.9, "precision": "float32"}
+    model = models.build("resnet18", 4, width=4)
+    for often in (2, 10**9):
+        monkeypatch.setattr(network_graphs, "OFTEN", often)
+        run = train(model, data(), recipe(**settings), tmp_path / str(often), progress=False)
+        found.append(run.history[["accuracy/clean", "accuracy/robust", "accuracy/fgsm"]])
+    assert (found[0] - found[1]).abs().max().max() <= 0.06  # of 100 pictures, after trainings that round otherwise
+    assert found[0]["accuracy/clean"].iloc[-1] > found[0]["accuracy/clean"].iloc[0] + 0.1
 
 
 def headed():
@@ -213,7 +250,10 @@ def test_steps_of_sgd_are_those_of_torch_bit_by_bit():
         for model, optimizer in zip(networks, (mine, theirs), strict=True):
             generator = torch.Generator().manual_seed(step)
             for weight in model.parameters():
-                weight.grad = torch.randn(weight.shape, generator=generator).to(weight)
+                drawn = torch.randn(weight.shape, generator=generator)
+                weight.grad = torch.empty_like(weight).copy_(
+                    drawn
+                )  # laid out like the weight, as autograd does it
             optimizer.step()
     pairs = zip(*(model.parameters() for model in networks), strict=True)
     assert all(torch.equal(one, other) for one, other in pairs)

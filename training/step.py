@@ -48,6 +48,7 @@ class State:
         self.rescued = None  # the epoch, from 1, in which single-step training collapsed
         self.ended = False  # it has collapsed again
         self.good = None  # where to return to from a collapse
+        self.judges = {}  # by model: what validates it, with graphs that outlive an epoch
         self.losses = torch.zeros(steps, device=device)  # of the current epoch, one a step
         self.hits = torch.zeros(steps, device=device)
         self.learner = data_parallel.Learner(model)  # what a step trains: the model, or its head alone
@@ -289,8 +290,14 @@ def _gradients(state, defence, progress, images, labels):
 def _follow(average, model, share):
     """Move the averaged weights and statistics by this share towards the model's; counters are copied."""
     states = (network.state_dict(keep_vars=True).values() for network in (average, model))
-    for slow, fast in dict(zip(*states, strict=True)).items():  # once, where two layers share a weight
-        if slow.is_floating_point():
-            slow.lerp_(fast, share.to(slow.dtype) if isinstance(share, torch.Tensor) else share)
-        else:
-            slow.copy_(fast)
+    pairs = dict(zip(*states, strict=True)).items()  # once, where two layers share a weight
+    slow, fast = zip(*(pair for pair in pairs if pair[0].is_floating_point()), strict=True)
+    if isinstance(share, torch.Tensor):
+        away = torch._foreach_sub(fast, slow)
+        torch._foreach_mul_(away, share)
+        torch._foreach_add_(slow, away)
+    else:
+        torch._foreach_lerp_(slow, fast, share)
+    for counter, other in pairs:
+        if not counter.is_floating_point():
+            counter.copy_(other)

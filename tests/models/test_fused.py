@@ -212,6 +212,25 @@ def test_a_network_pickled_in_the_middle_of_an_attack_keeps_nothing():
         assert copy.copy(model.network.stem._folds) is None  # what unpickling makes of it
 
 
+def test_what_was_folded_follows_weights_that_are_changed_in_place():
+    model, (images, _) = lived_in("resnet18", width=4), pictures(2)
+    with evaluating(model):
+        before = model(images)
+        kept = [module._folds for module in model.modules() if getattr(module, "_folds", None)]
+        assert len(kept) == 9
+        with torch.no_grad():
+            for tensor in (*model.network.stem.state_dict().values(), *model.network.stages.state_dict().values()):
+                if tensor.is_floating_point():
+                    tensor.mul_(1.1)
+        assert torch.equal(model(images), before)  # as promised to who says that nothing changes
+        for folds in kept:
+            models.fused.fold_again(folds)
+        after = model(images)
+    with evaluating(model):
+        assert torch.equal(after, model(images))
+        assert not torch.allclose(after, before, rtol=0.1)
+
+
 def test_inference_mode_leaves_weights_that_can_lead_a_gradient_back():
     for name in ("shallow_cnn", "resnet18"):
         model, (images, labels) = models.build(name, 10), pictures(4)
