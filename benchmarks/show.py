@@ -65,15 +65,15 @@ def record(folder=RESULTS):
             continue
         machine, seeds, share = known["environment"], known["seeds"], known.get("share_of_peak")
         walls, (n,) = [row["wall_seconds"] for row in seeds], {row["n"] for row in seeds}
-        steps = f"{max(row['steps_seconds'] for row in seeds):.1f} s"
         logs = sorted(path.parent.glob(f"{path.stem}-seed[0-9]*.csv"))
         rows.append(
             [
                 f"{max(walls):.1f} s" if all(walls) else "broken off",
                 _shares(seeds, "worst case"),
                 fast_robust.reached(known),
-                steps,
+                f"{max(row['steps_seconds'] for row in seeds):.1f} s",
                 _shares(seeds, "clean"),
+                known["data"]["name"],
                 f"{len(seeds)} × {n:,}",
                 f"{known['recipe']['epochs']}, {known['width']}",
                 machine["device"],
@@ -87,7 +87,7 @@ def record(folder=RESULTS):
         )
     if not rows:
         return "Nobody has run it yet."
-    head = ["time", "AutoAttack", "goal", "of it in steps", "clean", "seeds × n", "epochs, width", "card"]
+    head = ["time", "AutoAttack", "goal", "of it in steps", "clean", "data", "seeds × n", "epochs, width", "card"]
     head += ["of the peak", "torch", "date", "commit", "command", "logs"]
     return _rows(head, rows, words=len(head))
 

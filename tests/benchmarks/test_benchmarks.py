@@ -130,8 +130,9 @@ def test_every_record_is_a_row_with_its_interval_over_seeds_and_no_rehearsal_is(
     (tmp_path / "fast_robust-a-seed1.csv").touch()
     first, last = show.record(tmp_path).splitlines()[2:]
     assert first.startswith(
-        "| 185.8 s | 47.6 (44.5–50.7) | 48 % in 120 s: not reached | 117.3 s | 81.8 (79.3–84.1) | 1 × 1,000 |"
+        "| 185.8 s | 47.6 (44.5–50.7) | 48 % in 120 s: not reached | 117.3 s | 81.8 (79.3–84.1) |"
     )
+    assert "| cifar10 | 1 × 1,000 |" in first
     assert first.endswith("| not kept |  |")
     assert last.startswith(
         "| 100.0 s | 48.5 (42.1–54.9) | 48 % in 120 s: reached |"
