@@ -107,6 +107,34 @@ def paired(a, b):
     return difference_of(float(gaps.mean()), over_examples, *shares, p)
 
 
+def paired_kept(a, b):
+    """The difference of two shares of the right answers, of the same examples.
+
+    `a` and `b` are lists of (right, withstands), bool (N,) each, one a seed. A share moves with an example that
+    withstands, and the other way with one that is right and falls: the interval over examples is that of the mean
+    of these moves (the delta method), with a pseudo-example each way, as in `paired`.
+    """
+
+    def kept(some):
+        shares, moves = [], []
+        for right, withstands in some:
+            right, withstands = right.double(), (withstands & right).double()
+            shares.append(float(withstands.sum() / right.sum()))
+            moves.append((withstands - shares[-1] * right) / right.mean())
+        return shares, torch.stack(moves).mean(0), min(float(right.double().mean()) for right, _ in some)
+
+    (one, move_one, right_one), (two, move_two, right_two) = kept(a), kept(b)
+    value, n = sum(one) / len(one) - sum(two) / len(two), len(move_one) + 2
+    squares = float((move_one - move_two).square().sum()) + 2 / min(right_one, right_two) ** 2
+    error, centre = math.sqrt(squares) / n, value * (n - 2) / n
+
+    def over_examples(confidence=0.95):
+        reach = NormalDist().inv_cdf((1 + confidence) / 2) * error
+        return max(-1.0, centre - reach), min(1.0, centre + reach)
+
+    return difference_of(value, over_examples, one, two)
+
+
 def difference_of(value, over_examples, a, b, p=None):
     """A Difference from its interval over examples, a function of the confidence, and the shares by seed.
 

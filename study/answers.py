@@ -13,7 +13,15 @@ from pathlib import Path
 import pandas as pd
 
 from evaluation.finding import CLEAN
-from evaluation.statistics import check_attacks, difference, holm, independent_difference, p_shown
+from evaluation.statistics import (
+    check_attacks,
+    check_examples,
+    difference,
+    holm,
+    independent_difference,
+    p_shown,
+    paired_kept,
+)
 from storage.paths import ROOT
 from study.tables import load_scores, taken_from, without_seed
 
@@ -287,10 +295,14 @@ def _of_what(question, counts, label):
 
 def _compare(measure, a, b, labels, counts):
     """The difference in the measure; raises ValueError where there is none."""
-    if measure != SHARE and {score.split for score in a} == {score.split for score in b}:
+    same = {score.split for score in a} == {score.split for score in b}
+    if measure != SHARE and same:
         return difference(a, b, *labels)
-    check_attacks((*a, *b), labels[0])  # of other pictures, so nothing is paired
+    check_attacks((*a, *b), labels[0])
     fewest = min(n for some in counts for _, n in some)
     if measure == SHARE and fewest < FEWEST:
         raise ValueError(f"one gives {fewest} right answers, and a share needs {FEWEST}")
-    return independent_difference(*counts)
+    if not same:
+        return independent_difference(*counts)
+    check_examples((*a, *b))
+    return paired_kept(*([(score.outcome(CLEAN), score.outcome(labels[0])) for score in some] for some in (a, b)))

@@ -3,6 +3,7 @@
 import itertools
 import math
 import random
+from statistics import mean
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from evaluation.statistics import (
     mcnemar,
     over_seeds,
     paired,
+    paired_kept,
     survival,
     wilson,
 )
@@ -153,6 +155,31 @@ def test_the_paired_interval_covers_the_truth():
         gap = difference(*[[one] for one in outcomes(*counts, 200 - sum(counts))], "clean")
         held += gap.low <= 0.1 <= gap.high
     assert held / 400 > 0.92
+
+
+@pytest.mark.parametrize(("right", "withstands", "alike"), [(0.8, 0.5, 0.9), (0.75, 0.4, 0.0), (0.5, 0.95, 0.5)])
+def test_the_interval_of_shares_of_right_answers_covers_the_truth(right, withstands, alike):
+    """Two networks that are right, and withstand, with these chances, so far as alike on the same pictures."""
+    generator, covered, widths = torch.Generator().manual_seed(0), 0, []
+    for _ in range(400):
+        luck = torch.rand(3, 2, 400, generator=generator)
+        shared = torch.rand(400, generator=generator) < alike
+        one, two = ((luck[side, 0] < right, luck[side, 1] < withstands) for side in (0, 1))
+        two = tuple(torch.where(shared, *pair) for pair in zip(one, two, strict=True))
+        gap = paired_kept([one], [two])
+        covered += gap.low <= 0 <= gap.high
+        widths.append(gap.high - gap.low)
+    assert 0.93 <= covered / 400 <= 0.99
+    alone = independent_difference(*([(round(400 * right * withstands), round(400 * right))] for _ in range(2)))
+    assert mean(widths) < (1.07 - 0.6 * alike) * (alone.high - alone.low)
+
+
+def test_shares_of_right_answers_of_the_same_network_do_not_differ():
+    right, withstands = torch.ones(100, dtype=torch.bool), torch.arange(100) < 30
+    gap = paired_kept([(right, withstands)], [(right, withstands)])
+    assert gap.value == 0
+    assert -0.05 < gap.low < 0 < gap.high < 0.05
+    assert paired_kept([(right, right)], [(right, withstands)]).sign == 1
 
 
 def test_equal_networks_cannot_be_told_apart():

@@ -156,6 +156,14 @@ def test_shares_of_right_answers_compare_different_tasks():
     assert "one gives 12 right answers, and a share needs 30" in why
 
 
+def test_shares_on_the_same_pictures_are_paired():
+    answer, _ = ask(SHARES, a=scores(300, 200), b=scores(300, 180))  # all that withstand in b do so in a
+    assert answer == "yes"
+    answer, _ = ask(SHARES, a=scores(300, 200), b=scores(300, 180, split="cifar100 test"))
+    assert answer == answers.NULL
+    assert "not of the same examples" in ask(SHARES, a=scores(300, 200), b=scores(300, 180, n=500))[1]
+
+
 def test_every_question_names_two_runs_of_an_experiment():
     for question in (*answers.QUESTIONS, *answers.FIRST):
         assert question.text.endswith("?") or question in answers.FIRST
