@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from models import fitted, taken
+from models.fused import Folding
 
 LIFT = 128.0  # between what float16 loses, below 6e-8, and what it cannot hold, above 65,504
 EPS_HINT = "8/255 is usual; a plain 8 forgets the division"
@@ -175,7 +176,7 @@ def evaluating(model):
     for owner, flag, on in before:
         if on:
             setattr(owner, flag, False)
-    before += [(module, "_folds", module.keep_folds()) for module in modules if hasattr(module, "keep_folds")]
+    before += [(module, "_folds", module.keep_folds()) for module in modules if isinstance(module, Folding)]
     try:
         with fitted(model):
             yield

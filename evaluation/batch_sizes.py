@@ -40,7 +40,7 @@ class AnySize(nn.Module):
 
     def __init__(self, model):
         super().__init__()
-        self.model = model
+        self.model = model = model.model if isinstance(model, AnySize) else model
         self.most = _most.setdefault(model, {})
         self.graphs = NetworkGraphs(model)
         self.last = None  # what was asked for last, and for how many pictures
@@ -101,11 +101,6 @@ class AnySize(nn.Module):
                 return attack.craft(self, images.clone(), labels, generator)
             except RuntimeError as error:
                 self.halve(error)
-
-
-def any_size(model):
-    """AnySize(model); one that is given stays, with the graphs that it has captured."""
-    return model if isinstance(model, AnySize) else AnySize(model)
 
 
 def _measured(model, images, follows):

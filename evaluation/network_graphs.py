@@ -9,7 +9,6 @@ from collections import Counter
 import torch
 
 from models import Model, taken
-from models.fused import fold_again
 from models.tf32 import rounding, tf32_allowed
 
 log = logging.getLogger("study")
@@ -25,9 +24,8 @@ KNOWN += ("models.resnet", "models.shallow", "models.normalise", "models.low_ran
 class NetworkGraphs:
     """What `model(images)` gives: as it is written at first, then by a graph for each frequent kind of batch.
 
-    Only for networks whose parts are known, whose weights ask for no gradient and stay as they are, unless it is
-    told. What is given back is nobody else's memory, and a gradient is that of the pass that it is asked of,
-    whichever came between.
+    Only for networks whose parts are known, whose weights ask for no gradient and stay as they are. What is given
+    back is nobody else's memory, and a gradient is that of the pass that it is asked of, whichever came between.
     """
 
     def __init__(self, model):
@@ -37,12 +35,6 @@ class NetworkGraphs:
     def forget(self):
         """Give the memory back."""
         self.graphs.clear()
-
-    def weights_have_moved(self):
-        """They were changed in place, as training does it: what the graphs have made of them follows."""
-        for graph in self.graphs.values():
-            for folds in graph.folds:
-                fold_again(folds or {})
 
     def __call__(self, images):
         if not self.possible or not _capturable(images) or not all(map(_is_known, self.model.modules())):

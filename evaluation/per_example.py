@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 
 from attacks import evaluating
-from evaluation.batch_sizes import BATCH, any_size
+from evaluation.batch_sizes import BATCH, AnySize
 from evaluation.unfinished import Kept
 from models.tf32 import rounding
 from processes import data_parallel
@@ -42,7 +42,7 @@ def on_device_of(split, model):
 
 def predict(model, split):
     """Logits (N, K) of the pictures of a split, in float32 and eval mode. ValueError for too few classes."""
-    model = any_size(model)
+    model = AnySize(model)
     with evaluating(model), torch.no_grad(), in_float32(split):
         size = BATCH[split.labels.device.type]
 
@@ -75,7 +75,7 @@ def attacked(source, victim, split, attack, indices, seed, bar=None, kept=None):
     ones before have left, in full batches. `kept` holds the batches that an earlier, interrupted call has done.
     """
     device, kept = split.labels.device, Kept() if kept is None else kept
-    source, victim = any_size(source), any_size(victim)
+    source, victim = AnySize(source), AnySize(victim)
     extents, standing = [[0.0, 0.0, 0.0, 0, 0, 0.0]], torch.ones_like(indices, dtype=torch.bool)
     left, stages = len(indices), attack.stages
     for number, stage in enumerate(stages):

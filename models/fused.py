@@ -26,18 +26,20 @@ if torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolut
     _HAS_BFLOAT16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()  # not on CPUs without AVX-512
     _FOR_ONEDNN = (torch.float32, torch.bfloat16) if _HAS_BFLOAT16 else (torch.float32,)
 
+EIGHT = 8  # channels that a GPU multiplies at once in 16 bits
+
 _NEARLY_ZERO = 1e-20  # what a negative number is multiplied by; lost in rounding, and negative still
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A convolution that BatchNorm has been folded into, and what it was made of."""
+    """A convolution that BatchNorm has been folded into; `spare` of its weight's input channels are zeros."""
 
     weight: torch.Tensor
     bias: torch.Tensor | None
     stride: list
     padding: list
-    origin: tuple = ()
+    spare: int = 0
 
     @functools.cached_property
     def mirrored(self):
@@ -49,8 +51,8 @@ class Layer:
 
     def __call__(self, x, add=None, relu=False):
         """Plus `add`, or with ReLU; oneDNN's makes negatives nearly zero, because its own would make 0 of NaN."""
-        if self.missing(x):
-            x = nn.functional.pad(x, (0, 0, 0, 0, 0, self.missing(x)))
+        if self.spare:
+            x = nn.functional.pad(x, (0, 0, 0, 0, 0, self.spare))
         if relu and _by_cudnn(x):
             settings = (self.bias, self.stride, self.padding, [1, 1], 1)
             if add is None:
@@ -72,14 +74,10 @@ class Layer:
             return self.mirrored(gradient, add)
         settings = (None, self.stride, self.padding, [1, 1], False, [0, 0], 1, [True, False, False])
         count, channels, *sides = x.shape
-        if self.missing(x):  # only the size of it is asked for
-            x = x.new_empty((count, channels + self.missing(x), *sides)).to(memory_format=torch.channels_last)
+        if self.spare:  # only the size of it is asked for
+            x = x.new_empty((count, channels + self.spare, *sides)).to(memory_format=torch.channels_last)
         out = torch.ops.aten.convolution_backward(gradient, x, self.weight, *settings)[0][:, :channels]
         return out if add is None else out.add_(add)
-
-    def missing(self, x):
-        """Channels of zeros that the weight has and these pictures lack."""
-        return self.weight.shape[1] - x.shape[1]
 
 
 def _by_onednn(x):
@@ -175,7 +173,7 @@ def chain(x, block, pairs, shortcut=None):
             return None
         shortcut = tuple(shortcut.children())
     every = [*pairs, shortcut] if shortcut else pairs
-    if x.is_meta or not _possible(every):
+    if x.is_meta or not _possible(every) or x.shape[1] != pairs[0][0].in_channels:
         return None
     dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
     known = {} if block._folds is None else block._folds
@@ -189,25 +187,27 @@ def chain(x, block, pairs, shortcut=None):
 
 def activated(x, norm, add=None):
     """ReLU(norm(x) + add), of tensors (N, C, H, W)."""
-    kernels = _kernels(x.device) if _for_kernels(x, norm, add) else None
+    kernels = _kernels(x.device) if x.device.type == "cuda" and _for_kernels(x, norm, add) else None
     if kernels is not None:
         add = add if add is None else add.contiguous(memory_format=torch.channels_last)
-        return kernels.NormReLU.apply(x, add, norm.weight, norm.bias, norm)
+        with torch.cuda.device_of(x):
+            return kernels.NormReLU.apply(x, add, norm.weight, norm.bias, norm)
     out = norm(x)
     return torch.relu_(out if add is None else out.add_(add))
 
 
 def _for_kernels(x, norm, add):
-    """Is this BatchNorm in training, as everybody has it, in bfloat16 on a GPU? Elsewhere torch's do as well."""
-    if x.device.type != "cuda" or x.dtype != torch.bfloat16 or x.numel() >= 2**31:
-        return False
+    """Is this BatchNorm in training, as everybody has it, in bfloat16? Elsewhere torch's do as well."""
     if _watched() or torch.compiler.is_compiling() or torch._C._len_torch_function_stack():  # as for several GPUs
         return False
-    usual = is_plain(norm, nn.BatchNorm2d) and norm.training and norm.affine and norm.momentum is not None
-    if not usual or norm.running_mean is None or norm.weight.dtype != torch.float32:
+    usual = isinstance(norm, nn.BatchNorm2d) and is_plain(norm, nn.BatchNorm2d) and norm.training and norm.affine
+    if not usual or not norm.track_running_stats or norm.momentum is None or norm.num_batches_tracked is None:
         return False
-    laid_out = x.is_contiguous(memory_format=torch.channels_last) and x.numel() > x.shape[1]
-    return laid_out and (add is None or (add.dtype, add.shape) == (x.dtype, x.shape))
+    channels, laid_out = x.shape[1], x.is_contiguous(memory_format=torch.channels_last)
+    fits = channels == norm.num_features < x.numel() < 2**31 and laid_out  # more than one number a channel
+    kinds = x.dtype, norm.weight.dtype, norm.running_mean.dtype
+    like_x = add is None or (add.dtype, add.shape) == (x.dtype, x.shape)
+    return fits and kinds == (torch.bfloat16, torch.float32, torch.float32) and like_x
 
 
 @functools.cache
@@ -216,13 +216,15 @@ def _kernels(device):
     try:
         from models import batch_norm_kernels
 
-        with torch.inference_mode(False), torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad(), torch.cuda.device(device):
             # Of a size that asks for the code which networks will need.
             x, norm = torch.ones(64, 64, 16, 16, device=device), nn.BatchNorm2d(64, device=device)
             x = x.to(torch.bfloat16, memory_format=torch.channels_last).requires_grad_()
             batch_norm_kernels.NormReLU.apply(x, x, norm.weight, norm.bias, norm).sum().backward()
-        torch.cuda.synchronize(device)
+            torch.cuda.synchronize(device)
         return batch_norm_kernels
+    except torch.OutOfMemoryError:  # that passes
+        raise
     except Exception as error:  # no Triton, no compiler of C that it needs, a card that it does not know
         why = f"{type(error).__name__}: {error}".splitlines()[0]
         log.info("BatchNorm in training is torch's own, which is slower in bfloat16: %s", why)
@@ -261,19 +263,13 @@ def is_plain(module, kind):
 
 def _fold(convolution, norm, dtype):
     factor = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-    weight = convolution.weight * factor[:, None, None, None]
-    if weight.device.type == "cuda" and dtype in (torch.bfloat16, torch.float16):  # it multiplies eight at once
-        weight = nn.functional.pad(weight, (0, 0, 0, 0, 0, -weight.shape[1] % 8))
+    spare = max(0, EIGHT - convolution.in_channels) if _by_eights(convolution.weight, dtype) else 0
+    weight = nn.functional.pad(convolution.weight * factor[:, None, None, None], (0, 0, 0, 0, 0, spare))
     weight = weight.to(dtype, memory_format=torch.channels_last)
     offset = (norm.bias - norm.running_mean * factor).to(dtype)
-    return Layer(weight, offset, list(convolution.stride), list(convolution.padding), (convolution, norm))
+    return Layer(weight, offset, list(convolution.stride), list(convolution.padding), spare)
 
 
-@torch.no_grad()
-def fold_again(folds):
-    """Write what weights and statistics are by now into what a Folding has made of them, for who holds that."""
-    for layers in folds.values():
-        for layer in layers:
-            fresh = _fold(*layer.origin, layer.weight.dtype)
-            layer.weight.copy_(fresh.weight)
-            layer.bias.copy_(fresh.bias)
+def _by_eights(weight, dtype):
+    """Does the device multiply so many channels at once that fewer, as pictures have, take it longer?"""
+    return weight.device.type == "cuda" and dtype in (torch.bfloat16, torch.float16)

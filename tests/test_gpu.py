@@ -39,7 +39,7 @@ from attacks import (
     input_gradient,
 )
 from defences import AWP, L2SP, MART, NFGSM, TRADES, Adversarial, Free, Guided, Standard
-from evaluation import batch_sizes, network_graphs, per_example, testing
+from evaluation import batch_sizes, per_example, testing
 from evaluation.audit import audit
 from loaders import Data
 from loaders.mapped import Mapped, Rows
@@ -48,7 +48,6 @@ from models.tf32 import rounding
 from processes.machine import fast_bfloat16
 from trainer import Recipe, train
 from training import step as steps
-from training import validation
 from training.cuda_graphs import WARM_UP
 from training.sgd import SGD
 
@@ -156,24 +155,6 @@ def test_batch_norm_in_training_is_a_kernel_of_ours_and_does_what_torch_does(mon
     assert loss == pytest.approx(exact[0], rel=0.02)
     assert (gradient - exact[1]).norm() < 1.2 * (torchs[1] - exact[1]).norm() + 1e-6
     assert (statistics - exact[2]).norm() < 0.01 * exact[2].norm()
-
-
-def test_validation_sees_the_weights_of_its_epoch_through_graphs_that_outlive_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(network_graphs, "OFTEN", 2)
-    real, apart, captured = validation.withstanding, [], set()
-
-    def both(state, judge, split, right, attack):
-        found = real(state, judge, split, right, attack)
-        captured.update(map(id, judge.graphs.graphs.values()))
-        apart.append(abs(found - real(state, copy.deepcopy(judge.model), split, right, attack)))
-        return found
-
-    monkeypatch.setattr(validation, "withstanding", both)
-    settings = {"epochs": 6, "defence": NFGSM(), "ema": 0.9}
-    train(models.build("resnet18", 4, width=4), data(), recipe(**settings), tmp_path / "run", progress=False)
-    assert max(apart) <= 0.03  # of 100 pictures
-    assert bool(captured) == CUDA
-    assert len(captured) < len(apart)
 
 
 def headed():

@@ -13,7 +13,7 @@ from attacks import FGSM, PGD
 from defences import Adversarial, Wrapped, innermost
 from evaluation.comparisons import attack_order
 from evaluation.per_example import predict
-from training.validation import judge, withstanding
+from training.validation import withstanding
 
 
 def eps_of(defence, progress=1.0):
@@ -31,11 +31,10 @@ def look(state, split, robust):
     if eps is None:
         return None, None
     few = split.first(state.recipe.validation_images)
-    model = judge(state, state.model)
-    right = predict(model, few).argmax(1) == few.labels
-    fgsm = withstanding(state, model, few, right, FGSM(eps=eps))
+    right = predict(state.model, few).argmax(1) == few.labels
+    fgsm = withstanding(state, state.model, few, right, FGSM(eps=eps))
     measured = state.average is None and state.recipe.validation_attack == PGD(eps=eps)
-    pgd = robust if measured else withstanding(state, model, few, right, PGD(eps=eps))
+    pgd = robust if measured else withstanding(state, state.model, few, right, PGD(eps=eps))
     finding = attack_order(fgsm, pgd, eps=eps)
     return fgsm, finding if finding and finding.severity == "invalid" else None
 

@@ -48,7 +48,6 @@ class State:
         self.rescued = None  # the epoch, from 1, in which single-step training collapsed
         self.ended = False  # it has collapsed again
         self.good = None  # where to return to from a collapse
-        self.judges = {}  # by model: what validates it, with graphs that outlive an epoch
         self.losses = torch.zeros(steps, device=device)  # of the current epoch, one a step
         self.hits = torch.zeros(steps, device=device)
         self.learner = data_parallel.Learner(model)  # what a step trains: the model, or its head alone
@@ -292,10 +291,9 @@ def _follow(average, model, share):
     states = (network.state_dict(keep_vars=True).values() for network in (average, model))
     pairs = dict(zip(*states, strict=True)).items()  # once, where two layers share a weight
     slow, fast = zip(*(pair for pair in pairs if pair[0].is_floating_point()), strict=True)
-    if isinstance(share, torch.Tensor):
-        away = torch._foreach_sub(fast, slow)
-        torch._foreach_mul_(away, share)
-        torch._foreach_add_(slow, away)
+    if isinstance(share, torch.Tensor):  # three kernels, where lerp would be one for each tensor
+        torch._foreach_mul_(slow, 1 - share)
+        torch._foreach_add_(slow, torch._foreach_mul(fast, share))
     else:
         torch._foreach_lerp_(slow, fast, share)
     for counter, other in pairs:

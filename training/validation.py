@@ -4,8 +4,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from attacks import evaluating
-from evaluation.batch_sizes import any_size
-from evaluation.per_example import attacked, in_float32, predict
+from evaluation.per_example import attacked, predict
 from processes.seeds import derive_seed
 
 AT_LEAST = 10  # steps, before which every network says nearly the same
@@ -13,7 +12,7 @@ AT_LEAST = 10  # steps, before which every network says nearly the same
 
 def validate(state, split):
     """Loss and accuracy on the validation split, robust accuracy on its first pictures, `at_chance`; float32."""
-    model, recipe = judge(state, state.result()), state.recipe
+    model, recipe = state.result(), state.recipe
     logits = predict(model, split)
     right = logits.argmax(1) == split.labels
     few = split.first(recipe.validation_images)
@@ -21,14 +20,6 @@ def validate(state, split):
     clean = float(right.double().mean())
     stuck = at_chance(state, split.labels, logits, clean)
     return float(cross_entropy(logits, split.labels)), clean, robust, stuck
-
-
-def judge(state, model):
-    """The model, as an attack is to see it after this epoch."""
-    if model not in state.judges:
-        state.judges[model] = any_size(model)
-    state.judges[model].graphs.weights_have_moved()
-    return state.judges[model]
 
 
 def at_chance(state, labels, logits, clean):
@@ -59,7 +50,7 @@ def withstanding(state, model, split, right, attack):
 
 def examples(state, split):
     """The first eight pictures of the split and their adversarial versions, (8, C, H, W) each."""
-    model, attack = judge(state, state.result()), state.recipe.validation_attack
+    model, attack = state.result(), state.recipe.validation_attack
     clean, labels = split.batch(torch.arange(min(8, len(split)), device=state.device))
-    with evaluating(model), in_float32(split, tf32=True):
-        return clean, model.crafted(attack, clean, labels, torch.Generator(state.device).manual_seed(0))
+    with evaluating(model):
+        return clean, attack.craft(model, clean, labels, torch.Generator(state.device).manual_seed(0))

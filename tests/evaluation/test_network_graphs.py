@@ -20,7 +20,7 @@ CUDA = [pytest.param("cuda", marks=pytest.mark.gpu)] if torch.cuda.is_available(
 class Recorded(network_graphs._Graph):
     """Keeps the memory of its passes; replays them by calling the network."""
 
-    made, folds = 0, ()
+    made = 0
 
     def __init__(self, model, images, follows):
         Recorded.made += 1
@@ -80,9 +80,10 @@ def test_attacks_find_what_they_find_without(request, sound, monkeypatch, attack
     if device == "cpu":
         assert torch.equal(plain, found)
         assert Recorded.made > 0
-        assert reach[0] == pytest.approx(extent[0], abs=1e-6)
         # In bfloat16 a processor may round otherwise in memory that is laid out otherwise, and a sign turns.
-        assert reach[1:3] == pytest.approx(extent[1:3], abs=0.02)
+        rounded = 0.02 if isinstance(attack, (APGD, AutoAttack)) else 1e-6
+        assert reach[0] == pytest.approx(extent[0], abs=1e-6)
+        assert reach[1:3] == pytest.approx(extent[1:3], abs=rounded)
     assert abs(int(plain.sum()) - int(found.sum())) <= 2
 
 

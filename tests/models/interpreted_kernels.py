@@ -65,14 +65,28 @@ def test_not_a_number_stays_one():
     assert torch.autograd.grad(out, x, arrives)[0][:, 3].isnan().all()
 
 
-def test_a_second_derivative_is_that_of_torch():
+def test_one_picture_far_away_does_not_spoil_the_statistics():
+    x, _, _, norm = case((40, 8, 12, 12), torch.float32, False)
+    with torch.no_grad():
+        x[0, 2, 0, 0] = 3000.0  # the first of all, from which others might be measured
+    ours(x, None, norm)
+    wanted = 0.7 + 0.3 * x.double().var((0, 2, 3))
+    assert torch.allclose(norm.running_var.double(), wanted, rtol=1e-4)
+
+
+@pytest.mark.parametrize("frozen", ["none", "weight", "x"])
+def test_a_second_derivative_is_that_of_torch(frozen):
     """A penalty on the gradient, as somebody's own defence may have it."""
     x, add, arrives, norm = case((4, 16, 5, 5), torch.float32, True)
     weights = norm.weight, norm.bias
+    for name, tensor in (("weight", norm.weight), ("x", x)):
+        tensor.requires_grad_(name != frozen)
     outs = ours(x, add, norm), torch.relu(batch_norm(x, None, None, *weights, True) + add)
-    penalties = [torch.autograd.grad(out, (x, add, *weights), arrives, create_graph=True) for out in outs]
+    given = [tensor for tensor in (x, add, *weights) if tensor.requires_grad]
+    penalties = [torch.autograd.grad(out, given, arrives, create_graph=True) for out in outs]
+    others = [tensor for tensor in (x, norm.weight, add) if tensor.requires_grad]
     found, wanted = (
-        torch.autograd.grad(sum(each.square().sum() for each in penalty), (x, norm.weight))
+        torch.autograd.grad(sum(each.square().sum() for each in penalty), others, materialize_grads=True)
         for penalty in penalties
     )
     for one, other in zip(found, wanted, strict=True):

@@ -2,14 +2,18 @@
 
 import copy
 import pickle
+import sys
+from contextlib import nullcontext
 
 import pytest
 import torch
 from photos import distance, pictures
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 import models
 from attacks import evaluating, input_gradient
+from evaluation.batch_sizes import AnySize
 
 
 def lived_in(name, **options):
@@ -212,23 +216,95 @@ def test_a_network_pickled_in_the_middle_of_an_attack_keeps_nothing():
         assert copy.copy(model.network.stem._folds) is None  # what unpickling makes of it
 
 
-def test_what_was_folded_follows_weights_that_are_changed_in_place():
-    model, (images, _) = lived_in("resnet18", width=4), pictures(2)
+class Looking(TorchFunctionMode):
+    def __torch_function__(self, function, types, arguments=(), settings=None):
+        return function(*arguments, **(settings or {}))
+
+
+def bare(**changes):
+    norm = nn.BatchNorm2d(4)
+    for name, value in changes.items():
+        setattr(norm, name, value)
+    return norm
+
+
+def test_batch_norm_in_training_goes_to_our_kernels_only_as_everybody_has_it():
+    x = torch.rand(2, 4, 3, 3).to(torch.bfloat16, memory_format=torch.channels_last)
+    taken = models.fused._for_kernels
+    assert taken(x, bare(), None)
+    assert taken(x, bare(), x)
+    watched = bare()
+    watched.register_forward_hook(lambda *_: None)
+    for norm in (
+        bare().eval(),
+        bare(track_running_stats=False),
+        bare(num_batches_tracked=None),
+        bare(momentum=None),
+        nn.BatchNorm2d(4, affine=False),
+        nn.BatchNorm2d(4, track_running_stats=False),
+        nn.BatchNorm2d(8),
+        nn.BatchNorm1d(4),
+        bare().bfloat16(),
+        watched,
+    ):
+        assert not taken(x, norm, None)
+    for other in (x.float(), x.contiguous(), x[:1, :, :1, :1]):
+        assert not taken(other, bare(), None)
+    for add in (x.float(), x[:1]):
+        assert not taken(x, bare(), add)
+    with Looking():
+        assert not taken(x, bare(), None)
+
+
+def test_out_of_memory_does_not_switch_our_kernels_off(monkeypatch):
+    """Elsewhere they are missing, and the log says so."""
+
+    class Broken:
+        error = torch.OutOfMemoryError("no memory")
+
+        def __getattr__(self, name):
+            raise self.error
+
+    monkeypatch.setitem(sys.modules, "models.batch_norm_kernels", Broken())
+    monkeypatch.setattr(models, "batch_norm_kernels", Broken(), raising=False)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    models.fused._kernels.cache_clear()
+    for _ in range(2):
+        with pytest.raises(torch.OutOfMemoryError):
+            models.fused._kernels(torch.device("cpu"))
+    Broken.error = RuntimeError("no compiler")
+    assert models.fused._kernels(torch.device("cpu")) is None
+    models.fused._kernels.cache_clear()
+
+
+@pytest.mark.parametrize(("name", "width"), [("resnet18", 4), ("resnet50", 4)])
+def test_channels_of_zeros_change_nothing(name, width, monkeypatch):
+    """As on a GPU, where eight are multiplied at once."""
+    model, (images, labels) = lived_in(name, width=width), pictures()
     with evaluating(model):
-        before = model(images)
-        kept = [module._folds for module in model.modules() if getattr(module, "_folds", None)]
-        assert len(kept) == 9
-        with torch.no_grad():
-            for tensor in (*model.network.stem.state_dict().values(), *model.network.stages.state_dict().values()):
-                if tensor.is_floating_point():
-                    tensor.mul_(1.1)
-        assert torch.equal(model(images), before)  # as promised to who says that nothing changes
-        for folds in kept:
-            models.fused.fold_again(folds)
-        after = model(images)
+        logits, gradient = model(images), input_gradient(model, images, labels)
+    monkeypatch.setattr(models.fused, "_by_eights", lambda weight, dtype: True)
+    monkeypatch.setattr(models.fused, "_by_onednn", lambda x: False)
     with evaluating(model):
-        assert torch.equal(after, model(images))
-        assert not torch.allclose(after, before, rtol=0.1)
+        assert torch.allclose(model(images), logits, atol=1e-4, rtol=1e-4)
+        assert distance(input_gradient(model, images, labels), gradient) < 1e-5
+        assert next(iter(model.network.stem._folds.values()))[0].weight.shape[1] == 8
+
+
+@pytest.mark.parametrize("eights", [False, True])
+def test_pictures_of_other_channels_are_refused_in_a_test_too(eights, monkeypatch):
+    monkeypatch.setattr(models.fused, "_by_eights", lambda weight, dtype: eights)
+    model = lived_in("resnet18", width=4).network
+    for channels in (1, 4, 9):
+        with evaluating(model), pytest.raises((RuntimeError, ValueError), match="channel"):
+            model(torch.rand(2, channels, 32, 32))
+
+
+def test_a_part_of_a_network_may_be_attacked_in_any_wrapping():
+    stem = lived_in("resnet18", width=4).network.stem
+    with evaluating(AnySize(stem)):
+        assert stem._folds is not None
+    assert stem._folds is None
 
 
 def test_inference_mode_leaves_weights_that_can_lead_a_gradient_back():

@@ -248,3 +248,19 @@ def test_the_loss_of_a_subclass_is_the_one_that_counts(recorded, defence):
         state.step += 1
     assert len(SEEN) == 8
     assert state.graphed.captures == 0
+
+
+@pytest.mark.parametrize("share", [0.0, 0.002, 0.75, 1.0])
+def test_averages_follow_by_a_share_in_a_tensor_as_by_a_number(share):
+    torch.manual_seed(0)
+    averages, model = [small_network() for _ in range(2)], small_network()
+    averages[1].load_state_dict(averages[0].state_dict())
+    with torch.no_grad():
+        model[0].weight.mul_(1e6)  # so large that a difference would swallow what it is the difference to
+        model[1].num_batches_tracked.fill_(7)
+    for average, by in zip(averages, (share, torch.tensor(share)), strict=True):
+        steps._follow(average, model, by)
+    for one, other in zip(*(average.state_dict().values() for average in averages), strict=True):
+        assert torch.allclose(one, other, rtol=1e-6, atol=1e-7)
+    if share == 1:
+        assert all(map(torch.equal, averages[1].state_dict().values(), model.state_dict().values()))

@@ -1,6 +1,5 @@
 """What an epoch ends in."""
 
-import copy
 from dataclasses import replace
 
 import pytest
@@ -8,8 +7,6 @@ import torch
 from small import small_network
 from torch import nn
 
-from defences import NFGSM
-from evaluation import batch_sizes, network_graphs
 from trainer import Recipe, train
 
 
@@ -32,31 +29,6 @@ def test_a_training_that_sits_at_chance_says_so_while_it_runs(blobs, tmp_path, c
         "run: after 16 of 64 steps the network says nearly the same of every picture (25.0 % right"
         in said.getMessage()
     )
-
-
-def test_graphs_outlive_an_epoch_and_its_weights(blobs, tmp_path, monkeypatch):
-    """A stand-in for a network on CUDA: what it has made of the weights is what they were, until it is told."""
-    made = []
-
-    class Remembered(network_graphs.NetworkGraphs):
-        def __init__(self, model):
-            super().__init__(model)
-            self.copy = copy.deepcopy(model).eval()
-            made.append(self)
-
-        def __call__(self, images):
-            return self.copy(images)
-
-        def weights_have_moved(self):
-            self.copy.load_state_dict(self.model.state_dict())
-
-    recipe = replace(RECIPE, defence=NFGSM(), ema=0.9)
-    plain = train(small_network(), blobs, recipe, tmp_path / "plain", progress=False)
-    monkeypatch.setattr(batch_sizes, "NetworkGraphs", Remembered)
-    run = train(small_network(), blobs, recipe, tmp_path / "run", progress=False)
-    times = ["time/epoch_s"]
-    assert run.history.drop(columns=times).equals(plain.history.drop(columns=times))
-    assert len(made) == 3  # before the first step, for the weights that train, and for their average
 
 
 def late():
