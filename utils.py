@@ -4,6 +4,7 @@ session = start("01_shallow_cnn", preset="auto", seed=0)
 data = load_data(session.dataset("cifar10"), session)
 """
 
+import difflib
 import os
 import time
 import warnings
@@ -96,7 +97,7 @@ def start(experiment, preset="auto", seed=0, data="auto", device="auto"):
         if not path.is_dir():
             raise ValueError(f"data={own!r}: there is no such folder; a relative path begins at {ROOT}")
         called = f"{path.name}-folder" if path.name in ("cifar", "shapes", *TARGETS) else path.name
-    _check_choice("data", data, ("auto", "cifar", "shapes", *TARGETS))
+    _check_choice("data", data, ("auto", "cifar", "shapes", *TARGETS), f" or {FOLDER}PATH, your own pictures")
     if data in TARGETS:
         own = called = data
         data = "cifar"
@@ -146,9 +147,13 @@ def _estimate(experiment, study, device):
     )
 
 
-def _check_choice(name, value, allowed):
+def _check_choice(name, value, allowed, more=""):
     if value not in allowed:
-        raise ValueError(f"{name}={value!r} is not known; choose one of {', '.join(map(repr, allowed))}")
+        near = difflib.get_close_matches(str(value).lower(), allowed, 1)
+        meant = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(
+            f"{name}={value!r} is not known; choose one of {', '.join(map(repr, allowed))}{more}.{meant}"
+        )
 
 
 SMOKE = {"train": 640, "test": 200}  # pictures of each part in the smoke preset

@@ -33,6 +33,11 @@ def finite_logits(logits):
         return Finding("finite logits", "invalid", broken, 0, says)
 
 
+LEARNED_NOTHING = (
+    "nothing was learned, or pictures reach the network otherwise than in training: normalised twice?"
+)
+
+
 def constant_predictor(predictions, labels, num_classes, outputs=None):
     """Invalid: no better than chance, or over half of the other classes' pictures taken for one class.
 
@@ -40,7 +45,7 @@ def constant_predictor(predictions, labels, num_classes, outputs=None):
     what it has learned also shows in the accuracy of each class (recall): always saying one class gives a mean of
     one over their number; 2 points more, and three standard errors of guessing, count for nothing.
     """
-    most, why = max(num_classes, outputs or 0), "nothing was learned"
+    most, why = max(num_classes, outputs or 0), LEARNED_NOTHING
     if most > num_classes:
         why = f"the network has {most} outputs for {num_classes} classes: adapt() gives it a head for these"
     sizes, said = (torch.bincount(some, minlength=most).double() for some in (labels, predictions))
@@ -63,7 +68,7 @@ def constant_predictor(predictions, labels, num_classes, outputs=None):
         )
 
 
-def better_than_chance(accuracy, chance, why="nothing was learned"):
+def better_than_chance(accuracy, chance, why=LEARNED_NOTHING):
     """Invalid: clean accuracy at most 2 points above always saying one class."""
     if accuracy <= chance + 0.02:
         says = f"{100 * accuracy:.1f} %, where always saying one class gives {100 * chance:.1f} %"

@@ -41,7 +41,10 @@ def main(arguments=None):
     asked = dict(_parameter(text) for text in options.parameter)
     known = _parameters_of(notebooks, {} if options.part else asked)
     target = _place(options.copy_to) if options.copy_to else None
-    session = utils.start("study", preset=options.preset, seed=options.seed, data=options.data)
+    try:
+        session = utils.start("study", preset=options.preset, seed=options.seed, data=options.data)
+    except (ValueError, utils.DataError) as error:
+        sys.exit(str(error))
     if not options.notebooks:
         notebooks = _without_long(notebooks, session.preset)
     study = session.runs.parent
@@ -204,6 +207,7 @@ def _parameters_of(notebooks, asked):
 def _ran(notebook, study, parameters, line=None):
     """Run one notebook and keep it as it ran, also when it breaks off; says what went wrong, or returns True."""
     target = study / "notebooks" / notebook.name
+    failed = target.parent / "failed" / notebook.name
     try:
         with (
             line.of(notebook.stem) if line else nullcontext(),
@@ -211,7 +215,13 @@ def _ran(notebook, study, parameters, line=None):
             _stopping_together(),
             replacing(target) as partial,
         ):
-            failure = _papermill(notebook, partial, target, parameters)
+            failed.unlink(missing_ok=True)
+            there = failed if _whole(target) else target  # what ran well before stays
+            failure = _papermill(notebook, partial, there, parameters)
+            if failure and there is failed:
+                failed.parent.mkdir(exist_ok=True)
+                shutil.copyfile(partial, failed)
+                shutil.copyfile(target, partial)
     except Held as error:
         failure = error
     if failure:
@@ -219,6 +229,14 @@ def _ran(notebook, study, parameters, line=None):
         if line:
             line.took.pop(notebook.stem, None)  # its time says nothing of the pace
     return not failure
+
+
+def _whole(notebook):
+    """Is there a notebook that ran to its end?"""
+    if not notebook.exists():
+        return False
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    return all(cell["metadata"].get("papermill", {}).get("status") == "completed" for cell in cells)
 
 
 def _papermill(notebook, partial, target, parameters):
@@ -343,9 +361,13 @@ def _report(study, keep):
     except (FileNotFoundError, Damaged) as error:
         print(f"no report: {error}", file=sys.stderr)
         return not isinstance(error, Damaged)
-    print("", *(answers.highlights(experiments) or ["no question is answered by these runs"]), sep="\n")
-    print(f"\nfigure: {report.telling(study) or 'none'}\nreport: {page.resolve().as_uri()}")
-    print(f"scores: {study / 'scores.csv'}\n", *tables.invalid(experiments), sep="\n")
+    if report.only_runs(study):
+        print("\neverything runs; so short, networks learn nothing, and no number counts")
+        print(f"report: {page.resolve().as_uri()}")
+    else:
+        print("", *(answers.highlights(experiments) or ["no question is answered by these runs"]), sep="\n")
+        print(f"\nfigure: {report.telling(study) or 'none'}\nreport: {page.resolve().as_uri()}")
+        print(f"scores: {study / 'scores.csv'}\n", *tables.invalid(experiments), sep="\n")
     try:
         if keep:
             kept.keep(study, keep)

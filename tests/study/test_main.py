@@ -67,6 +67,30 @@ def test_runs_all_keeps_the_partial_one_and_says_what_failed(notebooks, capsys):
     assert printed == ["before\n"]
 
 
+@pytest.mark.parametrize("broken", ["1 / 0", "import os; os.kill(os.getpid(), 9)"])
+def test_what_ran_well_stays_when_it_fails_the_next_time(notebooks, capsys, broken):
+    kept = notebooks / "runs" / "smoke-shapes" / "notebooks"
+    assert __main__.main(["01", "--preset", "smoke"]) == 0
+    before = (kept / "01_works.ipynb").read_text()
+    write(notebooks / "01_works.ipynb", "print('second')", broken)
+    for _ in range(2):
+        assert __main__.main(["01", "--preset", "smoke"]) == 1
+        assert str(kept / "failed" / "01_works.ipynb") in capsys.readouterr().err
+        assert (kept / "01_works.ipynb").read_text() == before
+        assert "second" in (kept / "failed" / "01_works.ipynb").read_text()
+    write(notebooks / "01_works.ipynb", "print('third')")
+    assert __main__.main(["01", "--preset", "smoke"]) == 0
+    assert "third" in (kept / "01_works.ipynb").read_text()
+    assert not (kept / "failed" / "01_works.ipynb").exists()
+
+
+def test_a_wrong_choice_is_one_line(notebooks):
+    with pytest.raises(SystemExit, match=r"data='CIFAR-10' is not known; .* or folder:PATH.*Did you mean 'cifar'"):
+        __main__.main(["--data", "CIFAR-10"])
+    with pytest.raises(SystemExit, match=r"preset='qick'.*Did you mean 'quick'"):
+        __main__.main(["--preset", "qick"])
+
+
 def test_a_kernel_that_dies_is_no_traceback_but_its_last_words(notebooks, capsys, monkeypatch):
     write(notebooks / "01_works.ipynb", "import os; os.kill(os.getpid(), 9)")
     assert __main__.main(["01", "--preset", "smoke"]) == 1

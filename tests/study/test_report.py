@@ -71,7 +71,7 @@ def test_a_notebook_that_is_just_being_written_has_no_place_yet(study):
 
 def test_the_figure_and_the_answers_stand_at_the_top(study, tmp_path):
     assert 'id="answers"' not in report.write_page(study[0].runs.parent).read_text()
-    folder = shutil.copytree(study[0].runs, tmp_path / "smoke-shapes" / "01_shallow_cnn")
+    folder = shutil.copytree(study[0].runs, tmp_path / "quick-shapes" / "01_shallow_cnn")
     (folder / "other").rename(folder / "pgd")
     figures.save(figures.plot_scores(study[3]), study[0], "scores")
     shutil.copytree(study[0].runs / "figures", folder / "figures", dirs_exist_ok=True)
@@ -122,9 +122,19 @@ def test_each_name_leads_to_its_run_and_what_is_invalid_is_folded(study, tmp_pat
         assert "&#34;torch&#34;" in run
 
 
-def test_a_study_ends_with_what_matters_and_where_it_is(study, capsys):
+def test_a_study_that_shows_only_that_everything_runs_says_so(study, capsys):
     folder = study[0].runs.parent
+    assert __main__._report(folder, None)
+    assert "no number counts" in (said := capsys.readouterr().out)
+    assert "INVALID" not in said
+    page = (folder / "report.html").read_text()
+    assert "no number here counts" in page
+    assert "<figure>" not in page.partition("<h2")[0]
+
+
+def test_a_study_ends_with_what_matters_and_where_it_is(study, capsys, tmp_path):
     figures.save(figures.plot_scores(study[3]), study[0], "scores")
+    folder = shutil.copytree(study[0].runs.parent, tmp_path / "quick-shapes")
     assert __main__._report(folder, None)
     said = capsys.readouterr().out.strip().splitlines()
     assert said[0] == "no question is answered by these runs"
