@@ -20,6 +20,7 @@ from evaluation.published_tables import judged, read_table
 from evaluation.statistics import student
 from storage.atomic_files import read_json, replacing
 from storage.paths import ROOT
+from study.kept import index, markdown
 
 MARKER = "<!-- {what}, written by python -m benchmarks.show: {where} -->"
 NOTHING = "Not measured yet: `make bench` does it and writes its numbers here."
@@ -29,7 +30,9 @@ DRAWN = {"speed": plots.plot_speed, "scaling": plots.plot_scaling, "defences": p
 SHOWN = "notebooks/expected/hour-cifar"
 EXPERIMENT = "06_robust_transfer"
 AGAIN = "notebooks/expected/hour-cifar-seed1"
-TRAINED = "ResNet-18, fine-tuned for three epochs (preset `hour`: eight) on 45,000 pictures of CIFAR-10; one H100"
+TRAINED = (
+    "ResNet-18 of width 64; sources trained for 12 and 10 epochs, fine-tuned for 3 (`hour`: 20, 15, 8); one H100"
+)
 NETWORKS = {
     "source-robust": ("robust", "nothing: the source itself, on CIFAR-100"),
     "from-standard-all": ("standard", "all layers, on clean pictures"),
@@ -49,6 +52,7 @@ def pages():
         "README.md": {"results": results(), "notebooks": notebooks()},
         "docs/speed.md": {"speed": table(RESULTS, SPEED)},
         "docs/record.md": {"record": record()},
+        "notebooks/expected/README.md": {"index": index(ROOT / "notebooks" / "expected")},
         "docs/reliability.md": {
             "faults": table(RESULTS, {"faults": faults}),
             "verdicts": table(RESULTS, {"verdicts": verdicts}),
@@ -89,7 +93,7 @@ def record(folder=RESULTS):
         return "Nobody has run it yet."
     head = ["time", "AutoAttack", "goal", "of it in steps", "clean", "data", "seeds × n", "epochs, width", "card"]
     head += ["of the peak", "torch", "date", "commit", "command", "logs"]
-    return _rows(head, rows, words=len(head))
+    return markdown(head, rows, words=len(head))
 
 
 def _shares(seeds, name):
@@ -113,7 +117,7 @@ def published(path=ROOT / "benchmarks" / "robustbench.csv"):
         says = ", ".join(f"{one.severity}: {' '.join((*one.rows, one.check))}" for one in found) or "no finding"
         shown = ["" if pd.isna(row[name]) else f"{row[name]:.2f}" for name in columns]
         rows.append([f"[{entry['name']}]({home}/{entry['name']}.json)", says, *shown])
-    return _rows(["entry", "found", *columns], rows, words=2)
+    return markdown(["entry", "found", *columns], rows, words=2)
 
 
 def results(shown=SHOWN, experiment=EXPERIMENT, networks=NETWORKS, again=AGAIN):
@@ -130,14 +134,14 @@ def results(shown=SHOWN, experiment=EXPERIMENT, networks=NETWORKS, again=AGAIN):
         once_more = [_struck(f"{row.accuracy:.1f}", row) for row in other] or [""]
         rows.append([*said, *map(_accuracy, found), *once_more])
     (n,) = counts
-    drawn = f"{shown}/{experiment}/figures/1_clean_against_robust.png"
-    figure = f'<img src="{drawn}" width="560" alt="Clean accuracy against accuracy under AutoAttack">'
     said = (
         f"Accuracy in % on n = {n} test pictures, with its 95 % interval. {TRAINED}. "
         f"Scores and commands: [seed 0]({shown}), [seed 1]({again})."
     )
     head = ["source", "then trained", "clean", attack, "seed 1"]
-    return "\n\n".join([figure, _rows(head, rows, words=2), said])
+    figure = f"{shown}/{experiment}/figures/1_clean_against_robust.png"
+    image = f'<img src="{figure}" width="560" alt="Clean and robust accuracy">'
+    return "\n\n".join([image, markdown(head, rows, words=2), said])
 
 
 def _accuracy(row):
@@ -158,7 +162,7 @@ def notebooks(root=ROOT):
         rows.append([f"[{path.stem[:2]}]({path.relative_to(root)})", title, ", ".join(links)])
     columns = 3 if any(row[2] for row in rows) else 2
     head = ["notebook", "question", "as it ran"][:columns]
-    return _rows(head, [row[:columns] for row in rows], words=columns)
+    return markdown(head, [row[:columns] for row in rows], words=columns)
 
 
 def table(folder, makers=None):
@@ -188,12 +192,6 @@ def _where(known):
 
 def _count(number, word):
     return f"{number} {word}{'s' * (number != 1)}"
-
-
-def _rows(head, rows, words=1):
-    """A table of Markdown; after the columns of words, numbers stand right."""
-    lines = [head, [*["---"] * words, *["---:"] * (len(head) - words)], *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _range(spread):
@@ -226,7 +224,7 @@ def _speed(known, device):
             "ours ÷ usual",
             "ours ÷ foolbox",
         ]
-        parts.append(_rows(head, [_speed_row(result) for result in compared]))
+        parts.append(markdown(head, [_speed_row(result) for result in compared]))
         figure = f"../benchmarks/results/speed-{device}.png"
         parts.append(f"![Speed as a multiple of the usual way's]({figure})")
     limits = _limits(results)
@@ -265,14 +263,14 @@ def _limits(results):
         return ""
     columns = ["bfloat16", "float32", "ours", "usual way"]
     head = ["PGD-10 step", "of the matmul peak, bfloat16", "float32", "peak memory, ours", "usual way"]
-    return _rows(head, [[name, *(row.get(column, "–") for column in columns)] for name, row in rows.items()])
+    return markdown(head, [[name, *(row.get(column, "–") for column in columns)] for name, row in rows.items()])
 
 
 def _scaling(known, device):
     said = _title("How the cost grows", known)
     rows = [[result["case"], result["where"], plots.growth(result)] for result in known["results"]]
     figure = f"![Time of a step and of an evaluation](../benchmarks/results/scaling-{device}.png)"
-    return "\n\n".join([said, _rows(["", "measured on", "growth"], rows), figure])
+    return "\n\n".join([said, markdown(["", "measured on", "growth"], rows), figure])
 
 
 def _defences(known, device):
@@ -294,7 +292,7 @@ def _defences(known, device):
     )
     head = ["", "ms a picture", "cost", *known["results"][0]["scores"]]
     figure = f"![Accuracy under attack against cost](../benchmarks/results/defences-{device}.png)"
-    return "\n\n".join([said, _rows(head, rows), figure])
+    return "\n\n".join([said, markdown(head, rows), figure])
 
 
 def _autoattack(known, device, title="AutoAttack"):
@@ -308,7 +306,7 @@ def _autoattack(known, device, title="AutoAttack"):
         network = f"{result['model']['name']}, {result['run']}, {result['data']}, n = {result['n']}"
         rows.append([network, *(cells.get(name, "–") for name in names)])
     said = f"{_title(title, known)}\n\nRobust accuracy, time, and in brackets how many times as long as ours."
-    return f"{said}\n\n" + _rows(["", *names], rows)
+    return f"{said}\n\n" + markdown(["", *names], rows)
 
 
 def _devices(known, device):
@@ -326,7 +324,7 @@ def _devices(known, device):
             kills = f"{counted['kills']} kills of one of two processes at random moments: "
             kills += f"{counted['ended otherwise']} runs ended otherwise."
     said = f"{_title('Many devices', known)}\n\n{kills}".rstrip()
-    return f"{said}\n\n" + _rows(["", "", "", "unit", "ratio", "start and end"], rows)
+    return f"{said}\n\n" + markdown(["", "", "", "unit", "ratio", "start and end"], rows)
 
 
 def faults(known, device):
@@ -347,7 +345,7 @@ def faults(known, device):
         "phase and started again until they are through; then their weights, scores, figures and report are "
         f"compared with those of a study that nobody stopped. {'; '.join(counts)}."
     )
-    return f"{said}\n\n" + _rows(["", "lasts", *results], rows)
+    return f"{said}\n\n" + markdown(["", "lasts", *results], rows)
 
 
 def verdicts(known, device):
@@ -363,7 +361,7 @@ def verdicts(known, device):
         f"The right check, with the right severity, misses: {'; '.join(missed) or 'none'}. Ours raises on sound "
         f"networks: {'; '.join(alarms) or 'nothing'}."
     )
-    return f"{said}\n\n" + _rows(*rivals.counted(known))
+    return f"{said}\n\n" + markdown(*rivals.counted(known))
 
 
 SPEED = {
@@ -380,8 +378,7 @@ def filled(page, texts):
     """The page with each text between the markers of its name."""
     for what, text in texts.items():
         begin, end = (MARKER.format(what=what, where=where) for where in ("begin", "end"))
-        before, rest = page.split(begin)
-        _, after = rest.split(end)
+        (before, _), (_, after) = page.split(begin), page.split(end)
         page = f"{before}{begin}\n\n{text}\n\n{end}{after}"
     return page
 

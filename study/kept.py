@@ -7,6 +7,8 @@ import re
 import shutil
 from pathlib import Path
 
+import pandas as pd
+
 from storage.atomic_files import read_json, replacing, write_json
 from storage.paths import ROOT, data_root, runs_root
 from study.report import is_progress, write_page
@@ -36,6 +38,32 @@ def keep(study, target):
         if text := _readable(path, study, command):
             with replacing(target / path.name) as partial:
                 partial.write_text(text, encoding="utf-8")
+
+
+def index(folder):
+    """What is kept in a folder, a row of Markdown a study: notebooks, pictures, device, date and commands."""
+    head, rows = ["folder", "notebooks", "test pictures", "device", "date", "made by"], []
+    for path in sorted(Path(folder).glob("*/provenance.json")):
+        known, name = read_json(path), path.parent.name
+        scores = pd.read_csv(path.with_name("scores.csv"))
+        splits = scores.groupby("split").n.max().items()
+        first = known["environments"][0]
+        row = [
+            f"[{name}]({name})",
+            ", ".join(sorted(place.name[:2] for place in path.parent.glob("[0-9]*") if place.is_dir())),
+            ", ".join(f"{n:,} ({split.removesuffix(' test')})" for split, n in splits),
+            first["device"],
+            first["started"][:10],
+            "; ".join(f"`{command}`" for command in known["commands"]).replace("|", "\\|"),
+        ]
+        rows.append(row)
+    return markdown(head, rows, words=len(head))
+
+
+def markdown(head, rows, words=1):
+    """A table of Markdown; after the columns of words, numbers stand right."""
+    lines = [head, [*["---"] * words, *["---:"] * (len(head) - words)], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _readable(path, study, commands):
