@@ -33,9 +33,7 @@ def finite_logits(logits):
         return Finding("finite logits", "invalid", broken, 0, says)
 
 
-LEARNED_NOTHING = (
-    "nothing was learned, or pictures reach the network otherwise than in training: normalised twice?"
-)
+LEARNED_NOTHING = "nothing was learned, or pictures come otherwise than in training (normalised twice, say)"
 
 
 def constant_predictor(predictions, labels, num_classes, outputs=None):
