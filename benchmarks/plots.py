@@ -7,7 +7,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator
 
 from benchmarks.timing import spread
-from study.figures import COLOURS, STYLE
+from study.style import COLOURS, STYLE
 
 LOOKS = {
     "ours": (COLOURS[1], "o"),

@@ -13,7 +13,7 @@ from pathlib import Path
 import matplotlib as mpl
 import pandas as pd
 
-from benchmarks import fast_robust, plots, rivals
+from benchmarks import fast_robust, plots, readme, rivals
 from benchmarks.plots import number
 from benchmarks.suite import RESULTS
 from evaluation.published_tables import judged, read_table
@@ -26,30 +26,13 @@ MARKER = "<!-- {what}, written by python -m benchmarks.show: {where} -->"
 NOTHING = "Not measured yet: `make bench` does it and writes its numbers here."
 DRAWN = {"speed": plots.plot_speed, "scaling": plots.plot_scaling, "defences": plots.plot_defences}
 
-# What the README shows of the study: where it lies, what was trained and how, and some of its networks.
-SHOWN = "notebooks/expected/hour-cifar"
-EXPERIMENT = "06_robust_transfer"
-AGAIN = "notebooks/expected/hour-cifar-seed1"
-TRAINED = (
-    "ResNet-18 of width 64; sources trained for 12 and 10 epochs, fine-tuned for 3 (`hour`: 20, 15, 8); one H100"
-)
-NETWORKS = {
-    "source-robust": ("robust", "nothing: the source itself, on CIFAR-100"),
-    "from-standard-all": ("standard", "all layers, on clean pictures"),
-    "from-robust-all": ("robust", "all layers, on clean pictures"),
-    "from-robust-head": ("robust", "the head alone, on clean pictures"),
-    "from-robust-head-pgd": ("robust", "the head alone, on attacked pictures"),
-    "from-scratch-all-pgd": ("none", "all layers, on attacked pictures"),
-    "from-standard-all-pgd": ("standard", "all layers, on attacked pictures"),
-    "from-robust-all-pgd": ("robust", "all layers, on attacked pictures"),
-}
 GROUPS = {"training": "Training step", "loading": "Data loading", "evaluation": "Evaluation"}
 
 
 def pages():
     """What the command writes between markers: {page: {what: text}}."""
     return {
-        "README.md": {"results": results(), "notebooks": notebooks()},
+        "README.md": {"results": readme.results(), "notebooks": readme.notebooks()},
         "docs/speed.md": {"speed": table(RESULTS, SPEED)},
         "docs/record.md": {"record": record()},
         "notebooks/expected/README.md": {"index": index(ROOT / "notebooks" / "expected")},
@@ -118,51 +101,6 @@ def published(path=ROOT / "benchmarks" / "robustbench.csv"):
         shown = ["" if pd.isna(row[name]) else f"{row[name]:.2f}" for name in columns]
         rows.append([f"[{entry['name']}]({home}/{entry['name']}.json)", says, *shown])
     return markdown(["entry", "found", *columns], rows, words=2)
-
-
-def results(shown=SHOWN, experiment=EXPERIMENT, networks=NETWORKS, again=AGAIN):
-    """Figure and table of a study under notebooks/expected; the last column is what another seed has left."""
-    scores = pd.read_csv(ROOT / shown / "scores.csv").set_index(["model", "evaluation"])
-    attack = next(name for _, name in scores.index if name.startswith("AutoAttack"))
-    second = pd.read_csv(ROOT / again / "scores.csv").query("evaluation == @attack")
-    second.index = second.model.str.replace(r".*/(.*)-seed\d+", r"\1", regex=True)
-    rows, counts = [], set()
-    for network, said in networks.items():
-        found = [scores.loc[(f"{experiment}/{network}-seed0", kind)] for kind in ("clean", attack)]
-        other = [second.loc[network]] if network in second.index else []
-        counts |= {row.n for row in found + other}
-        once_more = [_struck(f"{row.accuracy:.1f}", row) for row in other] or [""]
-        rows.append([*said, *map(_accuracy, found), *once_more])
-    (n,) = counts
-    said = (
-        f"Accuracy in % on n = {n} test pictures, with its 95 % interval. {TRAINED}. "
-        f"Scores and commands: [seed 0]({shown}), [seed 1]({again})."
-    )
-    head = ["source", "then trained", "clean", attack, "seed 1"]
-    figure = f"{shown}/{experiment}/figures/1_clean_against_robust.png"
-    image = f'<img src="{figure}" width="560" alt="Clean and robust accuracy">'
-    return "\n\n".join([image, markdown(head, rows, words=2), said])
-
-
-def _accuracy(row):
-    return _struck(f"{row.accuracy:.1f} ({row.low:.1f}–{row.high:.1f})", row)
-
-
-def _struck(shown, row):
-    return f"~~{shown}~~" if row.verdict == "invalid" else shown
-
-
-def notebooks(root=ROOT):
-    """A row a notebook: its title, which is its question, and links to it and to its executed copies."""
-    rows = []
-    for path in sorted(root.glob("notebooks/[0-9]*.ipynb")):
-        title = read_json(path, sealed=False)["cells"][0]["source"][0].removeprefix("# ").strip()
-        copies = sorted(root.glob(f"notebooks/expected/*/{path.name}"))
-        links = [f"[{'-'.join(copy.parent.name.split('-')[:2])}]({copy.relative_to(root)})" for copy in copies]
-        rows.append([f"[{path.stem[:2]}]({path.relative_to(root)})", title, ", ".join(links)])
-    columns = 3 if any(row[2] for row in rows) else 2
-    head = ["notebook", "question", "as it ran"][:columns]
-    return markdown(head, [row[:columns] for row in rows], words=columns)
 
 
 def table(folder, makers=None):
@@ -404,6 +342,7 @@ def main(arguments=None):
     if folder is not None:
         print(table(folder), record(folder), sep="\n\n")
     else:
+        written.append(readme.picture_of_study())
         for name, texts in pages().items():
             page = ROOT / name
             whole = filled(page.read_text(encoding="utf-8"), texts)

@@ -20,25 +20,9 @@ from evaluation.finding import CLEAN
 from evaluation.per_example import predict
 from evaluation.statistics import check_attacks, expected_robustness, wilson
 from storage.atomic_files import read_json, replacing
+from study.style import BESIDE, COLOURS, MARKERS, SHAPES, STYLE
 
-COLOURS = ("#4c4c4c", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe & Ito 2008
-MARKERS = "os^DvPX*<>"
-STYLE = {
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.25,
-    "axes.axisbelow": True,
-    "axes.titlesize": 9,
-    "figure.titlesize": 9,
-    "font.size": 9,
-    "figure.constrained_layout.use": True,
-    "figure.dpi": 110,
-    "savefig.dpi": 200,
-    "savefig.bbox": "tight",
-    "legend.frameon": False,
-}
-BESIDE = {"loc": "center left", "bbox_to_anchor": (1, 0.5)}  # of a legend: right of the axes
+PGD = "-pgd"  # how the names of networks end that were trained on attacked pictures
 
 
 def demo(name):
@@ -299,14 +283,18 @@ def plot_per_class(scores, split, label):
 def plot_plane(groups, label, sources=None):
     """Clean against robust accuracy of every model: the upper right is where one wants to be.
 
-    `groups` maps a group's name, which has a colour, to {model's name: Scores}; the same name has the same
-    marker in every group, if there are not too many names to tell apart. `sources` maps names of groups to
-    the Scores, on its own task, of the network that all in the group were made of: a star, with a line to each.
-    Invalid numbers are left out.
+    `groups` maps a group's name, which has a colour, to {model's name: Scores}. The same name has the same marker
+    in every group, and SHAPES the same in every figure; filled it is where the name ends with -pgd. `sources`
+    maps names of groups to the Scores, on its own task, of the network that all in the group were made of: a star,
+    with a line to each. Invalid numbers are left out.
     """
     sources = sources or {}
-    names = list(dict.fromkeys(_family(name) for scores in groups.values() for name in scores))
-    shapes = dict(zip(names, MARKERS, strict=False)) if len(names) <= len(MARKERS) else dict.fromkeys(names, "o")
+    names = dict.fromkeys(_family(name) for scores in groups.values() for name in scores)
+    trained = list(dict.fromkeys(name.removesuffix(PGD) for name in names))
+    others = [name for name in trained if name not in SHAPES]
+    shapes = {name: SHAPES[name] for name in trained if name in SHAPES} | dict(zip(others, MARKERS, strict=False))
+    if len(others) > len(MARKERS):  # too many to tell apart
+        shapes = dict.fromkeys(trained, "o")
     colours = dict(zip(groups, itertools.cycle(COLOURS[1:] + COLOURS[:1]), strict=False))
     everything = [score for scores in groups.values() for score in scores.values()]
     tested = [demo(distinct(score.split for score in everything)), distinct(str(score.n) for score in everything)]
@@ -328,8 +316,9 @@ def plot_plane(groups, label, sources=None):
             ends = [[[100 * end] for end in score.interval(row)] for row in (CLEAN, label)]
             across, along = (np.abs(np.subtract(two, one)) for two, one in zip(ends, place, strict=True))
             highest = max(highest, ends[1][1][0])
-            look = {"color": colours[group], "markersize": 6, "markerfacecolor": "none", "elinewidth": 0.6}
-            axis.errorbar(*place, xerr=across, yerr=along, fmt=shapes[_family(name)], **look)
+            inside = colours[group] if _family(name).endswith(PGD) else "none"
+            look = {"color": colours[group], "markersize": 6, "markerfacecolor": inside, "elinewidth": 0.6}
+            axis.errorbar(*place, xerr=across, yerr=along, fmt=shapes[_family(name).removesuffix(PGD)], **look)
     axis.axline((0, 0), slope=1, color="grey", linewidth=0.8, linestyle=":")
     axis.set(
         xlabel="clean accuracy, %",
@@ -340,8 +329,10 @@ def plot_plane(groups, label, sources=None):
     axis.set_title(f"{', n = '.join(tested)}; 95 % intervals{left_out}")
     entries = [Patch(color=colour, label=group) for group, colour in colours.items()]
     if len(set(shapes.values())) > 1:
-        grey = {"color": "#555555", "linestyle": "", "markerfacecolor": "none"}
-        entries += [Line2D([], [], marker=shape, label=name, **grey) for name, shape in shapes.items()]
+        grey = {"color": "#555555", "linestyle": ""}
+        entries += [Line2D([], [], marker=shape, label=name, mfc="none", **grey) for name, shape in shapes.items()]
+        if any(name.endswith(PGD) for name in names):
+            entries.append(Line2D([], [], marker="o", label="filled: on attacked pictures", **grey))
     if sources:
         told = f"its source, on {distinct(score.split for score in sources.values())}"
         entries.append(Line2D([], [], color="white", marker="*", markersize=11, mec="black", label=told))

@@ -15,7 +15,8 @@ import torch
 
 from attacks import evaluating
 from evaluation.per_example import predict
-from study.figures import COLOURS, STYLE, demo, done
+from study.figures import demo, done
+from study.style import COLOURS, STYLE
 
 CLASSES = 4  # whose probabilities are drawn: the largest, before or after
 STEP = 1.3  # from one picture to the next, in widths of a picture

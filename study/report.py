@@ -12,7 +12,7 @@ from jinja2 import Template
 
 from storage.atomic_files import read_json, replacing
 from study import answers, tables
-from study.figures import STYLE
+from study.style import STYLE
 from training.run_folder import RunFolder
 
 QUIET = logging.getLogger("study.page")  # nbconvert asks for alt texts of figures

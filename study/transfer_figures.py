@@ -8,7 +8,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from evaluation.finding import CLEAN
-from study.figures import BESIDE, STYLE, demo, distinct, done, looks
+from study.figures import demo, distinct, done, looks
+from study.style import BESIDE, STYLE
 
 
 @mpl.rc_context(STYLE | {"axes.grid": False})

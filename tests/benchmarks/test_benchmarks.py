@@ -21,6 +21,7 @@ from benchmarks import (
     peers,
     plan,
     plots,
+    readme,
     scaling,
     show,
     speed,
@@ -156,24 +157,37 @@ def test_a_page_keeps_what_stands_around_the_markers():
 
 def test_what_the_readme_says_of_its_table_is_so():
     """Its sentences under the table. That one source leaves more than another the notebook tests, in pairs."""
-    scores = pd.read_csv(show.ROOT / show.SHOWN / "scores.csv")
+    scores = pd.read_csv(show.ROOT / readme.SHOWN / "scores.csv")
     scores = scores[scores.evaluation.str.startswith("AutoAttack")].set_index("model")
-    of = {name: scores.loc[f"{show.EXPERIMENT}/{name}-seed0"] for name in show.NETWORKS}
+    of = {name: scores.loc[f"{readme.EXPERIMENT}/{name}-seed0"] for name in readme.NETWORKS}
     best = of.pop("from-robust-all-pgd")
     assert of["from-robust-head"].low > of["from-robust-all"].high
     assert of["source-robust"].low > of["from-robust-all"].high
     assert all(best.accuracy > other.high for other in of.values())
-    again = pd.read_csv(show.ROOT / show.AGAIN / "scores.csv").query("evaluation == 'AutoAttack, cut short'")
+    again = pd.read_csv(show.ROOT / readme.AGAIN / "scores.csv").query("evaluation == 'AutoAttack, cut short'")
     again = again.set_index(again.model.str.split("/").str[1]).accuracy
     assert again["from-robust-all-pgd-seed1"] == again.max()
     assert again["from-robust-head-seed1"] > again["from-standard-head-seed1"] == 0
 
 
+def test_the_readmes_figure_shows_the_numbers_of_its_table(tmp_path):
+    axis = readme.plot_study(show.ROOT / readme.SHOWN / "scores.csv", readme.EXPERIMENT).axes[0]
+    shown = {tuple(container.lines[0].get_xydata()[0].round(1)) for container in axis.containers}
+    scores = pd.read_csv(show.ROOT / readme.SHOWN / "scores.csv").set_index(["model", "evaluation"])
+    for name in [name for name in readme.NETWORKS if name.startswith("from")]:
+        rows = scores.loc[f"{readme.EXPERIMENT}/{name}-seed0"]
+        assert (rows.accuracy["clean"], rows.accuracy["AutoAttack, cut short"]) in shown
+    assert (20.0, 0.0) not in shown  # an invalid one
+    assert "invalid numbers left out" in axis.get_title()
+    assert readme.picture_of_study(tmp_path / "a.png").stat().st_size > 10_000
+    assert (show.ROOT / readme.FIGURE).exists()
+
+
 def test_an_invalid_number_is_struck_out_in_the_readme(tmp_path):
-    text = show.results(networks={"from-standard-head-pgd": ("standard", "the head alone")})
+    text = readme.results(networks={"from-standard-head-pgd": ("standard", "the head alone")})
     assert "| ~~20.0 (17.6–22.6)~~ | ~~0.0 (0.0–0.4)~~ |  |" in text
-    pd.read_csv(show.ROOT / show.AGAIN / "scores.csv").assign(verdict="invalid").to_csv(tmp_path / "scores.csv")
-    assert show.results(again=tmp_path).splitlines()[-3].endswith("(36.6–42.7) | ~~39.3~~ |")
+    pd.read_csv(show.ROOT / readme.AGAIN / "scores.csv").assign(verdict="invalid").to_csv(tmp_path / "scores.csv")
+    assert readme.results(again=tmp_path).splitlines()[-3].endswith("(36.6–42.7) | ~~39.3~~ |")
 
 
 def test_notebooks_that_ran_are_linked(tmp_path):
@@ -181,12 +195,12 @@ def test_notebooks_that_ran_are_linked(tmp_path):
     copies.mkdir(parents=True)
     for name, title in {"00_a": "# One?", "01_b": "# Two?"}.items():
         write_json(tmp_path / "notebooks" / f"{name}.ipynb", {"cells": [{"source": [title + "\n", "more"]}]})
-    assert show.notebooks(tmp_path).splitlines()[2:] == [
+    assert readme.notebooks(tmp_path).splitlines()[2:] == [
         "| [00](notebooks/00_a.ipynb) | One? |",
         "| [01](notebooks/01_b.ipynb) | Two? |",
     ]
     (copies / "01_b.ipynb").touch()
-    last = show.notebooks(tmp_path).splitlines()[-1]
+    last = readme.notebooks(tmp_path).splitlines()[-1]
     assert last == "| [01](notebooks/01_b.ipynb) | Two? | [hour-cifar](notebooks/expected/hour-cifar/01_b.ipynb) |"
 
 

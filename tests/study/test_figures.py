@@ -99,6 +99,26 @@ def test_the_plane_draws_every_group_and_no_invalid_number():
     assert "invalid numbers left out" in axis.get_title()
 
 
+def test_what_trains_has_its_marker_in_every_plane_filled_where_pictures_are_attacked():
+    right = torch.arange(100) < 50
+    score = Scores("x test", {"clean": right, "PGD-20": right}, {"PGD-20": "PGD"})
+    looks = {}
+    for names in (("all", "head", "all-pgd", "else-seed0"), ("bn-only", "head-pgd", "all")):
+        axis = figures.plot_plane({"robust": dict.fromkeys(names, score)}, "PGD-20").axes[0]
+        drawn = [container.lines[0] for container in axis.containers]
+        for name, line in zip(names, drawn, strict=True):
+            looks.setdefault(name, []).append((line.get_marker(), line.get_markerfacecolor() != "none"))
+        assert "filled: on attacked pictures" in [text.get_text() for text in axis.get_legend().get_texts()]
+    assert looks["all"] == 2 * [("D", False)]
+    assert looks["all-pgd"] == [("D", True)]
+    assert looks["head"] == [("o", False)]
+    assert looks["head-pgd"] == [("o", True)]
+    assert looks["else-seed0"] == looks["bn-only"] == [("P", False)]
+    many = {f"kind {number}": score for number in range(9)}
+    axis = figures.plot_plane({"robust": many}, "PGD-20").axes[0]
+    assert {container.lines[0].get_marker() for container in axis.containers} == {"o"}
+
+
 def test_all_and_none_correct_can_be_drawn():
     for n in (7, 200, 500, 1000):
         score = Scores("x test", {"clean": torch.ones(n) > 0, "PGD-20": torch.ones(n) < 0}, {"PGD-20": "PGD"})

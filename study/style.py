@@ -1,0 +1,22 @@
+"""How figures look."""
+
+COLOURS = ("#4c4c4c", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe & Ito 2008
+# What trains in fine-tuning has its marker in every figure, other networks take those that are left.
+SHAPES = {"head": "o", "last-stage": "s", "low-rank": "^", "all": "D", "probe-then-all": "v"}
+MARKERS = "PX<>phd8"
+STYLE = {
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "axes.axisbelow": True,
+    "axes.titlesize": 9,
+    "figure.titlesize": 9,
+    "font.size": 9,
+    "figure.constrained_layout.use": True,
+    "figure.dpi": 110,
+    "savefig.dpi": 200,
+    "savefig.bbox": "tight",
+    "legend.frameon": False,
+}
+BESIDE = {"loc": "center left", "bbox_to_anchor": (1, 0.5)}  # of a legend: right of the axes
