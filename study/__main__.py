@@ -233,10 +233,11 @@ def _ran(notebook, study, parameters, line=None):
 
 def _whole(notebook):
     """Is there a notebook that ran to its end?"""
-    if not notebook.exists():
+    try:
+        cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+        return all(cell["metadata"]["papermill"]["status"] == "completed" for cell in cells)
+    except (FileNotFoundError, ValueError, KeyError, TypeError):  # somebody's own, or damaged
         return False
-    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    return all(cell["metadata"].get("papermill", {}).get("status") == "completed" for cell in cells)
 
 
 def _papermill(notebook, partial, target, parameters):
@@ -361,7 +362,7 @@ def _report(study, keep):
     except (FileNotFoundError, Damaged) as error:
         print(f"no report: {error}", file=sys.stderr)
         return not isinstance(error, Damaged)
-    if report.only_runs(study):
+    if report.is_smoke(study):
         print("\neverything runs; so short, networks learn nothing, and no number counts")
         print(f"report: {page.resolve().as_uri()}")
     else:

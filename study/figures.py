@@ -332,7 +332,7 @@ def plot_plane(groups, label, sources=None):
         grey = {"color": "#555555", "linestyle": ""}
         entries += [Line2D([], [], marker=shape, label=name, mfc="none", **grey) for name, shape in shapes.items()]
         if any(name.endswith(PGD) for name in names):
-            entries.append(Line2D([], [], marker="o", label="filled: on attacked pictures", **grey))
+            entries.append(Line2D([], [], marker="o", label="filled: the same, with PGD", **grey))
     if sources:
         told = f"its source, on {distinct(score.split for score in sources.values())}"
         entries.append(Line2D([], [], color="white", marker="*", markersize=11, mec="black", label=told))

@@ -37,10 +37,10 @@ def write_page(study):
     if not everything:
         raise FileNotFoundError(f"{study} holds no scored run yet: notebook 00 scores none, 01 does")
     first = sorted(study.glob("*/*/environment.json"), key=lambda path: path.stat().st_mtime)
-    figure = None if only_runs(study) else telling(study)
+    figure = None if is_smoke(study) else telling(study)
     page = Template(Path(__file__).with_suffix(".html").read_text(encoding="utf-8")).render(
         title=f"Adversarial attacks and transfer learning: {study.name}",
-        only_runs=only_runs(study),
+        smoke=is_smoke(study),
         demo=any(score.split.startswith("shapes10") for score in everything.values()),
         invalid=sum(score.verdict() == "invalid" for score in everything.values()),
         seeds=len({seed for run in everything for seed in re.findall(r"-seed(\d+)", run)}),
@@ -62,7 +62,7 @@ def write_page(study):
     return study / "report.html"
 
 
-def only_runs(study):
+def is_smoke(study):
     """Is this the preset smoke, whose numbers mean nothing?"""
     return Path(study).name.startswith("smoke-")
 

@@ -290,11 +290,11 @@ def _follow(average, model, share):
     """Move the averaged weights and statistics by this share towards the model's; counters are copied."""
     states = (network.state_dict(keep_vars=True).values() for network in (average, model))
     pairs = dict(zip(*states, strict=True)).items()  # once, where two layers share a weight
-    slow, fast = zip(*(pair for pair in pairs if pair[0].is_floating_point()), strict=True)
-    if isinstance(share, torch.Tensor):  # three kernels, where lerp would be one for each tensor
+    slow, fast = ([pair[side] for pair in pairs if pair[0].is_floating_point()] for side in (0, 1))
+    if slow and isinstance(share, torch.Tensor):  # three kernels, where lerp would be one for each tensor
         torch._foreach_mul_(slow, 1 - share)
         torch._foreach_add_(slow, torch._foreach_mul(fast, share))
-    else:
+    elif slow:
         torch._foreach_lerp_(slow, fast, share)
     for counter, other in pairs:
         if not counter.is_floating_point():

@@ -99,7 +99,7 @@ def test_the_plane_draws_every_group_and_no_invalid_number():
     assert "invalid numbers left out" in axis.get_title()
 
 
-def test_what_trains_has_its_marker_in_every_plane_filled_where_pictures_are_attacked():
+def test_what_trains_has_its_marker_in_every_plane_filled_with_pgd():
     right = torch.arange(100) < 50
     score = Scores("x test", {"clean": right, "PGD-20": right}, {"PGD-20": "PGD"})
     looks = {}
@@ -108,7 +108,7 @@ def test_what_trains_has_its_marker_in_every_plane_filled_where_pictures_are_att
         drawn = [container.lines[0] for container in axis.containers]
         for name, line in zip(names, drawn, strict=True):
             looks.setdefault(name, []).append((line.get_marker(), line.get_markerfacecolor() != "none"))
-        assert "filled: on attacked pictures" in [text.get_text() for text in axis.get_legend().get_texts()]
+        assert "filled: the same, with PGD" in [text.get_text() for text in axis.get_legend().get_texts()]
     assert looks["all"] == 2 * [("D", False)]
     assert looks["all-pgd"] == [("D", True)]
     assert looks["head"] == [("o", False)]

@@ -84,6 +84,16 @@ def test_what_ran_well_stays_when_it_fails_the_next_time(notebooks, capsys, brok
     assert not (kept / "failed" / "01_works.ipynb").exists()
 
 
+def test_a_damaged_notebook_is_written_anew(notebooks):
+    kept = notebooks / "runs" / "smoke-shapes" / "notebooks"
+    kept.mkdir(parents=True)
+    for text in ("{", "[]", '{"cells": [{"metadata": {}}]}'):
+        (kept / "01_works.ipynb").write_text(text)
+        assert not __main__._whole(kept / "01_works.ipynb")
+    assert __main__.main(["01", "--preset", "smoke"]) == 0
+    assert __main__._whole(kept / "01_works.ipynb")
+
+
 def test_a_wrong_choice_is_one_line(notebooks):
     with pytest.raises(SystemExit, match=r"data='CIFAR-10' is not known; .* or folder:PATH.*Did you mean 'cifar'"):
         __main__.main(["--data", "CIFAR-10"])

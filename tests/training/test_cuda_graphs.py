@@ -264,3 +264,6 @@ def test_averages_follow_by_a_share_in_a_tensor_as_by_a_number(share):
         assert torch.allclose(one, other, rtol=1e-6, atol=1e-7)
     if share == 1:
         assert all(map(torch.equal, averages[1].state_dict().values(), model.state_dict().values()))
+    only_complex = [torch.nn.ParameterList([torch.full((2,), value, dtype=torch.complex64)]) for value in (1, 2)]
+    steps._follow(*only_complex, torch.tensor(share))
+    assert torch.equal(*(network[0] for network in only_complex))
