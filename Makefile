@@ -69,7 +69,7 @@ lab: setup
 	$(PYTHON) -m study.board --port $$board >runs/tensorboard.log 2>&1 & \
 	boardjob=$$!; \
 	echo "JupyterLab    http://127.0.0.1:$$jupyter/lab?token=$$JUPYTER_TOKEN"; \
-	echo "TensorBoard   http://127.0.0.1:$$board"; \
+	echo "TensorBoard   http://127.0.0.1:$$board   newest study, first seed; clear its filter of runs to see all"; \
 	echo "From another computer:  ssh -L $$jupyter:127.0.0.1:$$jupyter -L $$board:127.0.0.1:$$board $$(whoami)@$$(hostname)"; \
 	$(PYTHON) -m jupyterlab -y --no-browser --ip 127.0.0.1 --port $$jupyter --LabApp.default_url=/lab/tree/notebooks --LabApp.app_settings_dir=$(HERE)/.ci/jupyterlab \
 		--ServerApp.log_level=WARN --LabApp.log_level=WARN --KernelManager.transport_encryption=required \

@@ -21,8 +21,8 @@ class APGD(Attack):
     `loss` "ce" is cross-entropy, "dlr" the difference of logits ratio, which no scaling of the logits changes,
     "targeted" the same towards one wrong class after the other, the `targets` likeliest. `samples` gradients are
     averaged at each step, for models that answer at random; then no example leaves at its first lucky draw.
-    `precision` "auto" searches in bfloat16 where the device has it and the model's margins survive it;
-    every success is verified in full precision.
+    `precision` "auto" searches in bfloat16 where the device has it, on other GPUs in float16, if the model's
+    margins survive it; every success is verified in full precision.
     """
 
     steps: int = setting(100, 1)

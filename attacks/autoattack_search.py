@@ -5,11 +5,12 @@ from contextlib import contextmanager
 
 import torch
 
-from attacks.base import refuse_inference_mode
+from attacks.base import led_back, refuse_inference_mode
 from models.tf32 import rounding
-from processes.machine import fast_bfloat16
+from processes.machine import fast_precision
 
-PRECISIONS = ("auto", "bfloat16", "float32")
+LOW = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+PRECISIONS = ("auto", *LOW, "float32")
 EVERY = {"cpu": 1, "cuda": 10}  # steps after which the fallen leave: a GPU would wait to be asked for them
 TF32 = "tf32"  # for FAB and Square: float32, on GPUs as they round it
 
@@ -28,11 +29,12 @@ class Search:
         self.images, self.labels = images, labels
         self.steps = 0
         self.places = torch.arange(len(images), device=images.device)
-        # Inside somebody's autocast the search is still full precision, unless it asks for less.
-        low = precision == "bfloat16" or (precision == "auto" and fast_bfloat16(images.device))
+        precision = fast_precision(images.device) if precision == "auto" else precision
         logits = self.exact(images)
-        self.low = low and images.dtype == logits.dtype == torch.float32
-        self.low = self.low and self._low_is_enough(wide(logits))
+        # Inside somebody's autocast the search is still full precision, unless it asks for less.
+        self.low = LOW.get(precision) if images.dtype == logits.dtype == torch.float32 else None
+        if self.low and not self._low_is_enough(wide(logits)):
+            self.low = None
         others = logits.scatter(1, labels[:, None], -math.inf)
         self.rivals = others.argsort(1, descending=True)[:, :-1]
         if not random:
@@ -42,7 +44,7 @@ class Search:
         return len(self.places)
 
     def _low_is_enough(self, logits):
-        """Does bfloat16 tell the margins, to a few percent? Not where all logits share a large offset."""
+        """Do 16 bits tell the margins, to a few percent? Not where all logits share a large offset."""
         try:
             with self.at_work():
                 rough = margin(self.logits(self.images), self.labels)
@@ -55,7 +57,8 @@ class Search:
     def at_work(self):
         """To be entered once around the search: its precision (so that weights are converted only once)."""
         kind = self.images.device.type
-        with rounding(tf32=self.tf32), torch.autocast(kind, torch.bfloat16, enabled=self.low):
+        low = {"dtype": self.low} if self.low else {"enabled": False}
+        with rounding(tf32=self.tf32), torch.autocast(kind, **low):
             yield
 
     def exact(self, points):
@@ -80,8 +83,7 @@ class Search:
         if not out.requires_grad:
             return value.detach(), torch.zeros_like(points), logits.detach()
         ascent = torch.autograd.grad(total, logits)[0].to(out.dtype)
-        (gradient,) = torch.autograd.grad(out, points, ascent, allow_unused=True, materialize_grads=True)
-        return value.detach(), gradient, logits.detach()
+        return value.detach(), led_back(out, points, ascent), logits.detach()
 
     def won(self, logits, places=slice(None)):
         """Where, among those at `places`, the attacker has what they want: a wrong class, or the one aimed at."""
@@ -129,6 +131,11 @@ class Search:
             points = torch.where((state["lead"] > -math.inf)[:, None, None, None], state["at"], points)
         self.found[self.places] = points
         self._take_out(points, torch.ones_like(self.labels, dtype=torch.bool), {})
+
+
+def fine_precision(device):
+    """For searches that bfloat16 is too coarse for: TF32, but float16 on GPUs that have neither."""
+    return "float16" if fast_precision(device) == "float16" else TF32
 
 
 def wide(logits):

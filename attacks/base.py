@@ -37,7 +37,7 @@ class Attack:
     range; in "L2" the length of the change of the whole picture. None is 8/255, in L2 0.5.
     """
 
-    eps: float | None = None
+    eps: float | None = field(default=None, kw_only=False)
 
     norm: ClassVar[str] = "Linf"  # a setting where there is a choice: see norm_setting
     # Does it change every picture that withstands it, or give some back as they were?
@@ -192,8 +192,7 @@ def input_gradient(model, images, labels, targeted=False, scaled=False):
     the probability of the label and q the softmax over the other classes. For a confident model 1 - p
     underflows and an attack that follows the textbook formula stops without a word. The factor does not
     change the direction, so it is left out; with `scaled` it is kept, down to 1e-20, for the attacks
-    that mix gradients from several points (VMI, VNI). What flows back in float16 is LIFT times as large, for
-    what is small there is lost.
+    that mix gradients from several points (VMI, VNI).
 
     autograd.grad asks for the images alone, so no gradient of a weight is computed or stored.
     """
@@ -204,12 +203,7 @@ def input_gradient(model, images, labels, targeted=False, scaled=False):
     if not logits.requires_grad:
         return torch.zeros_like(images)
     ascent, doubt = logit_gradient(logits.detach(), labels)
-    lift = LIFT if _in_float16(logits) else 1
-    if targeted or lift != 1:
-        ascent = ascent * (-lift if targeted else lift)
-    gradient = torch.autograd.grad(logits, images, ascent, allow_unused=True, materialize_grads=True)[0]
-    if lift != 1:
-        gradient = torch.nan_to_num(gradient / lift)
+    gradient = led_back(logits, images, -ascent if targeted else ascent)
     return gradient * doubt.clamp_min(1e-20)[:, None, None, None].to(gradient.dtype) if scaled else gradient
 
 
@@ -222,10 +216,17 @@ def refuse_inference_mode():
         )
 
 
-def _in_float16(logits):
+def led_back(logits, images, ascent):
+    """The gradient for `images` that `ascent`, one for `logits` of the same type, leads back to.
+
+    What flows back in float16 is LIFT times as large, for what is small there is lost.
+    """
     kind = logits.device.type
     autocast = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.float16
-    return autocast or logits.dtype == torch.float16
+    lifted = autocast or logits.dtype == torch.float16
+    ascent = LIFT * ascent if lifted else ascent
+    (gradient,) = torch.autograd.grad(logits, images, ascent, allow_unused=True, materialize_grads=True)
+    return torch.nan_to_num(gradient / LIFT) if lifted else gradient
 
 
 def moved(images, direction, size):

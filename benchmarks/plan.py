@@ -63,13 +63,13 @@ CARRIED = 11 * 210  # gradients a picture in 07: networks that are attacked, and
 # Gradients of the pictures in a training step, and further passes of the update, in thirds of one.
 CRAFTING = {"Standard": 0, "Free": 0, "NFGSM": 1, "FGSM": 1, "FeatureDistillation": 0, "L2SP": 0}
 MORE = {"TRADES": 3, "MART": 3, "AWP": 3, "FeatureDistillation": 1}
-# Forward passes that a test spends on a picture: what is right on clean pictures, and what withstands, as shares.
-RIGHT, ROBUST = 0.8, 0.45
+# Forward passes that a test spends on a picture, and the share that is right on clean pictures.
+RIGHT = 0.8
 ATTACKS = {"FGSM": 2, "PGD-20": 40, "NI-FGSM": 20, "VMI-FGSM": 102}
-STEPS, ON_GPU = (
-    RESULTS / "gpu-cuda-h100.json",
-    ROOT / "notebooks" / "expected" / "hour-cifar",
-)  # measured on one card
+KEPT = ROOT / "notebooks" / "expected"
+STEPS, ON_GPU = RESULTS / "gpu-cuda-h100.json", KEPT / "hour-cifar"  # measured on one card
+SMALL = KEPT / "quick-cifar-robust-transfer"  # of a quarter of the width, for runs that the other one lacks
+PEAKS = {"H100": (989, 495, 67), "T4": (65, 65, 8.1)}  # TFLOP/s, data sheets: in training, in search, in float32
 HARDLY = 0.05  # where less withstands AutoAttack, its time is not that of its passes
 GPUS = (1, 8, 64)
 
@@ -83,24 +83,28 @@ class Job:
     kind: str
     after: str | None = None
     small: bool = False  # of the shallow CNN
+    float32: float = 0.0  # of these FLOP, those of attacks that craft in it where a GPU knows no TF32
 
 
 @dataclass
 class Rates:
-    """TFLOP/s of a GPU: in training, in tests, and of the shallow CNN, whose kernels are too small to fill one."""
+    """TFLOP/s of a GPU: in training, in tests, of the shallow CNN, whose kernels are too small to fill one, and in
+    float32 where that is not TF32."""
 
     training: float
     evaluation: float
     small: float
+    float32: float
+    tf32: bool = True
 
     @classmethod
     def measured(cls):
         """Of the card of STEPS and ON_GPU: PGD-10 in batches of 128, AutoAttack on ResNet-18s of full width."""
         found = {row["case"]: row for row in read_json(STEPS)["results"] if row["group"] == "training"}
 
-        def training(name, case):
+        def training(name, case, contender="ours"):
             step = _step({"kind": "Adversarial"}, _flops(name, 10), 10)
-            return found[f"{case}, PGD-10"]["contenders"]["ours"]["rate"]["median"] * step / 1e12
+            return found[f"{case}, PGD-10"]["contenders"][contender]["rate"]["median"] * step / 1e12
 
         spent = seconds = 0.0
         for _, rows in pd.read_csv(ON_GPU / "scores.csv").groupby("model"):
@@ -112,17 +116,28 @@ class Rates:
                 passes = autoattack(right, left, **_settings(row.attack))
                 spent += row.n * passes * _flops("resnet18", 10)["forward"]
                 seconds += row.seconds
-        training_rates = training("resnet18", "ResNet-18 width 64"), training("shallow_cnn", "shallow CNN")
-        return cls(training_rates[0], spent / seconds / 1e12, training_rates[1])
+        large, small = ("resnet18", "ResNet-18 width 64"), ("shallow_cnn", "shallow CNN")
+        return cls(training(*large), spent / seconds / 1e12, training(*small), training(*large, "ours, float32"))
+
+    def on(self, card):
+        """Of another card, before Ampere, that reaches the same shares of its peaks."""
+        low, search, float32 = (here / there for here, there in zip(PEAKS[card], PEAKS["H100"], strict=True))
+        rates = low * self.training, search * self.evaluation, low * self.small, float32 * self.float32
+        return Rates(*rates, tf32=False)
 
     def seconds(self, job):
         rate = self.small if job.small else self.training if job.kind == "training" else self.evaluation
-        return job.flops / (1e12 * rate)
+        slow = 0 if self.tf32 or job.small else job.float32
+        return (job.flops - slow) / (1e12 * rate) + slow / (1e12 * self.float32)
 
 
 def autoattack(right, left, steps=100, targets=9, queries=5000):
     """Forward passes a picture: APGD-CE on what is right, APGD-T, FAB-T and Square on what withstands; shares."""
-    return 2 * steps * right + (2 * 2 * steps * targets + queries) * left
+    return 2 * steps * right + fab(left, steps, targets) + (2 * steps * targets + queries) * left
+
+
+def fab(left, steps=100, targets=9):
+    return 2 * steps * targets * left
 
 
 def _settings(attack):
@@ -148,7 +163,7 @@ def lengths(notebook, preset):
 def jobs_of(study, preset="full"):
     """All trainings and tests of a study with this preset, each run once, whatever notebooks ask for it."""
     attacked = TESTED[preset][2] * CARRIED * _flops("resnet18", 10)["gradient"]
-    yield Job("07/carried, 0", attacked, "test")
+    yield Job("07/carried, 0", attacked, "test", float32=attacked)
     for seed in range(SEEDS[preset]):
         trained = set()
         for path in sorted(Path(study).glob("0*/*/recipe.json")):
@@ -206,12 +221,27 @@ def _jobs(preset, notebook, run, defence, flops, share, seed):
     yield Job(name, epochs * epoch, "training", _needs(notebook, run, seed))
     tested, sought = TESTED[preset][notebook in GRIDS], notebook in GRIDS and share == 1
     all_attacks = share == 1 and notebook not in GRIDS and (preset == "full" or notebook == "01")
-    spent = sum(ATTACKS.values() if all_attacks else (2, 40)) * RIGHT
-    yield Job(f"{name}, test", tested * spent * flops["forward"], "test", name)
+    all_passes = tested * flops["forward"]  # a pass of all test pictures
+    spent = all_passes * RIGHT * sum(ATTACKS.values() if all_attacks else (2, 40))
+    yield Job(f"{name}, test", spent, "test", name, float32=spent)
     if sought:
-        standing = ROBUST if defence["kind"] != "Standard" else 0.0
-        spent = autoattack(RIGHT, standing)
-        yield Job(f"{name}, AutoAttack", tested * spent * flops["forward"], "AutoAttack", name)
+        left = _left(run, defence["kind"] != "Standard")
+        spent, nearest = all_passes * autoattack(RIGHT, left), all_passes * fab(left)
+        yield Job(f"{name}, AutoAttack", spent, "AutoAttack", name, float32=nearest)
+
+
+def _left(run, attacked):
+    """The share of pictures that withstands AutoAttack: as kept, else, if it trains on such, the most of any."""
+    known = _kept()
+    return known.get(re.sub("-pgd-8$", "-all-pgd", run), max(known.values()) if attacked else 0.0)
+
+
+@functools.cache
+def _kept():
+    table = pd.concat([pd.read_csv(folder / "scores.csv") for folder in (SMALL, ON_GPU)])
+    table = table[table.evaluation.str.startswith("AutoAttack")]
+    names = table.model.str.replace(r"^.*/|-seed\d+$", "", regex=True)
+    return dict(zip(names, table.accuracy / 100, strict=True))
 
 
 def _step(defence, flops, steps):
@@ -246,6 +276,16 @@ def makespan(jobs, gpus, seconds):
     return max(done.values())
 
 
+def by_notebook(studies, preset, rates):
+    """Seconds, as counted, of each notebook that these studies executed."""
+    seconds = {path.stem: BESIDES for one in studies for path in sorted(one.glob("notebooks/[0-9]*.ipynb"))}
+    seconds = dict(sorted(seconds.items()))
+    for job in jobs_of(studies[0], preset):
+        for name in seconds:
+            seconds[name] += rates.seconds(job) if name.startswith(job.name[:2]) else 0
+    return seconds
+
+
 def write(study, of_time, rates, price, target):
     jobs, seconds = list(jobs_of(study)), rates.seconds
     hours = {kind: sum(seconds(job) for job in jobs if job.kind == kind) / 3600 for kind in _kinds(jobs)}
@@ -259,6 +299,11 @@ def write(study, of_time, rates, price, target):
         busy = f"{100 * sum(hours.values()) / (gpus * wall):.0f} %"
         spans.append([gpus, _long(wall), f"{gpus * wall:.0f}", f"{gpus * wall * price:,.0f} $", busy])
     longest = sorted(jobs, key=seconds)[-1]
+    smaller = rates.on("T4")
+    both = [by_notebook((study, of_time), "hour", each) for each in (rates, smaller)]
+    notebooks = [["notebook", "H100", "T4"]]
+    notebooks += [[name, *(_long(each[name] / 3600) for each in both)] for name in both[0]]
+    notebooks.append(["all", *(_long(sum(each.values()) / 3600) for each in both)])
     values = {
         "command": f"python -m benchmarks.plan {study} {of_time} --price {price:g}",
         "price": f"{price:g}",
@@ -268,6 +313,8 @@ def write(study, of_time, rates, price, target):
         "small": f"{rates.small:.1f}",
         "runs": runs,
         "tests": len(jobs) - runs,
+        "notebooks": _rows(notebooks),
+        "t4": f"{smaller.training:.1f}, {smaller.evaluation:.1f} and {smaller.float32:.1f}",
         "hours": _rows(rows),
         "walls": _rows(spans),
         "chain": _long(chain),
@@ -285,7 +332,6 @@ def write(study, of_time, rates, price, target):
 def write_lengths(study, timed, rates, target):
     """How long each notebook takes, in seconds: quick as it was timed here, hour and full as counted."""
     executed = {path.stem: read_json(path, sealed=False) for path in sorted(timed.glob("notebooks/[0-9]*.ipynb"))}
-    counted = {path.stem: BESIDES for one in (timed, study) for path in sorted(one.glob("notebooks/[0-9]*.ipynb"))}
     machine = read_json(min(timed.glob("0*/*/environment.json")))
     found = {
         timed.name: {
@@ -295,10 +341,7 @@ def write_lengths(study, timed, rates, target):
         }
     }
     for preset in SEEDS:
-        seconds = dict(sorted(counted.items()))
-        for job in jobs_of(study, preset):
-            for name in seconds:
-                seconds[name] += rates.seconds(job) if name.startswith(job.name[:2]) else 0
+        seconds = by_notebook((study, timed), preset, rates)
         how = f"counted, for a GPU that trains at {rates.training:.0f} TFLOP/s and tests at {rates.evaluation:.0f}"
         found[f"{preset}-cifar"] = {"how": how, "gflops": 1000 * rates.training, "seconds": seconds}
     with replacing(target) as partial:

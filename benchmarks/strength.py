@@ -1,15 +1,16 @@
 """Does the search as it is here leave as many examples as one in plain float32, kernel by kernel?
 
-    python -m benchmarks.strength                       # on a GPU: TF32, bfloat16 and graphs against none of them
+    python -m benchmarks.strength                       # on a GPU: 16 bits, TF32 and graphs against none of them
     python -m benchmarks.strength ours/cifar10-robust-w16 RUN --pictures 1000
+    python -m benchmarks.strength --float16             # as it is on GPUs before Ampere, on any GPU
 
 On networks of the repository, or others, and CIFAR. Each attack runs three times: in float32, as it is, and as it
-is with another seed, which says how much is chance. APGD's bfloat16 stays in all three.
+is with another seed, which says how much is chance.
 """
 
 import argparse
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from unittest import mock
 
@@ -36,7 +37,7 @@ SHORT = {PGD: {"steps": 2}, APGD: {"steps": 2}, FAB: {"steps": 2}, Square: {"que
 
 @contextmanager
 def plainly():
-    """Neither graphs nor TF32, nor convolutions that are tried out."""
+    """In float32, with neither graphs nor TF32, nor convolutions that are tried out."""
 
     @contextmanager
     def exactly(**_):
@@ -48,7 +49,12 @@ def plainly():
         for place in places:
             patches.enter_context(mock.patch.object(place, "rounding", exactly))
         patches.enter_context(mock.patch.object(network_graphs, "OFTEN", 10**9))
+        patches.enter_context(searching_in("float32"))
         yield
+
+
+def searching_in(precision):
+    return mock.patch.object(autoattack_search, "fast_precision", return_value=precision)
 
 
 def left(model, split, attack, right, seed):
@@ -64,6 +70,7 @@ def main(arguments=None):
         "networks", nargs="*", default=NETWORKS, help="sources (default: four of the repository's)"
     )
     parser.add_argument("--pictures", type=int, default=1000, help="test pictures of CIFAR (default: 1000)")
+    parser.add_argument("--float16", action="store_true", help="search as GPUs before Ampere do")
     parser.add_argument("--tiny", action="store_true", help="a few steps: does it run?")
     options = parser.parse_args(arguments)
     session = utils.start(
@@ -82,7 +89,8 @@ def main(arguments=None):
             attack = replace(attack, **SHORT[type(attack)]) if options.tiny else attack
             with plainly():
                 found = [left(model, split, attack, right, 0)]
-            found += [left(model, split, attack, right, seed) for seed in (0, 1)]
+            with searching_in("float16") if options.float16 else nullcontext():
+                found += [left(model, split, attack, right, seed) for seed in (0, 1)]
             counts, seconds = zip(*found, strict=True)
             known["rows"].append(
                 {"network": name, "attack": repr(attack), "right": len(right), "left": counts, "seconds": seconds}
@@ -90,7 +98,7 @@ def main(arguments=None):
             shown = f"{attack.label:10} {len(right):6} {counts[0]:8} {counts[1]:9} {counts[2]:6}  "
             print(f"{name[-28:]:28} {shown}", *(f"{value:.2f}" for value in seconds), flush=True)
     if not options.tiny:
-        write_json(RESULTS / f"strength-{session.device.type}.json", known)
+        write_json(RESULTS / f"strength-{session.device.type}{'-float16' * options.float16}.json", known)
 
 
 if __name__ == "__main__":

@@ -81,6 +81,13 @@ def fast_bfloat16(device):
     return device.type == "cpu" and getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
 
 
+def fast_precision(device):
+    """What networks compute in at their fastest: "bfloat16" where the hardware has it, on other GPUs "float16"."""
+    if fast_bfloat16(device):
+        return "bfloat16"
+    return "float16" if device.type == "cuda" else "float32"
+
+
 # What libraries say, besides torch.OutOfMemoryError, when the memory of a device or of the machine is full.
 FULL = "out of memory", "ALLOC_FAILED", "can't allocate memory", "unable to find an engine"
 

@@ -38,6 +38,7 @@ from attacks import (
     evaluating,
     input_gradient,
 )
+from attacks.autoattack_search import LOW
 from defences import AWP, L2SP, MART, NFGSM, TRADES, Adversarial, Free, Guided, Standard
 from evaluation import batch_sizes, per_example, testing
 from evaluation.audit import audit
@@ -74,7 +75,9 @@ RANDOM = [
     DIFGSM(),
     APGD(steps=20, precision="float32"),
     APGD(steps=20, loss="targeted"),
+    APGD(steps=20, loss="targeted", precision="float16"),
     Square(queries=200),
+    Square(queries=200, precision="float16"),
     AutoAttack(steps=10, queries=100),
 ]
 
@@ -117,13 +120,13 @@ class Headed(nn.Sequential):
     head = "6"
 
 
-@pytest.mark.parametrize("precision", ["bfloat16", "tf32"])
+@pytest.mark.parametrize("precision", ["bfloat16", "float16", "tf32"])
 def test_the_fused_form_is_the_plain_one_in_the_precision_that_fuses_it(precision):
     """Up to what the precision rounds; with NaN in a weight, judging still says NaN."""
     model = models.build("resnet18", 10, width=16).to(DEVICE).eval()
     images, labels = torch.rand(8, 3, 32, 32, device=DEVICE), torch.arange(8, device=DEVICE)
     wanted, plain = model(images), input_gradient(model, images, labels)
-    low = torch.autocast(DEVICE.type, torch.bfloat16, enabled=precision == "bfloat16")
+    low = torch.autocast(DEVICE.type, LOW.get(precision, torch.bfloat16), enabled=precision in LOW)
     with evaluating(model), rounding(tf32=True), low:
         logits, gradient = model(images).float(), input_gradient(model, images, labels)
     allowed = 0.1 if precision == "bfloat16" else 0.02

@@ -7,19 +7,15 @@ float32, whatever a run was trained in.
 
 import torch
 
-from processes.machine import fast_bfloat16
+from processes.machine import fast_precision
 
 LOW = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 SCALE = 2.0**12  # of the loss in float16, at first: the largest at which the networks here have not overflowed
 
 
 def chosen(recipe, device):
-    """As the recipe says; "auto" is bfloat16 where it is in hardware, float16 on other GPUs, else float32."""
-    if recipe.precision != "auto":
-        return recipe.precision
-    if fast_bfloat16(device):
-        return "bfloat16"
-    return "float16" if device.type == "cuda" else "float32"
+    """As the recipe says; "auto" is what the device is fast in."""
+    return fast_precision(device) if recipe.precision == "auto" else recipe.precision
 
 
 def computing(precision, device):

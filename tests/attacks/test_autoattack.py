@@ -5,7 +5,7 @@ import torch
 import torchattacks
 from small import generator, late, small_network
 
-from attacks import APGD, FAB, PGD, AutoAttack, NearFirst, Noise, Square, Torchattacks, margin
+from attacks import APGD, FAB, PGD, AutoAttack, NearFirst, Noise, Square, Torchattacks, autoattack_search, margin
 from attacks.autoattack import Nearest
 
 EPS = 8 / 255
@@ -95,11 +95,13 @@ def test_any_number_of_classes(classes):
         assert torch.isfinite(stage(model, images, labels, generator=generator())).all()
 
 
-def test_bfloat16_finds_what_float32_finds(attacked):
+def test_16_bits_find_what_float32_finds(attacked, monkeypatch):
     model, few = attacked
-    counts = [standing(model, AutoAttack(**SHORT, precision=p), few) for p in ("bfloat16", "float32")]
-    assert abs(counts[0] - counts[1]) <= 1
-    assert 0 < counts[1] < len(few)
+    counts = [standing(model, AutoAttack(**SHORT, precision=p), few) for p in ("float32", "bfloat16", "float16")]
+    monkeypatch.setattr(autoattack_search, "fast_precision", lambda device: "float16")
+    counts.append(standing(model, AutoAttack(**SHORT), few))
+    assert max(counts) - min(counts) <= 1
+    assert 0 < counts[0] < len(few)
 
 
 def test_targets_of_apgd_and_square():
@@ -138,7 +140,7 @@ def test_the_label_says_when_it_is_not_the_standard():
         (lambda: Square(share=1.5), "share=1.5"),
         (lambda: Noise(draws=0), "draws=0"),
         (lambda: AutoAttack(version="plus"), "version='plus'; one of standard, rand"),
-        (lambda: AutoAttack(precision="float16"), "precision='float16'"),
+        (lambda: AutoAttack(precision="int8"), "precision='int8'"),
     ],
 )
 def test_refuses_bad_settings(make, message):

@@ -6,19 +6,20 @@ from small import generator, small_network
 from torch import nn
 
 from attacks import APGD, FAB, Square, autoattack_search
-from attacks.autoattack_search import Search
+from attacks.autoattack_search import LOW, Search
 
 
 class Rounded(nn.Module):
-    """A model that is wrong in bfloat16 only, whatever it is shown."""
+    """A model that is wrong in 16 bits only, whatever it is shown, once it has been found to be the same there."""
 
     def __init__(self, inner):
         super().__init__()
-        self.inner = inner
+        self.inner, self.asked = inner, 0
 
     def forward(self, images):
         logits = self.inner(images)
-        return logits.flip(1) if torch.is_autocast_enabled("cpu") else logits
+        self.asked += torch.is_autocast_enabled("cpu")
+        return logits.flip(1) if self.asked > 1 and torch.is_autocast_enabled("cpu") else logits
 
 
 PARTS = [APGD(steps=3), APGD(steps=3, loss="targeted"), Square(queries=9)]
@@ -31,13 +32,15 @@ def every(request, monkeypatch):
     return request.param
 
 
+@pytest.mark.parametrize("precision", LOW)
 @pytest.mark.parametrize("attack", PARTS, ids=str)
-def test_a_success_in_bfloat16_alone_does_not_count(attack, every, sound, blobs):
+def test_a_success_in_16_bits_alone_does_not_count(attack, precision, every, sound, blobs):
     model = Rounded(sound["pgd"]).eval()
     images, labels = blobs.test.batch(torch.arange(32))
     right = model(images).argmax(1) == labels
-    tiny = type(attack)(**{**vars(attack), "eps": 1e-4, "precision": "bfloat16"})
+    tiny = type(attack)(**{**vars(attack), "eps": 1e-4, "precision": precision})
     found = tiny.craft(model, images, labels, generator())
+    assert model.asked > 2
     assert torch.equal(model(found).argmax(1) == labels, right)
 
 
@@ -101,6 +104,25 @@ def test_an_offset_of_all_logits_does_not_blind_the_search(sound, blobs):
     sound["pgd"].eval()
     assert Search(sound["pgd"], images, labels, False, "bfloat16").low
     assert not Search(Lifted(), images, labels, False, "bfloat16").low
+
+
+@pytest.mark.parametrize(
+    ("fast", "expected"),
+    [
+        ("bfloat16", {"APGD-CE": torch.bfloat16, "FAB-T": None, "Square": None}),
+        ("float16", {"APGD-CE": torch.float16, "FAB-T": None, "Square": torch.float16}),
+        ("float32", {"APGD-CE": None, "FAB-T": None, "Square": None}),
+    ],
+)
+def test_what_each_attack_searches_in_follows_from_the_device(fast, expected, sound, blobs, monkeypatch):
+    monkeypatch.setattr(autoattack_search, "fast_precision", lambda device: fast)
+    found, judged = {}, Search.settle
+    monkeypatch.setattr(
+        Search, "settle", lambda search, *rest: found.update(low=search.low) or judged(search, *rest)
+    )
+    for attack in (APGD(steps=1), FAB(steps=1, targets=1), Square(queries=2)):
+        attack.craft(sound["pgd"].eval(), *blobs.test.batch(torch.arange(64)), generator())
+        assert found.pop("low") == expected[attack.label]
 
 
 def test_rivals_are_ordered_and_leave_out_the_label():

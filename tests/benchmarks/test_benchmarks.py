@@ -405,6 +405,7 @@ def test_the_plan_counts_each_run_once_and_more_gpus_are_never_slower(tmp_path, 
     text = (tmp_path / "scaling.md").read_text()
     assert "| 64 |" in text
     assert "| shallow_cnn | training | 2 |" in text
+    assert re.search(r"\| 02_transfer_learning \| \d+ min \| [1-9]", text)
     assert not re.search(r"\{\w+\}", text)
     with pytest.raises(SystemExit):
         plan.main([str(study), str(tmp_path / "nothing")])
@@ -414,7 +415,11 @@ def test_what_a_gpu_does_in_a_second_is_what_was_measured(monkeypatch, tmp_path)
     """Steps of PGD-10 and the whole of AutoAttack, where that takes long, by what each is counted at."""
     rates = {"ResNet-18 width 64, PGD-10": 8000.0, "shallow CNN, PGD-10": 40_000.0}
     rows = [
-        {"group": "training", "case": case, "contenders": {"ours": {"rate": {"median": rate}}}}
+        {
+            "group": "training",
+            "case": case,
+            "contenders": {"ours": {"rate": {"median": rate}}, "ours, float32": {"rate": {"median": rate / 8}}},
+        }
         for case, rate in rates.items()
     ]
     write_json(tmp_path / "steps.json", {"results": rows})
@@ -429,7 +434,26 @@ def test_what_a_gpu_does_in_a_second_is_what_was_measured(monkeypatch, tmp_path)
     passes = 0.8 * 2 * 50 + 0.4 * (2 * 2 * 50 * 3 + 200)
     assert found.evaluation == pytest.approx(1000 * passes * flops["forward"] / 9 / 1e12)
     assert 0 < found.small < found.training / 10
+    t4 = found.on("T4")
+    assert (t4.training, t4.small) == pytest.approx((found.training * 65 / 989, found.small * 65 / 989))
+    assert (t4.evaluation, t4.float32) == pytest.approx(
+        (found.evaluation * 65 / 495, found.training / 8 * 8.1 / 67)
+    )
+    test = plan.Job("", 3e12, "AutoAttack", float32=1e12)
+    assert found.seconds(test) == pytest.approx(3 / found.evaluation)
+    assert t4.seconds(test) == pytest.approx(2 / t4.evaluation + 1 / t4.float32)
     assert plan.autoattack(1, 1) == 200 + 1800 + 1800 + 5000  # the standard
+
+
+def test_the_preset_hour_is_ten_minutes_a_notebook_on_a_large_gpu_and_two_hours_on_a_small_one():
+    known = read_json(show.ROOT / "notebooks" / "lengths.json", sealed=False)["hour-cifar"]["seconds"]
+    assert len(known) > 10
+    assert max(known.values()) < 600
+    rows = re.findall(
+        r"^\| (\d\d_\w+) \| \d+ min \| (\d+) min \|$", (show.ROOT / "docs" / "scaling.md").read_text(), re.M
+    )
+    assert [name for name, _ in rows] == list(known)  # none takes hours
+    assert max(int(minutes) for _, minutes in rows) < 120
 
 
 def test_grids_are_counted_in_their_lengths_and_sizes_and_what_two_of_them_train_once(tmp_path):

@@ -12,6 +12,7 @@ import trainer
 from attacks import PGD, VMIFGSM, input_gradient
 from defences import AWP, MART, TRADES, Adversarial, Free, Guided, Standard
 from models.fingerprint import fingerprint
+from processes import machine
 from trainer import Recipe, train
 from training import precision, rehearsal
 from training import step as steps
@@ -25,7 +26,7 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
     [(CPU, True, "bfloat16"), (CPU, False, "float32"), (CUDA, True, "bfloat16"), (CUDA, False, "float16")],
 )
 def test_the_recipe_goes_first_then_the_device(device, fast, auto, monkeypatch):
-    monkeypatch.setattr(precision, "fast_bfloat16", lambda asked: fast and asked == device)
+    monkeypatch.setattr(machine, "fast_bfloat16", lambda asked: fast and asked == device)
     assert precision.chosen(Recipe(epochs=1), device) == auto
     for name in ("bfloat16", "float16", "float32"):
         assert precision.chosen(Recipe(epochs=1, precision=name), device) == name
