@@ -12,6 +12,7 @@ import torch
 import models
 from attacks import FGSM, NIFGSM, PGD, VMIFGSM
 from benchmarks import (
+    counting,
     defences,
     devices,
     faults,
@@ -376,12 +377,14 @@ def test_the_plan_counts_each_run_once_and_more_gpus_are_never_slower(tmp_path, 
             if notebook.startswith("06") and run == "from-robust-all-pgd":
                 twin = {"same_run_as": "02_transfer_learning/from-robust-all-pgd-seed0"}
             write_json(folder / "environment.json", twin)
-    jobs = list(plan.jobs_of(study))
+    jobs = list(counting.jobs_of(study))
     trained = [job for job in jobs if job.kind == "training"]
-    assert len(trained) == plan.SEEDS["full"] * (4 + len(plan.SHARES))  # no twin is; one stands for four shares
+    assert len(trained) == counting.SEEDS["full"] * (
+        4 + len(counting.SHARES)
+    )  # no twin is; one stands for four shares
     sought = {job.name: job.after for job in jobs if job.kind == "AutoAttack"}
     assert sought["06/from-robust-all-pgd, 0, AutoAttack"] == "02/from-robust-all-pgd, 0"
-    assert not [job for job in plan.jobs_of(study, "hour") if "awp" in job.name]  # the notebook leaves it out
+    assert not [job for job in counting.jobs_of(study, "hour") if "awp" in job.name]  # the notebook leaves it out
     step = {job.name: job.flops for job in trained}
     assert step["02/source-robust, 0"] > 5 * step["02/source-standard, 0"]
     assert {job.after for job in trained if "from-robust" in job.name} == {
@@ -427,9 +430,9 @@ def test_what_a_gpu_does_in_a_second_is_what_was_measured(monkeypatch, tmp_path)
     lines += ['a,AutoAttack,40.0,1000,9,"AutoAttack(ε=8/255, 50 steps, targets=3, queries=200)"']
     lines += ['b,AutoAttack,0.0,1000,1,"AutoAttack(ε=8/255, 100 steps)"']
     (tmp_path / "scores.csv").write_text("\n".join(lines))
-    monkeypatch.setattr(plan, "STEPS", tmp_path / "steps.json")
-    monkeypatch.setattr(plan, "ON_GPU", tmp_path)
-    found, flops = plan.Rates.measured(), plan._flops("resnet18", 10)
+    monkeypatch.setattr(counting, "STEPS", tmp_path / "steps.json")
+    monkeypatch.setattr(counting, "ON_GPU", tmp_path)
+    found, flops = counting.Rates.measured(), counting.flops_of("resnet18", 10)
     assert found.training == pytest.approx(8000 * (10 * flops["gradient"] + flops["update"]) / 1e12)
     passes = 0.8 * 2 * 50 + 0.4 * (2 * 2 * 50 * 3 + 200)
     assert found.evaluation == pytest.approx(1000 * passes * flops["forward"] / 9 / 1e12)
@@ -439,10 +442,10 @@ def test_what_a_gpu_does_in_a_second_is_what_was_measured(monkeypatch, tmp_path)
     assert (t4.evaluation, t4.float32) == pytest.approx(
         (found.evaluation * 65 / 495, found.training / 8 * 8.1 / 67)
     )
-    test = plan.Job("", 3e12, "AutoAttack", float32=1e12)
+    test = counting.Job("", 3e12, "AutoAttack", float32=1e12)
     assert found.seconds(test) == pytest.approx(3 / found.evaluation)
     assert t4.seconds(test) == pytest.approx(2 / t4.evaluation + 1 / t4.float32)
-    assert plan.autoattack(1, 1) == 200 + 1800 + 1800 + 5000  # the standard
+    assert counting.autoattack(1, 1) == 200 + 1800 + 1800 + 5000  # the standard
 
 
 def test_the_preset_hour_is_ten_minutes_a_notebook_on_a_large_gpu_and_two_hours_on_a_small_one():
@@ -473,7 +476,7 @@ def test_grids_are_counted_in_their_lengths_and_sizes_and_what_two_of_them_train
         model = {"name": "shallow_cnn", "num_classes": 10}
         write_json(tmp_path / f"{run}-seed0" / "recipe.json", {"recipe": {"defence": defence}, "model": model})
         write_json(tmp_path / f"{run}-seed0" / "environment.json", {"same_run_as": twin} if twin else {})
-    jobs = {preset: {job.name: job for job in plan.jobs_of(tmp_path, preset)} for preset in plan.SEEDS}
+    jobs = {preset: {job.name: job for job in counting.jobs_of(tmp_path, preset)} for preset in counting.SEEDS}
     names = {preset: {name for name in some if name[:2] in ("08", "09")} for preset, some in jobs.items()}
     trained, sought = (
         {
