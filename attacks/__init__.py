@@ -15,15 +15,3 @@ OURS = (
     *(FGSM, PGD, MIFGSM, NIFGSM, VMIFGSM, VNIFGSM, DIFGSM, TIFGSM, SINIFGSM),
     *(APGD, FAB, Noise, Square, AutoAttack, NearFirst),
 )
-NAMES = {kind.__name__.lower(): kind for kind in OURS} | {
-    "apgdt": lambda **settings: APGD(**{"loss": "targeted"} | settings),
-    "pixle": lambda **settings: Torchattacks("Pixle", **settings),
-}
-
-
-def by_name(name, **settings):
-    """The attack of that name in its usual configuration, changed by `settings`; ValueError if unknown."""
-    key = name.lower().replace("-", "").replace("_", "")
-    if key not in NAMES:
-        raise ValueError(f"attack {name!r} is not known; the attacks are: {', '.join(NAMES)}")
-    return NAMES[key](**settings)

@@ -4,6 +4,7 @@ import math
 import pickle
 import warnings
 from dataclasses import FrozenInstanceError, fields, replace
+from functools import partial
 
 import pytest
 import torch
@@ -31,7 +32,6 @@ from attacks import (
     Noise,
     Square,
     Torchattacks,
-    by_name,
 )
 from attacks.base import input_gradient
 from defences import TRADES
@@ -433,7 +433,6 @@ def test_refuses_a_model_without_logits():
         (lambda: SINIFGSM(copies=0), "copies=0"),
         (lambda: VMIFGSM(neighbours=0), "neighbours=0"),
         (lambda: VMIFGSM(radius=0), "radius=0"),
-        (lambda: by_name("pdg"), "the attacks are: fgsm, pgd"),
         (lambda: Torchattacks("PDG"), "no attack 'PDG'"),
         (lambda: Torchattacks("PGD", alhpa=1), "do not fit"),
     ],
@@ -455,12 +454,6 @@ def test_attacks_print_themselves_in_255ths():
     assert repr(Torchattacks("CW", c=1)) == "Torchattacks('CW', c=1)"
 
 
-@pytest.mark.parametrize("name", ["fgsm", "pgd", "mifgsm", "nifgsm", "vmifgsm", "vnifgsm", "pixle", "autoattack"])
-def test_by_name_makes_each(name):
-    assert isinstance(by_name(name), attacks.Attack)
-    assert isinstance(by_name(name.upper()), attacks.Attack)
-
-
 @pytest.mark.parametrize("change", [lambda logits: logits[:-1], lambda logits: torch.cat([logits, logits[:1]])])
 def test_logits_of_more_or_fewer_pictures_are_refused(change, network):
     images, labels = pictures()
@@ -471,31 +464,32 @@ def test_logits_of_more_or_fewer_pictures_are_refused(change, network):
 
 
 EPS = 8 / 255
+KINDS = {kind.__name__: kind for kind in attacks.OURS} | {"APGD-T": partial(APGD, loss="targeted")}
 
 
-@pytest.mark.parametrize("name", [name for name in attacks.NAMES if name != "pixle"])
+@pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("classes", [2, 10])
 def test_an_unbounded_attack_leaves_nothing(name, classes):
     """Every attack with the whole range to itself; FGSM and noise have a single size of step, so any may do."""
     model = small_network(classes=classes).eval()
     images = torch.rand(32, 3, 8, 8, generator=generator())
     labels = model(images).argmax(1)
-    attack = attacks.by_name(name)
+    attack = KINDS[name]()
     left = torch.ones(32, dtype=torch.bool)
-    for factor in (255 / 8, 16, 8, 4, 2, 1) if name in ("fgsm", "noise", "fab", "square") else (255 / 8,):
+    for factor in (255 / 8, 16, 8, 4, 2, 1) if name in ("FGSM", "Noise", "FAB", "Square") else (255 / 8,):
         found = attack.scaled(factor)(model, images[left], labels[left], generator=generator())
         left[left.clone()] = model(found).argmax(1) == labels[left]
-    assert left.float().mean() <= (0.25 if name == "noise" else 0)
+    assert left.float().mean() <= (0.25 if name == "Noise" else 0)
 
 
 UNBOUNDED = {
-    "vmifgsm": {"neighbours": 1},
-    "vnifgsm": {"neighbours": 1},
-    "apgd": {"steps": 20},
-    "apgdt": {"steps": 20, "targets": 3},
-    "fab": {"steps": 20, "targets": 3},
-    "square": {"queries": 300},
-    "autoattack": {"steps": 20, "targets": 2, "queries": 50},
+    "VMIFGSM": {"neighbours": 1},
+    "VNIFGSM": {"neighbours": 1},
+    "APGD": {"steps": 20},
+    "APGD-T": {"steps": 20, "targets": 3},
+    "FAB": {"steps": 20, "targets": 3},
+    "Square": {"queries": 300},
+    "AutoAttack": {"steps": 20, "targets": 2, "queries": 50},
 }
 
 
@@ -510,27 +504,26 @@ def test_every_network_falls_to_every_unbounded_attack_and_to_none_at_zero(netwo
         head = model.network.get_submodule(model.head)
         head.bias -= model(images).mean(0)
         labels = model(images).argmax(1)
-    for name in attacks.NAMES:
-        if name in ("fgsm", "noise", "pixle"):  # a single step and blind ones need not arrive
+    for name, kind in KINDS.items():
+        if name in ("FGSM", "Noise"):  # a single step and blind ones need not arrive
             continue
-        attack = attacks.by_name(name, **UNBOUNDED.get(name, {}))
+        attack = kind(**UNBOUNDED.get(name, {}))
         left = torch.ones(3, dtype=torch.bool)
         for factor in (255 / 8, 4):
             found = attack.scaled(factor)(model, images[left], labels[left], generator=generator())
             left[left.clone()] = model(found).argmax(1) == labels[left]
         assert not left.any(), name
-        still = attacks.by_name(name, **UNBOUNDED.get(name, {}) | {"eps": 0.0})
+        still = kind(**UNBOUNDED.get(name, {}) | {"eps": 0.0})
         assert torch.equal(still(model, images, labels), images)
 
 
-@pytest.mark.parametrize("name", [name for name in attacks.NAMES if name not in ("pixle", "autoattack")])
+@pytest.mark.parametrize("name", [name for name in KINDS if name != "AutoAttack"])
 def test_no_eps_changes_nothing_even_in_the_bare_attack(name):
     model = small_network().eval()
     images = torch.rand(6, 3, 8, 8, generator=generator())
     for labels in (model(images).argmax(1), torch.arange(6) % 4):
-        found = attacks.by_name(name, **UNBOUNDED.get(name, {}) | {"eps": 0.0}).craft(
-            model, images, labels, generator()
-        )
+        attack = KINDS[name](**UNBOUNDED.get(name, {}) | {"eps": 0.0})
+        found = attack.craft(model, images, labels, generator())
         assert torch.equal(found, images)
 
 
