@@ -22,7 +22,7 @@ class APGD(Attack):
     "targeted" the same towards one wrong class after the other, the `targets` likeliest. `samples` gradients are
     averaged at each step, for models that answer at random; then no example leaves at its first lucky draw.
     `precision` "auto" searches in bfloat16 where the device has it, on other GPUs in float16, if the model's
-    margins survive it; every success is verified in full precision.
+    margins survive it, in float16 its gradients, too; every success is verified in full precision.
     """
 
     steps: int = setting(100, 1)
@@ -41,6 +41,7 @@ class APGD(Attack):
         if targeted and self.loss != "ce":
             raise ValueError(f"{self} chooses its classes itself; APGD(loss='ce') takes targets")
         search = Search(model, images, labels, targeted, self.precision, random=self.samples > 1)
+        search.check_gradient()
         ranks = range(min(self.targets, search.rivals.shape[1])) if self.loss == "targeted" else [None]
         with search.at_work():
             for rank in [*ranks] * self.restarts:

@@ -7,11 +7,11 @@ import torch
 
 from attacks.base import led_back, refuse_inference_mode
 from models.tf32 import rounding
-from processes.machine import fast_precision
+from processes.machine import LOW, fast_precision
 
-LOW = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 PRECISIONS = ("auto", *LOW, "float32")
 EVERY = {"cpu": 1, "cuda": 10}  # steps after which the fallen leave: a GPU would wait to be asked for them
+HEADROOM = 16  # as much larger than the first gradients float16 must be able to hold them
 TF32 = "tf32"  # for FAB and Square: float32, on GPUs as they round it
 
 
@@ -51,7 +51,24 @@ class Search:
         except TypeError:  # a model that goes through numpy, which knows no bfloat16
             return False
         exact = margin(logits, self.labels)
-        return bool((rough - exact).abs().median() <= 0.03 * exact.abs().median())
+        alike = (rough - exact).abs().median() <= 0.03 * exact.abs().median()
+        return bool(alike & torch.isfinite(rough).all())
+
+    def check_gradient(self):
+        """Back to float32 where float16 (6e-8 to 65,504) does not hold each gradient, and larger ones.
+
+        What it loses is zero, and a picture whose gradient is zero looks robust.
+        """
+        if self.low is not torch.float16 or not len(self):
+            return
+        found = []
+        for low, lift in ((None, 1), (self.low, HEADROOM)):
+            self.low = low
+            with self.at_work():
+                gradient = self.ascend(self.images, self.lead, lift)[1].flatten(1)
+            found.append(gradient / _largest(gradient))
+        if not (torch.cosine_similarity(*found) > 0.5).all():
+            self.low = None
 
     @contextmanager
     def at_work(self):
@@ -71,8 +88,11 @@ class Search:
         with torch.no_grad():
             return wide(self.model(points))
 
-    def ascend(self, points, objective):
-        """The value (n,) of `objective`, a function of logits (n, K), its gradient at the points, the logits."""
+    def ascend(self, points, objective, lift=1):
+        """The value (n,) of `objective`, a function of logits (n, K), its gradient at the points, the logits.
+
+        In float16 what flows back from the logits of an example begins at the size of `lift`.
+        """
         refuse_inference_mode()
         points = points.detach().requires_grad_()
         with torch.enable_grad():
@@ -82,8 +102,13 @@ class Search:
             total = value.sum()  # here, or the caller's torch.no_grad() would hold
         if not out.requires_grad:
             return value.detach(), torch.zeros_like(points), logits.detach()
-        ascent = torch.autograd.grad(total, logits)[0].to(out.dtype)
-        return value.detach(), led_back(out, points, ascent), logits.detach()
+        (ascent,) = torch.autograd.grad(total, logits)
+        if self.low is torch.float16:
+            size = _largest(ascent) / lift
+            gradient = led_back(out, points, (ascent / size).to(out.dtype)) * size[..., None, None]
+        else:
+            gradient = led_back(out, points, ascent.to(out.dtype))
+        return value.detach(), gradient, logits.detach()
 
     def won(self, logits, places=slice(None)):
         """Where, among those at `places`, the attacker has what they want: a wrong class, or the one aimed at."""
@@ -136,6 +161,11 @@ class Search:
 def fine_precision(device):
     """For searches that bfloat16 is too coarse for: TF32, but float16 on GPUs that have neither."""
     return "float16" if fast_precision(device) == "float16" else TF32
+
+
+def _largest(rows):
+    """The largest magnitude of each row, (n, 1), above zero."""
+    return rows.abs().amax(1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)
 
 
 def wide(logits):

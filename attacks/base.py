@@ -37,7 +37,7 @@ class Attack:
     range; in "L2" the length of the change of the whole picture. None is 8/255, in L2 0.5.
     """
 
-    eps: float | None = field(default=None, kw_only=False)
+    eps: float | None = None
 
     norm: ClassVar[str] = "Linf"  # a setting where there is a choice: see norm_setting
     # Does it change every picture that withstands it, or give some back as they were?
@@ -207,6 +207,10 @@ def input_gradient(model, images, labels, targeted=False, scaled=False):
     return gradient * doubt.clamp_min(1e-20)[:, None, None, None].to(gradient.dtype) if scaled else gradient
 
 
+def _in_float16(kind):
+    return torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.float16
+
+
 def refuse_inference_mode():
     """Raise RuntimeError where torch computes no gradient, whatever is asked of it."""
     if torch.is_inference_mode_enabled():
@@ -221,9 +225,7 @@ def led_back(logits, images, ascent):
 
     What flows back in float16 is LIFT times as large, for what is small there is lost.
     """
-    kind = logits.device.type
-    autocast = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.float16
-    lifted = autocast or logits.dtype == torch.float16
+    lifted = _in_float16(logits.device.type) or logits.dtype == torch.float16
     ascent = LIFT * ascent if lifted else ascent
     (gradient,) = torch.autograd.grad(logits, images, ascent, allow_unused=True, materialize_grads=True)
     return torch.nan_to_num(gradient / LIFT) if lifted else gradient
@@ -283,7 +285,8 @@ class _Watched(nn.Module):
                 f"label {self.largest_label} is out of range: the model has {logits.shape[1]} classes, "
                 f"0 to {logits.shape[1] - 1}; were the labels made for another data set?"
             )
-        self.finite = torch.isfinite(logits.detach()).all() & self.finite
+        if not _in_float16(logits.device.type):  # what that cannot hold says nothing of the model
+            self.finite = torch.isfinite(logits.detach()).all() & self.finite
         return logits
 
     def _note_gradient(self, gradient):

@@ -18,7 +18,7 @@ OTHER_LOSS = (
 BLIND = ("GN", "OnePixel", "Pixle", "SPSA", "Square", "VANILA")  # these ask for no gradient
 
 
-@dataclass(frozen=True, init=False, repr=False)
+@dataclass(frozen=True, repr=False)
 class Torchattacks(Attack):
     """`Torchattacks("CW", c=1)`: the attack of that name with those settings, made anew at each call.
 

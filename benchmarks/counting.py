@@ -22,7 +22,9 @@ from storage.atomic_files import read_json
 from storage.paths import ROOT
 
 TRAINING_PICTURES, WIDTH = 45_000, 64  # of the presets hour and full
-VALIDATION = 500 * (1 + 2 * 10)  # forward passes after an epoch: some pictures, clean and under PGD
+VALIDATION = 5000 + 1000 * (
+    1 + 2 * 3
+)  # forward passes after an epoch: its pictures, and PGD of three steps on some
 SHARES = (0.01, 0.05, 0.1, 0.25)  # of the target's pictures, in notebook 06
 EPOCHS = {  # the notebook's own name for them, by the beginning of a run's
     "01": {"": "epochs"},
@@ -41,9 +43,12 @@ EPOCHS = {  # the notebook's own name for them, by the beginning of a run's
     "09": {"": "tuning_epochs"},
 }
 GRIDS = ("06", "08", "09")  # tested under AutoAttack, on fewer pictures
-UNSEEN = {  # what a smoke study does not show: the same runs in two grids
+TWINS = {  # the same runs in two grids; a smoke study does not show all of them
+    "09/from-standard-pgd-8": "06/from-standard-all-pgd",
+    "09/from-robust-pgd-8": "06/from-robust-all-pgd",
     "09/from-scratch-pgd-8": "06/from-scratch-all-pgd",
     "09/from-standard-pgd-late-8": "06/from-standard-scheduled",
+    "09/from-robust-n-fgsm-8": "06/from-robust-n-fgsm",
 }
 SEEDS = {"hour": 1, "full": 3}
 TESTED = {"hour": (2000, 1000, 500), "full": (10_000, 2000, 2000)}  # test pictures, and those of GRIDS and 07
@@ -56,8 +61,10 @@ RIGHT = 0.8
 ATTACKS = {"FGSM": 2, "PGD-20": 40, "NI-FGSM": 20, "VMI-FGSM": 102}
 KEPT = ROOT / "notebooks" / "expected"
 STEPS, ON_GPU = RESULTS / "gpu-cuda-h100.json", KEPT / "hour-cifar"  # measured on one card
-SMALL = KEPT / "quick-cifar-robust-transfer"  # of a quarter of the width, for runs that the other one lacks
-PEAKS = {"H100": (989, 495, 67), "T4": (65, 65, 8.1)}  # TFLOP/s, data sheets: in training, in search, in float32
+# What withstood AutoAttack, the later for the earlier: at a quarter of the width, with another seed, on that card.
+WITHSTOOD = KEPT / "quick-cifar-robust-transfer", KEPT / "hour-cifar-seed1", ON_GPU
+# TFLOP/s of data sheets: in training, in AutoAttack's search, in float32; and of the memory, in TB/s.
+PEAKS = {"H100": (989, 495, 67, 3.35), "T4": (65, 65, 8.1, 0.32)}
 HARDLY = 0.05  # where less withstands AutoAttack, its time is not that of its passes
 
 
@@ -70,29 +77,22 @@ class Job:
     kind: str
     after: str | None = None
     small: bool = False  # of the shallow CNN
-    float32: float = 0.0  # of these FLOP, those of attacks that craft in it where a GPU knows no TF32
+    float32: float = 0.0  # of these FLOP, those that are in float32 where a GPU knows no TF32
 
 
 @dataclass
 class Rates:
-    """TFLOP/s of a GPU: in training, in tests, of the shallow CNN, whose kernels are too small to fill one, and in
-    float32 where that is not TF32."""
+    """TFLOP/s of a GPU: in training, in tests, of the shallow CNN, whose kernels are too small to fill one, and of
+    what is float32 where there is no TF32."""
 
     training: float
     evaluation: float
     small: float
     float32: float
-    tf32: bool = True
 
     @classmethod
     def measured(cls):
         """Of the card of STEPS and ON_GPU: PGD-10 in batches of 128, AutoAttack on ResNet-18s of full width."""
-        found = {row["case"]: row for row in read_json(STEPS)["results"] if row["group"] == "training"}
-
-        def training(name, case, contender="ours"):
-            step = step_of({"kind": "Adversarial"}, flops_of(name, 10), 10)
-            return found[f"{case}, PGD-10"]["contenders"][contender]["rate"]["median"] * step / 1e12
-
         spent = seconds = 0.0
         for _, rows in pd.read_csv(ON_GPU / "scores.csv").groupby("model"):
             rows = rows.set_index("evaluation")
@@ -103,19 +103,33 @@ class Rates:
                 passes = autoattack(right, left, **_settings(row.attack))
                 spent += row.n * passes * flops_of("resnet18", 10)["forward"]
                 seconds += row.seconds
-        large, small = ("resnet18", "ResNet-18 width 64"), ("shallow_cnn", "shallow CNN")
-        return cls(training(*large), spent / seconds / 1e12, training(*small), training(*large, "ours, float32"))
+        tests = spent / seconds / 1e12
+        return cls(
+            _in_steps("resnet18", "ResNet-18 width 64"), tests, _in_steps("shallow_cnn", "shallow CNN"), tests
+        )
 
     def on(self, card):
-        """Of another card, before Ampere, that reaches the same shares of its peaks."""
-        low, search, float32 = (here / there for here, there in zip(PEAKS[card], PEAKS["H100"], strict=True))
-        rates = low * self.training, search * self.evaluation, low * self.small, float32 * self.float32
-        return Rates(*rates, tf32=False)
+        """Of a card before Ampere that reaches the same shares of its peaks, of memory with the small CNN."""
+        low, search, plain, memory = (here / there for here, there in zip(PEAKS[card], PEAKS["H100"], strict=True))
+        float32 = _in_steps("resnet18", "ResNet-18 width 64", "ours, float32")
+        return Rates(low * self.training, search * self.evaluation, memory * self.small, plain * float32)
 
     def seconds(self, job):
-        rate = self.small if job.small else self.training if job.kind == "training" else self.evaluation
-        slow = 0 if self.tf32 or job.small else job.float32
-        return (job.flops - slow) / (1e12 * rate) + slow / (1e12 * self.float32)
+        if job.small:
+            return job.flops / (1e12 * self.small)
+        rate = self.training if job.kind == "training" else self.evaluation
+        return (job.flops - job.float32) / (1e12 * rate) + job.float32 / (1e12 * self.float32)
+
+
+def _in_steps(network, case, contender="ours"):
+    """TFLOP/s that STEPS has measured in PGD-10."""
+    (row,) = (
+        row
+        for row in read_json(STEPS)["results"]
+        if (row["group"], row["case"]) == ("training", f"{case}, PGD-10")
+    )
+    step = step_of({"kind": "Adversarial"}, flops_of(network, 10), 10)
+    return row["contenders"][contender]["rate"]["median"] * step / 1e12
 
 
 def autoattack(right, left, steps=100, targets=9, queries=5000):
@@ -160,7 +174,7 @@ def jobs_of(study, preset="full"):
             same = read_json(path.parent / "environment.json").get("same_run_as")
             same = same and f"{same[:2]}/{Path(same).name.removesuffix('-seed0')}"
             for run in _runs_like(notebook, recorded, preset):
-                twin = same if run == recorded else UNSEEN.get(f"{notebook}/{run}")
+                twin = same if run == recorded else TWINS.get(f"{notebook}/{run}")
                 own = twin not in trained  # no twin, or one that this preset leaves out
                 for share in SHARES if run.endswith("-16-pictures") else (1,):
                     for job in _jobs(preset, notebook, run, recipe["recipe"]["defence"], flops, share, seed):
@@ -204,28 +218,29 @@ def _jobs(preset, notebook, run, defence, flops, share, seed):
     shorter = re.search(r"-(\d+)-epochs$", run)
     epochs, steps = int(shorter[1]) if shorter else there[variable] / share**0.5, there.get("steps", 10)
     name = f"{notebook}/{run}{'' if share == 1 else share}, {seed}"
-    epoch = share * TRAINING_PICTURES * step_of(defence, flops, steps) + VALIDATION * flops["forward"]
-    yield Job(name, epochs * epoch, "training", _needs(notebook, run, seed))
+    spent, checks = share * TRAINING_PICTURES * step_of(defence, flops, steps), VALIDATION * flops["forward"]
+    yield Job(name, epochs * (spent + checks), "training", _needs(notebook, run, seed), float32=epochs * checks)
     tested, sought = TESTED[preset][notebook in GRIDS], notebook in GRIDS and share == 1
     all_attacks = share == 1 and notebook not in GRIDS and (preset == "full" or notebook == "01")
     all_passes = tested * flops["forward"]  # a pass of all test pictures
     spent = all_passes * RIGHT * sum(ATTACKS.values() if all_attacks else (2, 40))
     yield Job(f"{name}, test", spent, "test", name, float32=spent)
     if sought:
-        left = _left(run, defence["kind"] != "Standard")
+        left = left_of(notebook, run, defence["kind"] != "Standard")
         spent, nearest = all_passes * autoattack(RIGHT, left), all_passes * fab(left)
         yield Job(f"{name}, AutoAttack", spent, "AutoAttack", name, float32=nearest)
 
 
-def _left(run, attacked):
-    """The share of pictures that withstands AutoAttack: as kept, else, if it trains on such, the most of any."""
-    known = _kept()
-    return known.get(re.sub("-pgd-8$", "-all-pgd", run), max(known.values()) if attacked else 0.0)
+def left_of(notebook, run, attacked):
+    """The share that withstands AutoAttack: as kept, else the most of any for a run that trains on such."""
+    known = _withstood()
+    twin = TWINS.get(f"{notebook}/{run}", run).rpartition("/")[2]
+    return known.get(run, known.get(twin, max(known.values()) if attacked else 0.0))
 
 
 @functools.cache
-def _kept():
-    table = pd.concat([pd.read_csv(folder / "scores.csv") for folder in (SMALL, ON_GPU)])
+def _withstood():
+    table = pd.concat([pd.read_csv(folder / "scores.csv") for folder in WITHSTOOD])
     table = table[table.evaluation.str.startswith("AutoAttack")]
     names = table.model.str.replace(r"^.*/|-seed\d+$", "", regex=True)
     return dict(zip(names, table.accuracy / 100, strict=True))

@@ -81,6 +81,9 @@ def fast_bfloat16(device):
     return device.type == "cpu" and getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
 
 
+LOW = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
 def fast_precision(device):
     """What networks compute in at their fastest: "bfloat16" where the hardware has it, on other GPUs "float16"."""
     if fast_bfloat16(device):

@@ -7,9 +7,8 @@ float32, whatever a run was trained in.
 
 import torch
 
-from processes.machine import fast_precision
+from processes.machine import LOW, fast_precision
 
-LOW = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 SCALE = 2.0**12  # of the loss in float16, at first: the largest at which the networks here have not overflowed
 
 

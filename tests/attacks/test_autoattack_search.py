@@ -125,6 +125,35 @@ def test_what_each_attack_searches_in_follows_from_the_device(fast, expected, so
         assert found.pop("low") == expected[attack.label]
 
 
+class Scaled(nn.Module):
+    def __init__(self, inner, factor):
+        super().__init__()
+        self.inner, self.factor = inner, factor
+
+    def forward(self, images):
+        return self.inner(images) * self.factor
+
+
+@pytest.mark.parametrize("factor", [1e-6, 1e-4, 1, 1e3, 1e5, 1e8])
+@pytest.mark.parametrize("loss", ["ce", "targeted"])
+def test_what_float16_does_not_hold_does_not_look_robust(loss, factor, sound, blobs):
+    """Its gradients vanish below 6e-8, and above 65,504 they, or logits, are infinite: then float32 searches."""
+    model = Scaled(sound["pgd"], factor).eval()
+    images, labels = blobs.test.batch(torch.arange(100))
+    attack = {"eps": 16 / 255, "steps": 10, "loss": loss}
+    left = [
+        int(
+            (
+                model(APGD(**attack, precision=p)(model, images, labels, generator=generator())).argmax(1)
+                == labels
+            ).sum()
+        )
+        for p in ("float32", "float16")
+    ]
+    assert 5 < left[0] < 80
+    assert abs(left[0] - left[1]) <= 1
+
+
 def test_rivals_are_ordered_and_leave_out_the_label():
     model = small_network(classes=5).eval()
     images = torch.rand(3, 3, 8, 8, generator=generator())
