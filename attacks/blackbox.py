@@ -21,7 +21,7 @@ class Square(Attack):
     In L2 a square is a bump up beside a bump down, and another square, emptied, pays for their length. `share` is
     the part of the picture that the first squares cover. `precision` "auto" is float32, on GPUs TF32, or float16
     where they know neither that nor bfloat16. The steps of bfloat16's logits hide small gains: 131 to 134 of 150
-    pictures withstood, in float32 124 to 126. On an H100 570, 356, 301 and 114 pictures of four networks withstood it
+    pictures withstood, in float32 124 to 126. On an H100 570, 356, 301 and 114 pictures of four networks withstood
     in float32, in float16 568, 364, 303 and 117.
     """
 
