@@ -20,7 +20,7 @@ from evaluation.published_tables import judged, read_table
 from evaluation.statistics import student
 from storage.atomic_files import read_json, replacing
 from storage.paths import ROOT
-from study.kept import index, markdown
+from study.kept import index, markdown, over_seeds
 
 MARKER = "<!-- {what}, written by python -m benchmarks.show: {where} -->"
 NOTHING = "Not measured yet: `make bench` does it and writes its numbers here."
@@ -35,7 +35,10 @@ def pages():
         "README.md": {"results": readme.results(), "notebooks": readme.notebooks()},
         "docs/speed.md": {"speed": table(RESULTS, SPEED)},
         "docs/record.md": {"record": record()},
-        "notebooks/expected/README.md": {"index": index(ROOT / "notebooks" / "expected")},
+        "notebooks/expected/README.md": {
+            "index": index(ROOT / "notebooks" / "expected"),
+            "seeds": over_seeds(*sorted((ROOT / "notebooks" / "expected").glob("quick-cifar-grid*"))),
+        },
         "docs/reliability.md": {
             "faults": table(RESULTS, {"faults": faults}),
             "verdicts": table(RESULTS, {"verdicts": verdicts}),

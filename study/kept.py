@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from evaluation.statistics import student
 from storage.atomic_files import read_json, replacing, write_json
 from storage.paths import ROOT, data_root, runs_root
 from study.report import is_progress, write_page
@@ -58,6 +59,28 @@ def index(folder):
         ]
         rows.append(row)
     return markdown(head, rows, words=len(head))
+
+
+def over_seeds(*folders):
+    """One study, kept with several seeds, a row of Markdown a network: accuracies in %, and of each seed the last.
+
+    In brackets is Student's 95 % interval of the mean over seeds, which says nothing of other pictures. Sources
+    are left out: they may be the same network for all seeds.
+    """
+    scores = pd.concat([pd.read_csv(Path(folder) / "scores.csv") for folder in folders])
+    scores[["network", "seed"]] = scores.model.str.extract(r"([^/]*)-seed(\d+)$")
+    (attack,) = {name for name in scores.evaluation if name.startswith("AutoAttack")}
+    rows = []
+    for network, some in scores[~scores.network.str.startswith("source")].groupby("network", sort=False):
+        row = [network]
+        for evaluation in ("clean", attack):
+            found = some[some.evaluation == evaluation].sort_values("seed")
+            mean, each = found.accuracy.mean(), ", ".join(f"{value:.1f}" for value in found.accuracy)
+            reach = student(0.95, len(found) - 1) * found.accuracy.std() / len(found) ** 0.5
+            shown = f"{mean:.1f} [{max(mean - reach, 0):.1f}, {min(mean + reach, 100):.1f}]"
+            row.append(f"~~{shown}~~" if "invalid" in set(found.verdict) else shown)
+        rows.append([*row, each])
+    return markdown(["network", "clean", attack, "each seed"], rows)
 
 
 def markdown(head, rows, words=1):

@@ -96,3 +96,22 @@ def test_figures_of_a_large_notebook_shrink_until_a_code_host_shows_it(executed,
 
 def test_a_notebook_that_broke_off_is_not_kept(executed):
     assert executed(exception=True) is None
+
+
+def test_seeds_of_a_kept_study_in_a_row_a_network(tmp_path):
+    lines = ["model,evaluation,accuracy,verdict"]
+    for seed, (clean, left) in enumerate([(70, 30), (71, 33), (75, 36)]):
+        for network, verdict in (
+            ("from-robust-all", "no finding"),
+            ("from-scratch-all", "invalid"),
+            ("source-robust", ""),
+        ):
+            lines.append(f"06_robust_transfer/{network}-seed{seed},clean,{clean},no finding")
+            lines.append(f'06_robust_transfer/{network}-seed{seed},"AutoAttack, cut short",{left},{verdict}')
+    (tmp_path / "scores.csv").write_text("\n".join(lines))
+    assert kept.over_seeds(tmp_path).splitlines() == [
+        "| network | clean | AutoAttack, cut short | each seed |",
+        "| --- | ---: | ---: | ---: |",
+        "| from-robust-all | 72.0 [65.4, 78.6] | 33.0 [25.5, 40.5] | 30.0, 33.0, 36.0 |",  # 4.303 · s / √3
+        "| from-scratch-all | 72.0 [65.4, 78.6] | ~~33.0 [25.5, 40.5]~~ | 30.0, 33.0, 36.0 |",
+    ]
