@@ -10,7 +10,7 @@ from attacks.autoattack_search import LOW, Search
 
 
 class Rounded(nn.Module):
-    """A model that is wrong in 16 bits only, whatever it is shown, once it has been found to be the same there."""
+    """A model that is wrong in 16 bits only, once its margins and gradients have been found to be the same there."""
 
     def __init__(self, inner):
         super().__init__()
@@ -19,7 +19,7 @@ class Rounded(nn.Module):
     def forward(self, images):
         logits = self.inner(images)
         self.asked += torch.is_autocast_enabled("cpu")
-        return logits.flip(1) if self.asked > 1 and torch.is_autocast_enabled("cpu") else logits
+        return logits.flip(1) if self.asked > 2 and torch.is_autocast_enabled("cpu") else logits
 
 
 PARTS = [APGD(steps=3), APGD(steps=3, loss="targeted"), Square(queries=9)]
@@ -40,7 +40,7 @@ def test_a_success_in_16_bits_alone_does_not_count(attack, precision, every, sou
     right = model(images).argmax(1) == labels
     tiny = type(attack)(**{**vars(attack), "eps": 1e-4, "precision": precision})
     found = tiny.craft(model, images, labels, generator())
-    assert model.asked > 2
+    assert model.asked > 3
     assert torch.equal(model(found).argmax(1) == labels, right)
 
 
