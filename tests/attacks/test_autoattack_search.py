@@ -10,7 +10,7 @@ from attacks.autoattack_search import LOW, Search
 
 
 class Rounded(nn.Module):
-    """A model that is wrong in 16 bits only, once its margins and gradients have been found to be the same there."""
+    """A model that is wrong in 16 bits only, once it has been found to have its margins and gradients there."""
 
     def __init__(self, inner):
         super().__init__()
