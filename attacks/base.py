@@ -84,7 +84,7 @@ class Attack:
         goal = labels if targets is None else targets
         if generator is None:  # from the global one: torch.manual_seed makes all of it repeatable
             generator = torch.Generator(images.device).manual_seed(int(torch.randint(2**62, ())))
-        watched = _Watched(model, int(torch.maximum(labels, goal).max()))
+        watched = _Watched(model, int(torch.maximum(labels, goal).max()), _in_float16(images.device.type))
         with evaluating(watched):
             adversarial = self.craft(watched, images, goal, generator, targets is not None).detach()
             same = (adversarial == images).flatten(1).all(1)
@@ -257,10 +257,11 @@ def dead_gradients(gradient):
 class _Watched(nn.Module):
     """The model under attack, noting what would make the result meaningless, to be read once at the end."""
 
-    def __init__(self, model, largest_label):
+    def __init__(self, model, largest_label, in_float16):
         super().__init__()
         self.model = model
         self.largest_label = largest_label
+        self.in_float16 = in_float16  # the caller
         self.finite = True
         self.asked = 0  # examples whose first gradient was asked for
         self.without_gradient = None
@@ -285,7 +286,7 @@ class _Watched(nn.Module):
                 f"label {self.largest_label} is out of range: the model has {logits.shape[1]} classes, "
                 f"0 to {logits.shape[1] - 1}; were the labels made for another data set?"
             )
-        if not _in_float16(logits.device.type):  # what that cannot hold says nothing of the model
+        if self.in_float16 or not _in_float16(logits.device.type):  # what an attack's own cannot hold says nothing
             self.finite = torch.isfinite(logits.detach()).all() & self.finite
         return logits
 

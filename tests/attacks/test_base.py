@@ -404,6 +404,13 @@ def test_refuses_a_model_with_broken_logits(name, network):
         ALL[name](network, *pictures())
 
 
+def test_broken_logits_are_noticed_inside_the_callers_float16(network):
+    with torch.no_grad():
+        network[6].bias[0] = math.nan
+    with torch.autocast("cpu", torch.float16), pytest.raises(ValueError, match="NaN or infinite"):
+        PGD()(network, *pictures())
+
+
 def test_refuses_a_model_without_logits():
     with pytest.raises(ValueError, match=r"logits of shape \(N, classes\)"):
         FGSM()(nn.Conv2d(3, 3, 1), *pictures())
