@@ -20,7 +20,7 @@ from evaluation.published_tables import judged, read_table
 from evaluation.statistics import student
 from storage.atomic_files import read_json, replacing
 from storage.paths import ROOT
-from study.kept import index, markdown, over_seeds
+from study.kept import index, markdown, seeds_table
 
 MARKER = "<!-- {what}, written by python -m benchmarks.show: {where} -->"
 NOTHING = "Not measured yet: `make bench` does it and writes its numbers here."
@@ -37,7 +37,7 @@ def pages():
         "docs/record.md": {"record": record()},
         "notebooks/expected/README.md": {
             "index": index(ROOT / "notebooks" / "expected"),
-            "seeds": over_seeds(*sorted((ROOT / "notebooks" / "expected").glob("quick-cifar-grid*"))),
+            "seeds": seeds_table(*sorted((ROOT / "notebooks" / "expected").glob("quick-cifar-grid*"))),
         },
         "docs/reliability.md": {
             "faults": table(RESULTS, {"faults": faults}),

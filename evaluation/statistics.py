@@ -212,6 +212,12 @@ def mcnemar(a, b):
     return float(binomtest(min(only_a, only_b), only_a + only_b).pvalue) if only_a + only_b else 1.0
 
 
+def interval_of_mean(mean, spread, count):
+    """Student's 95 % interval, within 0 and 100, of a mean in percent; the spread is the standard deviation."""
+    reach = student(0.95, count - 1) * spread / math.sqrt(count) if count > 1 else math.nan
+    return max(mean - reach, 0.0), min(mean + reach, 100.0)
+
+
 def over_seeds(scores):
     """What runs that differ in their seed have in common: a row an evaluation, in percent.
 
@@ -231,11 +237,9 @@ def over_seeds(scores):
         shares = 100 * torch.tensor([score.share(label) for score in scores], dtype=torch.float64)
         spread = float(shares.std()) if len(shares) > 1 else math.nan
         verdicts = {score.verdict(label) for score in scores}
-        mean, reach = float(shares.mean()), math.nan
-        if len(shares) > 1:
-            reach = student(0.95, len(shares) - 1) * spread / math.sqrt(len(shares))
-        rows[label] = {"mean": mean, "spread": spread, "low": max(mean - reach, 0.0)}
-        rows[label] |= {"high": min(mean + reach, 100.0), "lowest": float(shares.min())}
+        mean = float(shares.mean())
+        low, high = interval_of_mean(mean, spread, len(shares))
+        rows[label] = {"mean": mean, "spread": spread, "low": low, "high": high, "lowest": float(shares.min())}
         rows[label] |= {"highest": float(shares.max()), "seeds": len(scores)}
         rows[label]["verdict"] = max(verdicts, key=VERDICTS.index) or "no finding"
     return pd.DataFrame.from_dict(rows, orient="index")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from evaluation.statistics import student
+from evaluation.statistics import interval_of_mean
 from storage.atomic_files import read_json, replacing, write_json
 from storage.paths import ROOT, data_root, runs_root
 from study.report import is_progress, write_page
@@ -61,7 +61,7 @@ def index(folder):
     return markdown(head, rows, words=len(head))
 
 
-def over_seeds(*folders):
+def seeds_table(*folders):
     """One study, kept with several seeds, a row of Markdown a network: accuracies in %, and of each seed the last.
 
     In brackets is Student's 95 % interval of the mean over seeds, which says nothing of other pictures. Sources
@@ -76,8 +76,8 @@ def over_seeds(*folders):
         for evaluation in ("clean", attack):
             found = some[some.evaluation == evaluation].sort_values("seed")
             mean, each = found.accuracy.mean(), ", ".join(f"{value:.1f}" for value in found.accuracy)
-            reach = student(0.95, len(found) - 1) * found.accuracy.std() / len(found) ** 0.5
-            shown = f"{mean:.1f} [{max(mean - reach, 0):.1f}, {min(mean + reach, 100):.1f}]"
+            low, high = interval_of_mean(mean, found.accuracy.std(), len(found))
+            shown = f"{mean:.1f} [{low:.1f}, {high:.1f}]"
             row.append(f"~~{shown}~~" if "invalid" in set(found.verdict) else shown)
         rows.append([*row, each])
     return markdown(["network", "clean", attack, "each seed"], rows)
