@@ -88,9 +88,7 @@ def found(folder):
         values.pop("seconds")
         results[name] = hashlib.sha256(json.dumps(values).encode()).hexdigest()
     names = sorted(path.name for path in folder.rglob("*"))
-    results["left over"] = [
-        name for name in names if re.search(r"partial|unfinished|last|previous|download", name)
-    ]
+    results["left over"] = [name for name in names if re.search(r"partial|last|previous|download", name)]
     return results
 
 

@@ -11,7 +11,7 @@ import models
 import utils
 from attacks import FGSM, PGD, AutoAttack
 from defences import Adversarial
-from evaluation import batch_sizes, unfinished
+from evaluation import batch_sizes, tested_before
 from study import figures, report
 from trainer import Recipe, test, train
 
@@ -23,7 +23,7 @@ def small_study(folder, say):
     os.environ |= {"STUDY_RUNS": str(folder / "runs"), "STUDY_DATA": str(folder / "data")}
     torch.set_num_threads(1)
     batch_sizes.BATCH["cpu"] = 20
-    unfinished.SAVE_EVERY = 0.1
+    tested_before.SAVE_EVERY = 0.1
     say("data")
     session = utils.start("01_faults", preset="smoke", data="shapes")
     data = utils.load_data("shapes10", session)

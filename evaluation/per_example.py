@@ -13,7 +13,7 @@ import torch
 
 from attacks import evaluating
 from evaluation.batch_sizes import BATCH, AnySize
-from evaluation.unfinished import Kept
+from evaluation.tested_before import Kept
 from models.tf32 import rounding
 from processes import data_parallel
 from processes.seeds import derive_seed

@@ -23,7 +23,7 @@ def test(model, split, attacks=(), *, seed=0, progress=True, folder=None):
 
     `attacks` is a list of attacks. Only examples that are classified correctly are attacked; the others count
     as lost. The scores end in findings (audit.py). Leaves the model as it was. With a `folder` (a run's) the
-    batches that are done are kept there until the test is, so that one that was stopped goes on.
+    batches that are done are kept there: a test that was stopped goes on, and one that was done is not done again.
     """
     return evaluate(model, model, split, named(attacks), seed, progress, None, folder)
 

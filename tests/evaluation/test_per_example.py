@@ -1,6 +1,8 @@
-"""Which examples withstand: stages in full batches, and a test that was stopped goes on where it was."""
+"""Which examples withstand: stages in full batches; a test that was stopped goes on, one that was done is read."""
 
+import importlib.metadata
 import json
+import shutil
 from dataclasses import dataclass
 
 import pytest
@@ -8,7 +10,7 @@ import torch
 from small import small_network
 
 from attacks import PGD, Attack, AutoAttack
-from evaluation import batch_sizes, checks, per_example, testing, unfinished
+from evaluation import batch_sizes, checks, per_example, tested_before, testing
 
 CHEAP = AutoAttack(eps=6 / 255, steps=5, queries=20)
 
@@ -34,11 +36,11 @@ calls, limit = [], [10**9]
 def small_batches(monkeypatch):
     calls.clear()
     monkeypatch.setitem(batch_sizes.BATCH, "cpu", 20)
-    monkeypatch.setattr(unfinished, "SAVE_EVERY", -1)
+    monkeypatch.setattr(tested_before, "SAVE_EVERY", -1)
 
 
-def unfinished_in(folder):
-    (path,) = folder.glob("test-unfinished-*.json")
+def kept_in(folder):
+    (path,) = folder.glob("tested-*.json")
     return path
 
 
@@ -59,14 +61,33 @@ def test_a_stopped_test_goes_on_to_the_same_outcomes(sound, blobs, tmp_path, mon
     batches = len(calls)
     calls.clear()
     stop_after(3, monkeypatch, model, blobs.test, tmp_path)
-    assert unfinished_in(tmp_path).exists()
+    assert kept_in(tmp_path).exists()
     calls.clear()
     again = run(model, blobs.test, [Stopping(steps=3)], tmp_path)
     assert len(calls) == batches - 3
     for label, outcome in whole.outcomes.items():
         assert torch.equal(outcome, again.outcomes[label])
     assert again.findings == whole.findings
-    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+
+
+def test_a_test_that_was_done_is_read_until_its_file_is_deleted(sound, blobs, tmp_path, caplog):
+    caplog.set_level("INFO", "study")
+    model, attacks = sound["pgd"], [Stopping(steps=3), CHEAP]
+    first = run(model, blobs.test, attacks, tmp_path)
+    batches = len(calls)
+    assert not caplog.records
+    again = run(model, blobs.test, attacks, tmp_path)
+    assert len(calls) == batches
+    assert again.findings == first.findings
+    for label, outcome in first.outcomes.items():
+        assert torch.equal(outcome, again.outcomes[label])
+    assert again.seconds | {"clean": 0} == first.seconds | {"clean": 0}
+    assert f"to test anew, delete {kept_in(tmp_path).name}" in caplog.text
+    run(model, blobs.test, [*attacks, Stopping(steps=4)], tmp_path)  # repr tells no settings; their digits count
+    assert len(calls) == 2 * batches
+    kept_in(tmp_path).unlink()
+    run(model, blobs.test, attacks, tmp_path)
+    assert len(calls) == 3 * batches
 
 
 class Around(torch.nn.Module):
@@ -85,7 +106,9 @@ def rewritten(monkeypatch):
     monkeypatch.setattr(Stopping, "craft", lambda self, model, images, *rest: calls.append(len(images)) or images)
 
 
-@pytest.mark.parametrize("change", ["model", "function", "pictures", "right pictures", "attack", "broken file"])
+@pytest.mark.parametrize(
+    "change", ["model", "function", "pictures", "right pictures", "attack", "our code", "torch", "broken file"]
+)
 def test_what_was_done_for_something_else_is_not_used(change, sound, blobs, tmp_path, monkeypatch):
     model, split = Around(sound["pgd"], lambda inner, images: inner(images.detach())), blobs.test
     stop_after(3, monkeypatch, model, split, tmp_path)
@@ -103,8 +126,17 @@ def test_what_was_done_for_something_else_is_not_used(change, sound, blobs, tmp_
         monkeypatch.setattr(testing, "predict", lambda *_: logits)
     elif change == "attack":
         rewritten(monkeypatch)
+    elif change == "our code":
+        for folder in tested_before.JUDGES:
+            shutil.copytree(tested_before.ROOT / folder, tmp_path / "ours" / folder)
+        with (tmp_path / "ours" / "models" / "model.py").open("a") as code:
+            code.write("\n")
+        monkeypatch.setattr(tested_before, "ROOT", tmp_path / "ours")
+    elif change == "torch":
+        version = importlib.metadata.version
+        monkeypatch.setattr(importlib.metadata, "version", lambda name: version(name) + ("+x" * (name == "torch")))
     else:
-        unfinished_in(tmp_path).write_text('{"key":')
+        kept_in(tmp_path).write_text('{"key":')
     expected = run(model, split, [Stopping(steps=3)])
     before = len(calls)
     again = run(model, split, [Stopping(steps=3)], tmp_path)
@@ -165,9 +197,9 @@ def test_nothing_to_attack_is_no_error(blobs):
     assert extent == (0.0, 0.0, 0.0, 0, 0, 0.0)
 
 
-def test_the_unfinished_file_is_written_whole(sound, blobs, tmp_path, monkeypatch):
+def test_the_file_of_a_stopped_test_is_written_whole(sound, blobs, tmp_path, monkeypatch):
     stop_after(2, monkeypatch, sound["pgd"], blobs.test, tmp_path)
-    kept = json.loads(unfinished_in(tmp_path).read_text())
+    kept = json.loads(kept_in(tmp_path).read_text())
     assert len(kept["batches"]) == 2
     assert all(set(stood) <= {"0", "1"} for stood, _extent in kept["batches"].values())
 

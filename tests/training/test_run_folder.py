@@ -8,7 +8,6 @@ import pickle
 import shutil
 import struct
 import zipfile
-from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import pytest
@@ -19,7 +18,7 @@ from small import small_network
 import models
 from attacks import PGD
 from defences import Standard
-from evaluation import batch_sizes, per_example, testing, unfinished
+from evaluation import batch_sizes, per_example, tested_before, testing
 from evaluation.audit import audit
 from evaluation.finding import CLEAN
 from evaluation.scores import Scores
@@ -351,14 +350,11 @@ def test_a_hostile_checkpoint_with_the_right_checksum_is_refused_too(how, broken
 @pytest.mark.parametrize("how", [emptied, cut, page_instead, digit_changed, pickled], ids=name_of)
 def test_batches_that_were_kept_and_are_broken_are_done_anew(how, small, tmp_path, monkeypatch):
     monkeypatch.setitem(batch_sizes.BATCH, "cpu", 10)
-    monkeypatch.setattr(unfinished, "SAVE_EVERY", -1)
+    monkeypatch.setattr(tested_before, "SAVE_EVERY", -1)
     model, attack = small_network(classes=10, size=32).eval(), PGD(steps=2)
     whole = testing.test(model, small.test, [attack], progress=False)
-    with monkeypatch.context() as patch, suppress(ZeroDivisionError):
-        patch.setattr(testing, "examine", lambda *_: None)
-        patch.setattr(unfinished.Kept, "__exit__", lambda *_: None)
-        testing.test(model, small.test, [attack], progress=False, folder=tmp_path)
-    (kept,) = tmp_path.glob("test-unfinished-*.json")
+    testing.test(model, small.test, [attack], progress=False, folder=tmp_path)
+    (kept,) = tmp_path.glob("tested-*.json")
     how(kept)
     again = testing.test(model, small.test, [attack], progress=False, folder=tmp_path)
     assert all(torch.equal(whole.outcomes[label], again.outcomes[label]) for label in whole.outcomes)
@@ -570,7 +566,6 @@ def test_what_one_test_kept_another_one_does_not_throw_away(folder, small, monke
     calls.clear()
     testing.test(model, small.test, [PGD(steps=3)], progress=False, folder=folder)
     assert calls.count(3) == right - 2
-    assert not list(folder.glob("test-unfinished*"))
 
 
 def test_another_file_among_the_curves_does_not_matter(broken_off, small):

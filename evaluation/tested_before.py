@@ -1,6 +1,7 @@
-"""A test that was stopped goes on where it was: the batches that are done, and what they may be used for."""
+"""What was tested is not tested again: the batches that are done, and what they may be used for."""
 
 import hashlib
+import importlib.metadata
 import logging
 import time
 from contextlib import ExitStack
@@ -9,24 +10,27 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import attacks
 from attacks import evaluating, input_gradient
 from models.fingerprint import fingerprint, structure
 from processes import data_parallel
 from storage import code_checksum
 from storage.atomic_files import Damaged, held, read_json, write_json
+from storage.paths import ROOT
 
 SAVE_EVERY = 5.0  # seconds, at least, between two writes of what is done
+JUDGES = ("attacks", "evaluation", "models")  # where any edit makes a test begin anew
+LIBRARIES = ("torch", "torchattacks")
 
 log = logging.getLogger("study")
 
 
 class Kept(dict):
-    """Batches that are done, in a file of a folder, so that a test that was stopped goes on where it was.
+    """Batches that are done, in a file of a folder: a test that was stopped goes on, one that was done is read.
 
-    They are used again only for the same pictures, and for models that have the same weights, code, logits and
-    gradients; they go when their test is done. Without a folder nothing is kept. Raises Held, when it is
-    entered, where another process tests or trains in the folder.
+    They are used again only for the same pictures, for models that have the same weights, code, logits and
+    gradients, and while neither torch nor a file of the repository's attacks, evaluation or models has changed.
+    Without a folder nothing is kept. Raises Held, when it is entered, where another process tests or trains in the
+    folder.
     """
 
     def __init__(self, folder=None, source=None, victim=None, split=None):
@@ -34,7 +38,7 @@ class Kept(dict):
         self.folder = None if folder is None else Path(folder)
         self.of = source, victim, split
         self.written = time.monotonic()
-        self.mine = set()  # the batches of this very test; those of another one in the same folder stay
+        self.new = self.known = 0  # batches of this test
 
     def __enter__(self):
         self.hold = ExitStack()
@@ -43,16 +47,16 @@ class Kept(dict):
         return self
 
     def _open(self):
-        """The batches that an earlier test has left, where it was of the same."""
+        """The batches that earlier tests have left, where they were of the same."""
         self.hold.enter_context(held(self.folder / ".lock", f"{self.folder} is being tested"))
-        self.key, self.probe = _key(*self.of), _probe(*self.of)
-        name = hashlib.sha256(repr(self.key).encode()).hexdigest()[:8]
-        self.path = self.folder / f"test-unfinished-{name}.json"
+        tested, self.probe = _tested(*self.of), _probe(*self.of)
+        self.key = [_code(), *tested]
+        name = hashlib.sha256(repr(tested).encode()).hexdigest()[:8]
+        self.path = self.folder / f"tested-{name}.json"
         try:
             saved = read_json(self.path)
             # As near as the order of additions on a GPU allows. NaN is near nothing, so broken models begin anew.
             if saved["key"] == self.key and np.allclose(saved["probe"], self.probe, rtol=1e-2, atol=1e-5):
-                log.info("%s: the test goes on after %d batches", self.folder.name, len(saved["batches"]))
                 return dict(saved["batches"])
         except FileNotFoundError:
             pass
@@ -61,19 +65,19 @@ class Kept(dict):
         return {}
 
     def __exit__(self, kind, error, trace):
-        """Batches go when their test is done; where it breaks off, everything that is done is saved."""
+        """Everything that is done is saved, also where the test breaks off."""
         with self.hold:
             if self.folder is None or not data_parallel.leads():
                 return
-            if kind is None:
-                for place in self.mine:
-                    del self[place]
-            if self:
+            if self.new:
                 self._save()
-            else:
-                self.path.unlink(missing_ok=True)
-            if kind is not None and self:
-                log.info("%s: the test was stopped; %d batches are kept", self.folder.name, len(self))
+            if kind is not None:
+                log.info("%s: the test was stopped; %d batches are kept", self.folder.name, self.new + self.known)
+            elif self.known:
+                of = f"{self.known} of {self.known + self.new} batches"
+                log.info(
+                    "%s: %s were tested before; to test anew, delete %s", self.folder.name, of, self.path.name
+                )
 
     def _save(self):
         write_json(self.path, {"key": self.key, "probe": self.probe, "batches": self})
@@ -89,20 +93,29 @@ class Kept(dict):
         return f"{attack!r}, {code}, {settings}, seed {seed}, stage {stage}, batch {batch}, {pictures}"
 
     def keep(self, place, found):
-        """Remember what was found for a batch, now or before the interruption."""
+        """Remember what was found for a batch, now or before."""
         if self.folder is None:
             return
-        self.mine.add(place)
-        if place not in self:
-            self[place] = found
-            if data_parallel.leads() and time.monotonic() - self.written > SAVE_EVERY:
-                self._save()
+        if place in self:
+            self.known += 1
+            return
+        self[place] = found
+        self.new += 1
+        if data_parallel.leads() and time.monotonic() - self.written > SAVE_EVERY:
+            self._save()
 
 
-def _key(source, victim, split):
-    code = b"".join(path.read_bytes() for path in sorted(Path(attacks.__file__).parent.glob("*.py")))
+def _code():
+    """A checksum over what crafts, judges and computes, by its bytes, and the libraries' versions."""
+    digest = hashlib.sha256(repr([importlib.metadata.version(name) for name in LIBRARIES]).encode())
+    for path in sorted(path for folder in JUDGES for path in (ROOT / folder).rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _tested(source, victim, split):
     parts = [part(model) for model in (source, victim) for part in (fingerprint, structure, _code_of_model)]
-    return [split.name, split.checksum, hashlib.sha256(code).hexdigest(), *parts]
+    return [split.name, split.checksum, *parts]
 
 
 def _probe(source, victim, split):
