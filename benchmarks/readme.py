@@ -64,16 +64,17 @@ def _struck(shown, row):
 
 
 def notebooks(root=ROOT):
-    """A row a notebook: its title, which is its question, and links to it and to executed copies."""
+    """A row a notebook: its title, which is its question, and links to it and to an executed copy.
+
+    Of several copies the one that says most: on photographs before shapes, hour before quick.
+    """
     rows = []
     for path in sorted(root.glob("notebooks/[0-9]*.ipynb")):
         title = read_json(path, sealed=False)["cells"][0]["source"][0].removeprefix("# ").strip()
-        copies = sorted(root.glob(f"notebooks/expected/*/{path.name}"))
-        of_data = {}  # the first on the same pictures: hour before quick
-        for copy in copies:
-            preset, data = copy.parent.name.split("-")[:2]
-            of_data.setdefault(data, f"[{preset}-{data}]({copy.relative_to(root)})")
-        rows.append([f"[{path.stem[:2]}]({path.relative_to(root)})", title, ", ".join(of_data.values())])
+        copies = [(copy.parent.name.split("-"), copy) for copy in root.glob(f"notebooks/expected/*/{path.name}")]
+        copies.sort(key=lambda one: (one[0][1] == "shapes", one[0]))
+        shown = [f"[{'-'.join(name[:2])}]({copy.relative_to(root)})" for name, copy in copies[:1]]
+        rows.append([f"[{path.stem[:2]}]({path.relative_to(root)})", title, *(shown or [""])])
     columns = 3 if any(row[2] for row in rows) else 2
     head = ["notebook", "question", "as it ran"][:columns]
     return markdown(head, [row[:columns] for row in rows], words=columns)

@@ -37,7 +37,7 @@ def pages():
         "docs/record.md": {"record": record()},
         "notebooks/expected/README.md": {
             "index": index(ROOT / "notebooks" / "expected"),
-            "seeds": seeds_table(*sorted((ROOT / "notebooks" / "expected").glob("quick-cifar-grid*"))),
+            "seeds": seeds_table(ROOT / "notebooks" / "expected" / "quick-cifar", "06_robust_transfer"),
         },
         "docs/reliability.md": {
             "faults": table(RESULTS, {"faults": faults}),

@@ -37,7 +37,7 @@ class NetworkGraphs:
         self.graphs.clear()
 
     def __call__(self, images):
-        if not self.possible or not _capturable(images) or not all(map(_is_known, self.model.modules())):
+        if not self.possible or not _capturable(images) or not all(map(is_known, self.model.modules())):
             return taken(self.model(images))
         follows, kind = torch.is_grad_enabled() and images.requires_grad, images.device.type
         autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
@@ -63,7 +63,8 @@ class NetworkGraphs:
             log.info("no CUDA graph of this network: %s", f"{type(error).__name__}: {error}".splitlines()[0])
 
 
-def _is_known(module):
+def is_known(module):
+    """Is its code this repository's, torch's or torchvision's, with nothing of anybody else's on it?"""
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
     known = type(module) is Model or type(module).__module__.startswith(KNOWN)
     return known and "forward" not in vars(module) and not any(hooks)

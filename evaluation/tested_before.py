@@ -1,20 +1,26 @@
-"""What was tested is not tested again: the batches that are done, and what they may be used for."""
+"""What was tested is not tested again: the batches that are done, and what they may be used for.
+
+Outcomes last where everything is known that decides them: attacks and networks of this repository and torch's.
+What others bring may hide a setting, so theirs are kept only until their test is done.
+"""
 
 import hashlib
 import importlib.metadata
 import logging
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from attacks import evaluating, input_gradient
+from attacks import Attack, evaluating, input_gradient
+from evaluation.network_graphs import is_known
 from models.fingerprint import fingerprint, structure
 from processes import data_parallel
+from processes.machine import fast_precision
 from storage import code_checksum
-from storage.atomic_files import Damaged, held, read_json, write_json
+from storage.atomic_files import Damaged, NotWritten, held, read_json, write_json
 from storage.paths import ROOT
 
 SAVE_EVERY = 5.0  # seconds, at least, between two writes of what is done
@@ -38,41 +44,60 @@ class Kept(dict):
         self.folder = None if folder is None else Path(folder)
         self.of = source, victim, split
         self.written = time.monotonic()
+        self.keeps = self.lasting = False
         self.new = self.known = 0  # batches of this test
+        self.passing = set()  # what goes when this test is done
 
     def __enter__(self):
         self.hold = ExitStack()
         if self.folder is not None:
-            self.update(data_parallel.from_first(self._open))
+            try:
+                self.keeps, batches = data_parallel.from_first(self._open)
+                self.update(batches)
+            except BaseException:
+                self.hold.close()
+                raise
         return self
 
     def _open(self):
-        """The batches that earlier tests have left, where they were of the same."""
+        """Is anything kept? And the batches that earlier tests have left, where they were of the same."""
         self.hold.enter_context(held(self.folder / ".lock", f"{self.folder} is being tested"))
-        tested, self.probe = _tested(*self.of), _probe(*self.of)
-        self.key = [_code(), *tested]
-        name = hashlib.sha256(repr(tested).encode()).hexdigest()[:8]
-        self.path = self.folder / f"tested-{name}.json"
+        *models, split = self.of
+        if _code() != CODE:
+            log.warning("files in %s were edited since this process began: no test is kept", ", ".join(JUDGES))
+            return False, {}
+        self.lasting = all(is_known(module) for model in models for module in model.modules())
+        parts = [part(model) for model in models for part in (fingerprint, structure, _code_of_model)]
+        device = split.labels.device
+        of = [split.name, split.checksum, device.type, *parts]
+        self.key, self.probe = [*of, fast_precision(device), CODE], _probe(*self.of)
+        self.path = self.folder / f"tested-{hashlib.sha256(repr(of).encode()).hexdigest()[:8]}.json"
         try:
             saved = read_json(self.path)
             # As near as the order of additions on a GPU allows. NaN is near nothing, so broken models begin anew.
             if saved["key"] == self.key and np.allclose(saved["probe"], self.probe, rtol=1e-2, atol=1e-5):
-                return dict(saved["batches"])
+                return True, dict(saved["batches"])
+            log.info("%s was tested with other code, or gave other logits: it is tested anew", self.folder.name)
         except FileNotFoundError:
             pass
         except (Damaged, KeyError, TypeError, ValueError) as error:
             log.warning("%s cannot be used (%s): the test begins anew", self.path, error)
-        return {}
+        return True, {}
 
     def __exit__(self, kind, error, trace):
-        """Everything that is done is saved, also where the test breaks off."""
+        """What lasts is saved, and where the test breaks off everything that is done."""
         with self.hold:
-            if self.folder is None or not data_parallel.leads():
+            if not self.keeps or not data_parallel.leads():
                 return
-            if self.new:
+            if kind is None:
+                for place in self.passing:
+                    self.pop(place, None)
+            if self and (self.new or self.passing):
                 self._save()
-            if kind is not None:
-                log.info("%s: the test was stopped; %d batches are kept", self.folder.name, self.new + self.known)
+            elif not self:
+                self.path.unlink(missing_ok=True)
+            if kind is not None and self:
+                log.info("%s: the test was stopped; %d batches are kept", self.folder.name, len(self))
             elif self.known:
                 of = f"{self.known} of {self.known + self.new} batches"
                 log.info(
@@ -80,21 +105,26 @@ class Kept(dict):
                 )
 
     def _save(self):
-        write_json(self.path, {"key": self.key, "probe": self.probe, "batches": self})
+        try:
+            write_json(self.path, {"key": self.key, "probe": self.probe, "batches": self})
+        except NotWritten as error:
+            log.warning("what was tested is not kept: %s", error)
         self.written = time.monotonic()
 
     def place(self, attack, seed, stage, batch, indices):
         """What a batch is known by: the attack with its code and every digit of its settings, and its pictures."""
-        if self.folder is None:
+        if not self.keeps:
             return None
         settings = [(name, code_checksum.plain_text(value) or repr(value)) for name, value in vars(attack).items()]
-        pictures = hashlib.sha256(repr(indices.tolist()).encode()).hexdigest()[:16]
-        code = code_checksum.of_objects([attack])
-        return f"{attack!r}, {code}, {settings}, seed {seed}, stage {stage}, batch {batch}, {pictures}"
+        parts = code_checksum.of_objects([attack]), settings, seed, indices.tolist()
+        text = f"{attack!r}, stage {stage}, batch {batch}, {hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}"
+        if not (self.lasting and _is_told(attack)):
+            self.passing.add(text)
+        return text
 
     def keep(self, place, found):
         """Remember what was found for a batch, now or before."""
-        if self.folder is None:
+        if place is None:
             return
         if place in self:
             self.known += 1
@@ -105,22 +135,33 @@ class Kept(dict):
             self._save()
 
 
+def _is_told(value):
+    """Is it plain, or an attack of ours whose settings are?"""
+    if not isinstance(value, Attack):
+        return code_checksum.plain_text(value) is not None
+    return type(value).__module__.split(".")[0] == "attacks" and all(map(_is_told, vars(value).values()))
+
+
 def _code():
-    """A checksum over what crafts, judges and computes, by its bytes, and the libraries' versions."""
-    digest = hashlib.sha256(repr([importlib.metadata.version(name) for name in LIBRARIES]).encode())
+    """A checksum over what crafts, judges and computes, by the files' bytes, and the libraries' versions."""
+    digest = hashlib.sha256(repr([_version(name) for name in LIBRARIES]).encode())
     for path in sorted(path for folder in JUDGES for path in (ROOT / folder).rglob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
-def _tested(source, victim, split):
-    parts = [part(model) for model in (source, victim) for part in (fingerprint, structure, _code_of_model)]
-    return [split.name, split.checksum, *parts]
+def _version(name):
+    with suppress(importlib.metadata.PackageNotFoundError):
+        return importlib.metadata.version(name)
+
+
+CODE = _code()  # of the files as this process has imported them
 
 
 def _probe(source, victim, split):
     """Logits and gradients of a few pictures, because weights and code do not show all that a model does."""
-    images, labels = split.batch(torch.arange(min(8, len(split)), device=split.labels.device))
+    spread = torch.linspace(0, len(split) - 1, min(8, len(split)), device=split.labels.device).long()
+    images, labels = split.batch(spread)
     values = []
     for model in (source, victim):
         with evaluating(model), torch.autocast(images.device.type, enabled=False):

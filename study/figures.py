@@ -4,7 +4,6 @@ Colours keep their run from figure to figure; error bars and bands are 95 % inte
 what the audit found invalid is left out.
 """
 
-import itertools
 import re
 
 import matplotlib as mpl
@@ -20,9 +19,9 @@ from evaluation.finding import CLEAN
 from evaluation.per_example import predict
 from evaluation.statistics import check_attacks, expected_robustness, wilson
 from storage.atomic_files import read_json, replacing
-from study.style import BESIDE, COLOURS, MARKERS, SHAPES, STYLE
+from study.style import ATTACKED, BESIDE, COLOURS, MARKERS, SHAPES, SOURCES, STYLE
 
-PGD = "-pgd"  # how the names of networks end that were trained on attacked pictures
+PGD = "-pgd"  # how the names of networks end that have a twin without it
 
 
 def demo(name):
@@ -284,39 +283,40 @@ def plot_plane(groups, label, sources=None):
     """Clean against robust accuracy of every model: the upper right is where one wants to be.
 
     `groups` maps a group's name, which has a colour, to {model's name: Scores}. The same name has the same marker
-    in every group, and SHAPES the same in every figure; filled it is where the name ends with -pgd. `sources`
-    maps names of groups to the Scores, on its own task, of the network that all in the group were made of: a star,
-    with a line to each. Invalid numbers are left out.
+    in every group, and SHAPES the same in every figure; filled it is where the name is of ATTACKED. `sources`
+    maps names of groups to the Scores, on its own task, of what all in the group were made of: a star, with a line
+    to each. Invalid numbers are left out.
     """
-    sources = sources or {}
+    everything = [score for scores in groups.values() for score in scores.values()]
+    groups = {group: {n: s for n, s in scores.items() if _place(s, label)} for group, scores in groups.items()}
+    groups = {group: scores for group, scores in groups.items() if scores}
     names = dict.fromkeys(_family(name) for scores in groups.values() for name in scores)
     trained = list(dict.fromkeys(name.removesuffix(PGD) for name in names))
     others = [name for name in trained if name not in SHAPES]
     shapes = {name: SHAPES[name] for name in trained if name in SHAPES} | dict(zip(others, MARKERS, strict=False))
     if len(others) > len(MARKERS):  # too many to tell apart
         shapes = dict.fromkeys(trained, "o")
-    colours = dict(zip(groups, itertools.cycle(COLOURS[1:] + COLOURS[:1]), strict=False))
-    everything = [score for scores in groups.values() for score in scores.values()]
-    tested = [demo(distinct(score.split for score in everything)), distinct(str(score.n) for score in everything)]
+    free = iter([*COLOURS[4:], *len(groups) * COLOURS[:1]])  # but those of SOURCES
+    colours = {group: SOURCES.get(source_of(group)) or next(free) for group in groups}
+    shown = [score for scores in groups.values() for score in scores.values()] or everything
+    tested = [demo(distinct(score.split for score in shown)), distinct(str(score.n) for score in shown)]
     check_attacks([score for score in everything if label in score.outcomes], label)
     invalid = any(label in score.outcomes and _place(score, label) is None for score in everything)
-    left_out = "; invalid numbers left out" if invalid else ""
     figure, axis = plt.subplots(figsize=(7.4, 4.2))
     highest = 0.0
     for group, scores in groups.items():
-        start = _place(sources[group], label) if group in sources else None
+        start = _place(sources[group], label) if group in (sources or {}) else None
         if start:
             highest = max(highest, start[1])
             axis.plot(*start, "*", color=colours[group], markersize=13, markeredgecolor="black", zorder=3)
         for name, score in scores.items():
-            if (place := _place(score, label)) is None:
-                continue
+            place = _place(score, label)
             if start:
                 axis.plot(*zip(start, place, strict=True), color=colours[group], linewidth=0.5, alpha=0.5)
             ends = [[[100 * end] for end in score.interval(row)] for row in (CLEAN, label)]
             across, along = (np.abs(np.subtract(two, one)) for two, one in zip(ends, place, strict=True))
             highest = max(highest, ends[1][1][0])
-            inside = colours[group] if _family(name).endswith(PGD) else "none"
+            inside = colours[group] if _attacked(name) else "none"
             look = {"color": colours[group], "markersize": 6, "markerfacecolor": inside, "elinewidth": 0.6}
             axis.errorbar(*place, xerr=across, yerr=along, fmt=shapes[_family(name).removesuffix(PGD)], **look)
     axis.axline((0, 0), slope=1, color="grey", linewidth=0.8, linestyle=":")
@@ -326,13 +326,13 @@ def plot_plane(groups, label, sources=None):
         xlim=(0, 102),
         ylim=(-2, 52 if highest < 50 else 102),
     )
-    axis.set_title(f"{', n = '.join(tested)}; 95 % intervals{left_out}")
+    axis.set_title(f"{', n = '.join(tested)}; 95 % intervals{'; invalid numbers left out' * invalid}")
     entries = [Patch(color=colour, label=group) for group, colour in colours.items()]
+    grey = {"color": "#555555", "linestyle": ""}
     if len(set(shapes.values())) > 1:
-        grey = {"color": "#555555", "linestyle": ""}
         entries += [Line2D([], [], marker=shape, label=name, mfc="none", **grey) for name, shape in shapes.items()]
-        if any(name.endswith(PGD) for name in names):
-            entries.append(Line2D([], [], marker="o", label="filled: the same, with PGD", **grey))
+    if any(map(_attacked, names)):
+        entries.append(Line2D([], [], marker="o", label="filled: trained on\nattacked pictures", **grey))
     if sources:
         told = f"its source, on {distinct(score.split for score in sources.values())}"
         entries.append(Line2D([], [], color="white", marker="*", markersize=11, mec="black", label=told))
@@ -386,6 +386,15 @@ def plot_examples(models, split, attack, count=6):
 def _family(name):
     """A model's name without its seed."""
     return re.sub(r"(, |-)seed ?\d+", "", name)
+
+
+def _attacked(name):
+    return not ATTACKED.isdisjoint(re.split("[ -]", _family(name)))
+
+
+def source_of(name):
+    """What a network such as from-robust-head was made of: a key of SOURCES, or None."""
+    return next((source for source in SOURCES if source in re.split("[ -]", name)), None)
 
 
 def looks(named):

@@ -61,13 +61,15 @@ def index(folder):
     return markdown(head, rows, words=len(head))
 
 
-def seeds_table(*folders):
-    """One study, kept with several seeds, a row of Markdown a network: accuracies in %, and of each seed the last.
+def seeds_table(folder, experiment):
+    """An experiment of a kept study with several seeds, a row of Markdown a network: accuracies in %, and of each
+    seed the last.
 
     In brackets is Student's 95 % interval of the mean over seeds, which says nothing of other pictures. Sources
     are left out: they may be the same network for all seeds.
     """
-    scores = pd.concat([pd.read_csv(Path(folder) / "scores.csv") for folder in folders])
+    scores = pd.read_csv(Path(folder) / "scores.csv")
+    scores = scores[scores.model.str.startswith(f"{experiment}/")].copy()
     scores[["network", "seed"]] = scores.model.str.extract(r"([^/]*)-seed(\d+)$")
     (attack,) = {name for name in scores.evaluation if name.startswith("AutoAttack")}
     rows = []

@@ -1,9 +1,13 @@
 """How figures look."""
 
 COLOURS = ("#4c4c4c", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe & Ito 2008
-# What trains in fine-tuning has its marker in every figure, other networks take those that are left.
+# What was fine-tuned has its colour in every figure of transfer,
+SOURCES = {"standard": COLOURS[1], "robust": COLOURS[2], "scratch": COLOURS[3]}
+# what trains in fine-tuning its marker; other networks take those that are left.
 SHAPES = {"head": "o", "last-stage": "s", "low-rank": "^", "all": "D", "probe-then-all": "v"}
 MARKERS = "PX<>phd8"
+# What tells in a name that a network was trained on attacked pictures: its marker is filled.
+ATTACKED = {"pgd", "fgsm", "ni", "vmi", "trades", "mart", "awp", "free", "ema", "swa", "scheduled"}
 STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,

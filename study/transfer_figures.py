@@ -8,8 +8,18 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from evaluation.finding import CLEAN
-from study.figures import demo, distinct, done, looks
-from study.style import BESIDE, STYLE
+from study.figures import demo, distinct, done, looks, source_of
+from study.style import BESIDE, SOURCES, STYLE
+
+
+def _looks(named):
+    """As `looks`, but a source has one colour in every figure, and others of the same source are dashed."""
+    seen = []
+    for name, look in zip(named, looks(named), strict=True):
+        if source := source_of(name):
+            look |= {"color": SOURCES[source], "linestyle": ("-", "--", "-.", (0, (1, 1)))[seen.count(source) % 4]}
+            seen.append(source)
+        yield look
 
 
 @mpl.rc_context(STYLE | {"axes.grid": False})
@@ -20,7 +30,7 @@ def plot_carried(table):
     _field(axis, 100 * table.to_numpy(), np.eye(len(table), dtype=bool))
     axis.set_xticks(range(len(table)), table.columns, rotation=40, ha="right")
     axis.set_yticks(range(len(table)), table.index)
-    axis.set(xlabel="scored: the victim", ylabel="crafted on: the source")
+    axis.set(xlabel="scored: the victim", ylabel="crafted on")
     where = f"{demo(table.attrs['split'])}, n = {table.attrs['n']}"
     axis.set_title(f"Accuracy, %, {table.attrs['attack']};\n{where}; bold: white box")
     return done(figure)
@@ -61,9 +71,9 @@ def _field(axis, values, bold):
 
 LAYERS = {
     "shift": "change of the features, × their length",
-    "cka": "likeness of clean and attacked features",
-    "alignment": "alignment of gradients",
-    "source_cka": "likeness with the source's features",
+    "cka": "likeness of clean and attacked features, CKA",
+    "alignment": "alignment of gradients, cosine",
+    "source_cka": "likeness with the source's features, CKA",
 }
 
 
@@ -77,7 +87,7 @@ def plot_layers(tables):
     names = list(dict.fromkeys(name for table in tables.values() for name in table.index))
     figure, (axes,) = plt.subplots(1, len(shown), figsize=(3.1 * len(shown), 3.2), squeeze=False)
     for axis, column in zip(axes, shown, strict=True):
-        for table, look in zip(tables.values(), looks(tables), strict=True):
+        for table, look in zip(tables.values(), _looks(tables), strict=True):
             places = [names.index(name) for name in table.index]
             if column in table:
                 axis.plot(places, table[column], marker="o", markersize=3, **look)
@@ -104,7 +114,7 @@ def plot_amounts(scores, label):
     everything = [score for amounts in scores.values() for score in amounts.values()]
     figure, axes = plt.subplots(1, 2, figsize=(8.4, 3.2), sharey=True)
     for axis, row in zip(axes, (CLEAN, label), strict=True):
-        for amounts, look in zip(scores.values(), looks(scores), strict=True):
+        for amounts, look in zip(scores.values(), _looks(scores), strict=True):
             kept = {n: score for n, score in amounts.items() if score.verdict(row) != "invalid"}
             shares = [100 * score.share(row) for score in kept.values()]
             ends = [[100 * end for end in score.interval(row)] for score in kept.values()]
@@ -137,8 +147,9 @@ def plot_stages(stages, label):
     every = all(valid(some) for stage in stages.values() for some in stage)
     left_out = "" if every else "; invalid numbers left out"
     figure, axis = plt.subplots(figsize=(6, 4))
-    for points, look in zip(stages.values(), looks(stages), strict=True):
-        places, reach = [], []
+    ends_at = [], []
+    for points, look in zip(stages.values(), _looks(stages), strict=True):
+        places, reach = [], []  # clean, and under attack
         points = [some for some in points if valid(some)]
         if not points:
             continue
@@ -146,6 +157,7 @@ def plot_stages(stages, label):
             shares = np.array([np.mean([100 * score.share(row) for score in some]) for some in points])
             ends = [np.mean([100 * np.array(score.interval(row)) for score in some], axis=0) for some in points]
             places.append(shares)
+            ends_at[len(reach)].extend(np.ravel(ends))
             reach.append(np.abs(np.array(ends).T - shares))
         axis.errorbar(*places, xerr=reach[0], yerr=reach[1], marker="o", markersize=4, elinewidth=0.6, **look)
         axis.annotate(
@@ -153,7 +165,9 @@ def plot_stages(stages, label):
         )
     axis.axline((0, 0), slope=1, color="grey", linewidth=0.8, linestyle=":")
     axis.set(xlabel="clean accuracy, %", ylabel=f"accuracy under {everything[0].title(label)}, %")
-    axis.set(xlim=(0, 102), ylim=(-2, 102))
+    if ends_at[0]:
+        limits = [(max(min(ends) - 2, -2), min(max(ends) + 2, 102)) for ends in ends_at]
+        axis.set(xlim=limits[0], ylim=limits[1])
     tested = demo(distinct(f"{score.split}, n = {score.n}" for score in everything))
     axis.set_title(f"{tested}; 95 % intervals{left_out}")
     if axis.get_legend_handles_labels()[0]:

@@ -200,7 +200,9 @@ def test_notebooks_that_ran_are_linked(tmp_path):
         "| [00](notebooks/00_a.ipynb) | One? |",
         "| [01](notebooks/01_b.ipynb) | Two? |",
     ]
-    (copies / "01_b.ipynb").touch()
+    for folder in (copies, tmp_path / "notebooks" / "expected" / "hour-shapes", copies.with_name("quick-cifar-x")):
+        folder.mkdir(exist_ok=True)
+        (folder / "01_b.ipynb").touch()
     last = readme.notebooks(tmp_path).splitlines()[-1]
     assert last == "| [01](notebooks/01_b.ipynb) | Two? | [hour-cifar](notebooks/expected/hour-cifar/01_b.ipynb) |"
 

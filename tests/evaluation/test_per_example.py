@@ -9,8 +9,10 @@ import pytest
 import torch
 from small import small_network
 
-from attacks import PGD, Attack, AutoAttack
+from attacks import APGD, PGD, Attack, AutoAttack
+from attacks.autoattack import Nearest
 from evaluation import batch_sizes, checks, per_example, tested_before, testing
+from storage.atomic_files import NotWritten
 
 CHEAP = AutoAttack(eps=6 / 255, steps=5, queries=20)
 
@@ -70,11 +72,20 @@ def test_a_stopped_test_goes_on_to_the_same_outcomes(sound, blobs, tmp_path, mon
     assert again.findings == whole.findings
 
 
-def test_a_test_that_was_done_is_read_until_its_file_is_deleted(sound, blobs, tmp_path, caplog):
+@pytest.fixture
+def crafted(monkeypatch):
+    """Notes each batch that PGD and APGD, attacks of ours, are asked for."""
+    for kind in (PGD, APGD):
+        craft = kind.craft
+        monkeypatch.setattr(kind, "craft", lambda *given, craft=craft: calls.append(1) or craft(*given))
+
+
+def test_a_test_that_was_done_is_read_until_its_file_is_deleted(sound, blobs, tmp_path, caplog, crafted):
     caplog.set_level("INFO", "study")
-    model, attacks = sound["pgd"], [Stopping(steps=3), CHEAP]
+    model, attacks = sound["pgd"], [PGD(steps=3), CHEAP]
     first = run(model, blobs.test, attacks, tmp_path)
     batches = len(calls)
+    assert batches > 4
     assert not caplog.records
     again = run(model, blobs.test, attacks, tmp_path)
     assert len(calls) == batches
@@ -83,11 +94,71 @@ def test_a_test_that_was_done_is_read_until_its_file_is_deleted(sound, blobs, tm
         assert torch.equal(outcome, again.outcomes[label])
     assert again.seconds | {"clean": 0} == first.seconds | {"clean": 0}
     assert f"to test anew, delete {kept_in(tmp_path).name}" in caplog.text
-    run(model, blobs.test, [*attacks, Stopping(steps=4)], tmp_path)  # repr tells no settings; their digits count
-    assert len(calls) == 2 * batches
+    run(model, blobs.test, [*attacks, PGD(steps=4)], tmp_path)
+    assert batches < len(calls) < 2 * batches
+    calls.clear()
     kept_in(tmp_path).unlink()
     run(model, blobs.test, attacks, tmp_path)
-    assert len(calls) == 3 * batches
+    assert len(calls) == batches
+
+
+def test_what_others_bring_is_kept_until_its_test_is_done(sound, blobs, tmp_path, monkeypatch, crafted):
+    """An attack, a network or a setting of somebody's own may hide what it hangs on."""
+    stop_after(3, monkeypatch, sound["pgd"], blobs.test, tmp_path)
+    assert kept_in(tmp_path).exists()
+    for model, attack in (
+        (sound["pgd"], Stopping(steps=3)),
+        (sound["pgd"], Nearest(attack=Stopping(steps=3))),
+        (Around(sound["pgd"], lambda inner, images: inner(images)), PGD(steps=3)),
+    ):
+        run(model, blobs.test, [attack], tmp_path)
+        assert not list(tmp_path.glob("tested-*"))
+        counts = []
+        for attacks in ([attack], [PGD(steps=2)], [attack], [attack, PGD(steps=2)], [attack]):
+            calls.clear()
+            run(model, blobs.test, attacks, tmp_path)
+            counts.append(len(calls))
+        own, other = counts[:2]
+        assert own > 0
+        lasts = not isinstance(model, Around)  # of PGD(steps=2)
+        assert counts[2:] == [own, own if lasts else own + other, own]
+        for path in tmp_path.glob("tested-*"):
+            path.unlink()
+
+
+def test_nothing_is_kept_while_files_are_newer_than_what_runs(
+    sound, blobs, tmp_path, monkeypatch, caplog, crafted
+):
+    run(sound["pgd"], blobs.test, [PGD(steps=3)], tmp_path)
+    calls.clear()
+    before = kept_in(tmp_path).read_bytes()
+    for folder in tested_before.JUDGES:
+        shutil.copytree(tested_before.ROOT / folder, tmp_path / "ours" / folder)
+    with (tmp_path / "ours" / "models" / "model.py").open("a") as code:
+        code.write("\n")
+    monkeypatch.setattr(tested_before, "ROOT", tmp_path / "ours")
+    run(sound["pgd"], blobs.test, [PGD(steps=3)], tmp_path)
+    assert len(calls) > 0
+    assert "were edited since this process began" in caplog.text
+    assert kept_in(tmp_path).read_bytes() == before
+
+
+def test_a_full_disk_costs_no_scores(sound, blobs, tmp_path, monkeypatch, caplog):
+    def full(*_):
+        raise NotWritten("no space left")
+
+    monkeypatch.setattr(tested_before, "write_json", full)
+    scores = run(sound["pgd"], blobs.test, [PGD(steps=3)], tmp_path)
+    assert "PGD-3" in scores.outcomes
+    assert "what was tested is not kept: no space left" in caplog.text
+
+
+def test_an_error_before_the_test_lets_the_folder_go(blobs, tmp_path):
+    broken = Around(small_network(), lambda inner, images: 1 / 0)
+    with pytest.raises(ZeroDivisionError) as caught, tested_before.Kept(tmp_path, broken, broken, blobs.test):
+        pass
+    assert caught.tb is not None  # holds what was open there
+    run(small_network(), blobs.test, [PGD(steps=2)], tmp_path)
 
 
 class Around(torch.nn.Module):
@@ -127,14 +198,12 @@ def test_what_was_done_for_something_else_is_not_used(change, sound, blobs, tmp_
     elif change == "attack":
         rewritten(monkeypatch)
     elif change == "our code":
-        for folder in tested_before.JUDGES:
-            shutil.copytree(tested_before.ROOT / folder, tmp_path / "ours" / folder)
-        with (tmp_path / "ours" / "models" / "model.py").open("a") as code:
-            code.write("\n")
-        monkeypatch.setattr(tested_before, "ROOT", tmp_path / "ours")
+        monkeypatch.setattr(tested_before, "_code", lambda: "another")
+        monkeypatch.setattr(tested_before, "CODE", "another")
     elif change == "torch":
         version = importlib.metadata.version
         monkeypatch.setattr(importlib.metadata, "version", lambda name: version(name) + ("+x" * (name == "torch")))
+        monkeypatch.setattr(tested_before, "CODE", tested_before._code())
     else:
         kept_in(tmp_path).write_text('{"key":')
     expected = run(model, split, [Stopping(steps=3)])

@@ -3,12 +3,14 @@
 import pandas as pd
 import pytest
 import torch
+from matplotlib.colors import to_hex
 
 from attacks import FGSM, PGD
 from evaluation import carried_matrix, diagnostics
 from evaluation.finding import Finding
 from evaluation.scores import Scores
 from study import figures, transfer_figures
+from study.style import SOURCES
 
 
 def test_figures(study, tmp_path):
@@ -99,7 +101,24 @@ def test_the_plane_draws_every_group_and_no_invalid_number():
     assert "invalid numbers left out" in axis.get_title()
 
 
-def test_what_trains_has_its_marker_in_every_plane_filled_with_pgd():
+def test_a_source_has_one_colour_in_every_plane_and_an_empty_group_none():
+    right = torch.arange(100) < 50
+    score = Scores("x test", {"clean": right, "PGD-20": right}, {"PGD-20": "PGD"})
+    untested = Scores("y test", {"clean": right[:50]})
+    for order in (("robust source", "01", "from scratch", "standard"), ("standard", "from scratch", "robust")):
+        groups = {"06": {"one": untested}} | {group: {"one": score, "other": untested} for group in order}
+        axis = figures.plot_plane(groups, "PGD-20").axes[0]
+        texts, patches = axis.get_legend().get_texts(), axis.get_legend().get_patches()
+        assert [text.get_text() for text in texts] == list(order)
+        for group, patch in zip(order, patches, strict=True):
+            if source := figures.source_of(group):
+                assert to_hex(patch.get_facecolor()) == SOURCES[source]
+            else:
+                assert to_hex(patch.get_facecolor()) not in SOURCES.values()
+        assert axis.get_title().startswith("x test, n = 100;")
+
+
+def test_what_trains_has_its_marker_in_every_plane_filled_where_it_saw_attacks():
     right = torch.arange(100) < 50
     score = Scores("x test", {"clean": right, "PGD-20": right}, {"PGD-20": "PGD"})
     looks = {}
@@ -108,12 +127,17 @@ def test_what_trains_has_its_marker_in_every_plane_filled_with_pgd():
         drawn = [container.lines[0] for container in axis.containers]
         for name, line in zip(names, drawn, strict=True):
             looks.setdefault(name, []).append((line.get_marker(), line.get_markerfacecolor() != "none"))
-        assert "filled: the same, with PGD" in [text.get_text() for text in axis.get_legend().get_texts()]
+        assert "filled: trained on\nattacked pictures" in [
+            text.get_text() for text in axis.get_legend().get_texts()
+        ]
     assert looks["all"] == 2 * [("D", False)]
     assert looks["all-pgd"] == [("D", True)]
     assert looks["head"] == [("o", False)]
     assert looks["head-pgd"] == [("o", True)]
     assert looks["else-seed0"] == looks["bn-only"] == [("P", False)]
+    names = ("pgd-long", "n-fgsm, seed 1", "01 ni", "01 standard", "source-robust")
+    drawn = figures.plot_plane({"03": dict.fromkeys(names, score)}, "PGD-20").axes[0].containers
+    assert [line.lines[0].get_markerfacecolor() != "none" for line in drawn] == [True, True, True, False, False]
     many = {f"kind {number}": score for number in range(9)}
     axis = figures.plot_plane({"robust": many}, "PGD-20").axes[0]
     assert {container.lines[0].get_marker() for container in axis.containers} == {"o"}

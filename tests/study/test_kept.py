@@ -108,8 +108,9 @@ def test_seeds_of_a_kept_study_in_a_row_a_network(tmp_path):
         ):
             lines.append(f"06_robust_transfer/{network}-seed{seed},clean,{clean},no finding")
             lines.append(f'06_robust_transfer/{network}-seed{seed},"AutoAttack, cut short",{left},{verdict}')
+    lines.append("01_shallow_cnn/pgd-seed0,AutoAttack,20,")
     (tmp_path / "scores.csv").write_text("\n".join(lines))
-    assert kept.seeds_table(tmp_path).splitlines() == [
+    assert kept.seeds_table(tmp_path, "06_robust_transfer").splitlines() == [
         "| network | clean | AutoAttack, cut short | each seed |",
         "| --- | ---: | ---: | ---: |",
         "| from-robust-all | 72.0 [65.4, 78.6] | 33.0 [25.5, 40.5] | 30.0, 33.0, 36.0 |",  # 4.303 · s / √3
