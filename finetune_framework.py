@@ -278,7 +278,7 @@ def _chosen(leaves, model, train):
         return set(leaves)
     if train == "head":
         return {head}
-    if train == "last_stage":
+    if train in ("last_stage", "last-stage"):  # as the notebooks' runs are called
         return set(_last_stage_of_timm(leaves, model.network) or _last_stage(leaves, head)) | {head}
     if isinstance(train, str) or not train:
         raise ValueError(f"train={train!r}: 'head', 'last_stage', 'all' or a list of layers' names is needed")

@@ -25,6 +25,7 @@ from evaluation.transfer_attack import transfer_attack
 from loaders import Data
 from models import copied
 from models.low_rank import Packed
+from models.model import check_is_module
 from processes import child_processes, data_parallel
 from processes.machine import own_device, prepare, ran_out_of_memory
 from processes.seeds import derive_seed, seed_global
@@ -101,6 +102,7 @@ def train(model, data, recipe, folder, *, processes=None, progress=True):
         raise TypeError(
             f"{data!r:.80}: Data is needed, with its three splits; loaders.from_dataset makes it of a Dataset"
         )
+    check_is_module(model)
     device = data.train.labels.device
     data_parallel.join(device)
     identity = identity_of(model, data, recipe)

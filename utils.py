@@ -167,6 +167,8 @@ def load_data(name, session, *, validation=0.1, train_pictures=None):
     aside. `train_pictures` keeps only that many of the rest; of one's own and of TARGETS, all where there are
     fewer. Raises DataError for files that cannot be used, ValueError for bad arguments.
     """
+    if not isinstance(name, str):
+        raise TypeError(f"{name!r:.60} is no name of a data set: it is load_data(name, session)")
     own = name.startswith(FOLDER)
     if name not in DATASETS and not own:
         raise ValueError(f"data set {name!r} is not known; the data sets are: {', '.join(DATASETS)}")

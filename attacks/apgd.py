@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import torch
 
 from attacks.autoattack_search import PRECISIONS, Search
-from attacks.base import NORMS, Attack, choice, norm_setting, setting
+from attacks.base import Attack
 from attacks.pgd import direction, lengths, projection
+from attacks.settings import NORMS, choice, norm_setting, setting
 from processes.data_parallel import drawn
 
 MOMENTUM = 0.75  # share of the new step, the rest is the last movement

@@ -9,10 +9,11 @@ import torch
 
 from attacks.apgd import APGD
 from attacks.autoattack_search import PRECISIONS, margin, wide
-from attacks.base import NORMS, Attack, choice, norm_setting, setting
+from attacks.base import Attack
 from attacks.blackbox import Square
 from attacks.fab import FAB
 from attacks.pgd import PGD
+from attacks.settings import NORMS, choice, norm_setting, setting
 from models.tf32 import rounding
 
 

@@ -11,20 +11,17 @@ import copy
 import math
 import warnings
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, replace
-from functools import partial
+from dataclasses import dataclass, fields, replace
 from typing import ClassVar
 
 import torch
 from torch import nn
 
+from attacks.settings import EPS_HINT, USUAL_EPS, NamedSettings, check_setting, check_settings
 from models import fitted, taken
 from models.fused import Folding
 
 LIFT = 128.0  # between what float16 loses, below 6e-8, and what it cannot hold, above 65,504
-EPS_HINT = "8/255 is usual; a plain 8 forgets the division"
-NORMS = ("Linf", "L2")
-USUAL_EPS = {"Linf": 8 / 255, "L2": 0.5}  # RobustBench's for CIFAR-10
 
 
 class Chosen(float):
@@ -32,7 +29,7 @@ class Chosen(float):
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class Attack:
+class Attack(NamedSettings):
     """Settings of an attack. `eps` is the largest change: of a pixel in the `norm` "Linf", in units of the [0, 1]
     range; in "L2" the length of the change of the whole picture. None is 8/255, in L2 0.5.
     """
@@ -349,63 +346,3 @@ def check_labels(labels, images, name):
         raise ValueError(f"{name} are on {labels.device} and images on {images.device}: move one of them")
     if len(labels) and int(labels.min()) < 0:
         raise ValueError(f"{name} reach down to {int(labels.min())}: classes count from 0")
-
-
-def setting(default, low, high=math.inf, **limits):
-    """A field of a dataclass that `check_settings` holds to its range; whole numbers where the default is one."""
-    check = partial(check_setting, low=low, high=high, whole=isinstance(default, int), **limits)
-    return field(default=default, metadata={"check": check})
-
-
-def choice(*choices):
-    """A field of a dataclass that `check_settings` holds to these choices; the first is the default."""
-    return field(default=choices[0], metadata={"check": partial(check_choice, choices=choices)})
-
-
-def norm_setting(*norms, written=False, **settings):
-    """A field that says in which norm ε is, one of these; the first is the default.
-
-    Unless it always was, that one is not written into recipe.json: see training/identity.py.
-    """
-    metadata = {"check": partial(check_norm, norms=norms), "written": written}
-    return field(default=norms[0], metadata=metadata, **settings)
-
-
-def check_settings(owner):
-    """Raise ValueError unless every field that was made by `setting` or `choice` is what it may be."""
-    for each in fields(owner):
-        if "check" in each.metadata:
-            each.metadata["check"](owner, each.name)
-
-
-def check_setting(owner, name, low, high, *, whole=False, open_low=False, open_high=False, hint=""):
-    """Raise ValueError unless a setting is a finite number in its range."""
-    value = getattr(owner, name)
-    number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
-    inside = number and low <= value <= high and abs(value) != math.inf
-    if inside and not (open_low and value == low) and not (open_high and value == high):
-        return
-    kind = "a whole number" if whole else "a number"
-    bounds = f"above {low:g}" if open_low else f"of at least {low:g}"
-    limit = "" if math.isinf(high) else f" and below {high:g}" if open_high else f" and at most {high:g}"
-    raise ValueError(
-        f"{type(owner).__name__}: {name}={value!r}; {kind} {bounds}{limit} is needed. {hint}".rstrip()
-    )
-
-
-def check_norm(owner, name, norms):
-    """Raise ValueError unless the norm is one of these."""
-    if owner.norm not in norms:
-        there = (
-            " or ".join(map(repr, norms)) + " is needed" + ("" if norms[1:] else ": it is defined for no other")
-        )
-        raise ValueError(f"{type(owner).__name__}: norm={owner.norm!r}; {there}")
-
-
-def check_choice(owner, name, choices):
-    """Raise ValueError unless a setting is one of the choices."""
-    value = getattr(owner, name)
-    if type(value) not in map(type, choices) or value not in choices:
-        raise ValueError(
-            f"{type(owner).__name__}: {name}={value!r}; one of {', '.join(map(str, choices))} is needed"
-        )

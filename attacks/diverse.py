@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import conv2d
 
-from attacks.base import input_gradient, setting
+from attacks.base import input_gradient
 from attacks.momentum import MIFGSM
+from attacks.settings import setting
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

@@ -6,7 +6,8 @@ from functools import partial
 import torch
 
 from attacks.autoattack_search import TF32, Search
-from attacks.base import NORMS, Attack, norm_setting, setting
+from attacks.base import Attack
+from attacks.settings import NORMS, norm_setting, setting
 
 BIAS = 0.1  # the largest share of the way back towards the picture
 OVERSHOOT = 1.05

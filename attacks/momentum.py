@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 import torch
 
-from attacks.base import Attack, input_gradient, moved, norm_setting, setting
+from attacks.base import Attack, input_gradient, moved
 from attacks.pgd import bounds
+from attacks.settings import norm_setting, setting
 from processes.data_parallel import drawn
 
 

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
-from attacks.base import NORMS, Attack, input_gradient, moved, norm_setting, setting
+from attacks.base import Attack, input_gradient, moved
+from attacks.settings import NORMS, norm_setting, setting
 from processes.data_parallel import drawn
 
 USUAL_STEP = 2 / 255

@@ -22,7 +22,7 @@ import torchattacks
 
 import utils
 from attacks import AutoAttack, NearFirst
-from attacks.base import NORMS, USUAL_EPS
+from attacks.settings import NORMS, USUAL_EPS
 from benchmarks.suite import RESULTS
 from evaluation.per_example import attacked, predict
 from finetune_framework import load_source

@@ -31,7 +31,7 @@ from attacks import (
     Square,
     Torchattacks,
 )
-from attacks.base import NORMS, USUAL_EPS
+from attacks.settings import NORMS, USUAL_EPS
 from benchmarks.suite import RESULTS
 from evaluation import golden
 from storage.atomic_files import replacing

@@ -18,7 +18,9 @@ EXPERIMENT = "06_robust_transfer"
 AGAIN = "notebooks/expected/hour-cifar-seed1"
 FIGURE = "notebooks/expected/hour-cifar/clean_against_robust.png"
 TRAINED = (
-    "ResNet-18 of width 64; sources trained for 12 and 10 epochs, fine-tuned for 3 (`hour`: 20, 15, 8); one H100"
+    "ResNet-18 of width 64. The standard source had 12 epochs of CIFAR-100 (a copy with losses), the robust one "
+    "10 more on attacked pictures; all other rows, *none* too, have 3 of CIFAR-10. `hour` trains longer "
+    "(20, 15, 8). One H100"
 )
 NETWORKS = {
     "source-robust": ("robust", "nothing: the source itself, on CIFAR-100"),
@@ -50,7 +52,7 @@ def results(shown=SHOWN, experiment=EXPERIMENT, networks=NETWORKS, again=AGAIN):
         f"Accuracy in % on n = {n} test pictures, with its 95 % interval. {TRAINED}. "
         f"Scores and commands: [seed 0]({shown}), [seed 1]({again})."
     )
-    head = ["source", "then trained", "clean", attack, "seed 1"]
+    head = ["source", "then trained", "clean", attack, "the same, seed 1"]
     image = f'<img src="{FIGURE}" width="600" alt="Clean and robust accuracy">'
     return "\n\n".join([image, markdown(head, rows, words=2), said])
 

@@ -19,7 +19,7 @@ import torch
 
 import utils
 from attacks import FGSM, NIFGSM, PGD
-from attacks.base import USUAL_EPS
+from attacks.settings import USUAL_EPS
 from benchmarks.rivals import DETECTORS, asked, raised
 from benchmarks.suite import RESULTS
 from evaluation.audit import audit

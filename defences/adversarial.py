@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from torch.nn.functional import cross_entropy
 
 from attacks import FGSM, Attack, evaluating, wide
-from attacks.base import check_settings, setting
+from attacks.settings import check_settings, setting
 
 
 def moment(defence, progress):

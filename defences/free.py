@@ -6,7 +6,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from attacks import wide
-from attacks.base import setting
+from attacks.settings import setting
 from defences.adversarial import Standard
 from defences.single_step import SingleStep
 

@@ -6,8 +6,9 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from attacks import evaluating, input_gradient, wide
-from attacks.base import EPS_HINT, LIFT, check_settings, norm_setting, setting
+from attacks.base import LIFT
 from attacks.pgd import bounds
+from attacks.settings import EPS_HINT, check_settings, norm_setting, setting
 from defences.adversarial import Standard, TwoHalves
 from processes.data_parallel import drawn
 

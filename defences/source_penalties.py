@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from attacks import evaluating
-from attacks.base import check_setting
+from attacks.settings import check_setting
 from defences.adversarial import Wrapped
 from models import LowRank, model_of
 from models.low_rank import is_adapted

@@ -7,8 +7,9 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from attacks import PGD, Attack, wide
-from attacks.base import LIFT, setting
+from attacks.base import LIFT
 from attacks.pgd import projection, stepped
+from attacks.settings import setting
 from defences.adversarial import Adversarial
 from processes.data_parallel import drawn
 

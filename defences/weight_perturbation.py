@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch.func import functional_call
 
-from attacks.base import LIFT, setting
+from attacks.base import LIFT
+from attacks.settings import setting
 from defences.adversarial import Adversarial, TwoHalves, Wrapped
 from processes import data_parallel
 

@@ -13,7 +13,8 @@ from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
 from attacks import FGSM, MIFGSM, PGD, Attack, AutoAttack, Noise, Square, Torchattacks, evaluating, margin
-from attacks.base import NORMS, whole_range
+from attacks.base import whole_range
+from attacks.settings import NORMS
 from evaluation import checks, comparisons, gradients
 from evaluation.finding import CLEAN, Finding
 from evaluation.golden import too_weak

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from attacks.base import NORMS, Attack, evaluating
+from attacks.base import Attack, evaluating
 from attacks.pgd import bounds
+from attacks.settings import NORMS
 from evaluation.finding import CLEAN, Finding
 from evaluation.per_example import attacked, in_float32, on_device_of, predict
 from evaluation.scores import Scores

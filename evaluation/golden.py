@@ -15,8 +15,9 @@ import torch
 from torch import nn
 
 from attacks import Attack, margin
-from attacks.base import NORMS, whole_range
+from attacks.base import whole_range
 from attacks.pgd import bounds
+from attacks.settings import NORMS
 from evaluation.certified import margins, steps_of
 from evaluation.finding import Finding
 from evaluation.per_example import attacked

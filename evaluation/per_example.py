@@ -14,6 +14,7 @@ import torch
 from attacks import evaluating
 from evaluation.batch_sizes import BATCH, AnySize
 from evaluation.tested_before import Kept
+from models.model import check_is_module
 from models.tf32 import rounding
 from processes import data_parallel
 from processes.seeds import derive_seed
@@ -32,8 +33,7 @@ class Extent(NamedTuple):
 
 def on_device_of(split, model):
     """The model on the split's device: itself, or a copy. Raises TypeError for what is no module."""
-    if not isinstance(model, torch.nn.Module):
-        raise TypeError(f"{model!r:.80} is no torch.nn.Module: models.wrap(function) makes one of a function")
+    check_is_module(model)
     weight = next(model.parameters(), None)
     if weight is None or weight.device == split.labels.device:
         return model

@@ -98,9 +98,11 @@ def _listed(path):
     names = {part: [top.name for top in _folders(parts[part])] for part in parts}
     classes, files = names["train"], {}
     if len(classes) < 2:
-        inner = f"; is {parts['train'] / classes[0]} meant?" if classes else ""
+        inner = parts["train"] / classes[0] if classes else None
+        meant = f"; is {inner} meant?" if inner and len(_folders(inner)) > 1 else ""
         raise DataError(
-            f"{parts['train']} holds {len(classes)} folders of pictures; one for each class is needed{inner}"
+            f"{parts['train']} holds {len(classes)} folders of pictures; one for each class is needed, and two at "
+            f"least, as in {path.name}/cat/1.png{meant}"
         )
     for part in parts:
         if unknown := sorted(set(names[part]) - set(classes)):

@@ -107,6 +107,18 @@ class Wrapped(Model):
         return self.head or _heads[self.network]
 
 
+def check_is_module(model):
+    """Raise TypeError for what is no module, with what to pass in its place."""
+    if isinstance(model, nn.Module):
+        return
+    remedy = "models.wrap(function) makes one of a function"
+    if isinstance(model, str):
+        remedy = f"load_source({model!r}) loads one by its name"
+    elif isinstance(getattr(model, "model", None), nn.Module):
+        remedy = "pass its .model"
+    raise TypeError(f"{model!r:.80} is no torch.nn.Module: {remedy}")
+
+
 class _Function(nn.Module):
     """A plain function as a module."""
 
@@ -129,7 +141,7 @@ def wrap(network, *, logits=None, mean=None, std=None, resize=None, head=None):
     that is no linear layer or convolution, and for a mean or deviation that no pixels in [0, 1] have.
     """
     if not callable(network):
-        raise TypeError(f"network={network!r:.80}: a module, or a function of pictures, is needed")
+        check_is_module(network)
     if (mean is None) != (std is None):
         raise ValueError("mean and std go together: one of them is missing")
     network = bare(network) if isinstance(network, nn.Module) else _Function(network)

@@ -25,13 +25,18 @@ def keep(study, target):
     write_page(study)
     for path in (*target.glob("*/figures/*.png"), *target.glob("[0-9]*.ipynb")):  # of what was kept there before
         path.unlink()
+    data = {}
+    for path in sorted(study.glob("*/*/recipe.json")):
+        used = read_json(path)["data"]
+        data[used["name"]] = used["sha256"]
     environments = {}
     for path in sorted(study.glob("*/*/environment.json")):
         values = read_json(path)
-        environments.setdefault(json.dumps({k: v for k, v in values.items() if k != "started"}), []).append(values)
-    same = [group[0] | {"runs": len(group)} for group in environments.values()]
+        machine = {name: value for name, value in values.items() if name not in ("started", "same_run_as")}
+        environments.setdefault(json.dumps(machine), []).append(values["started"])
+    same = [json.loads(one) | {"started": min(of), "runs": len(of)} for one, of in environments.items()]
     command = _without_places((study / "command.txt").read_text()).splitlines()
-    write_json(target / "provenance.json", {"commands": command, "environments": same})
+    write_json(target / "provenance.json", {"commands": command, "data": data, "environments": same})
     for path in (study / "scores.csv", *sorted(study.glob("*/figures/[!.]*.png"))):
         with replacing(target / path.relative_to(study)) as partial:
             shutil.copyfile(path, partial)
@@ -43,7 +48,7 @@ def keep(study, target):
 
 def index(folder):
     """What is kept in a folder, a row of Markdown a study: notebooks, pictures, device, date and commands."""
-    head, rows = ["folder", "notebooks", "test pictures", "device", "date", "made by"], []
+    head, rows = ["folder", "notebooks", "test pictures, at most", "device", "date", "made by"], []
     for path in sorted(Path(folder).glob("*/provenance.json")):
         known, name = read_json(path), path.parent.name
         scores = pd.read_csv(path.with_name("scores.csv"))
@@ -51,7 +56,9 @@ def index(folder):
         first = known["environments"][0]
         row = [
             f"[{name}]({name})",
-            ", ".join(sorted(place.name[:2] for place in path.parent.glob("[0-9]*") if place.is_dir())),
+            ", ".join(
+                sorted({*scores.model.str[:2]} | {place.name[:2] for place in path.parent.glob("[0-9]*.ipynb")})
+            ),
             ", ".join(f"{n:,} ({split.removesuffix(' test')})" for split, n in splits),
             first["device"],
             first["started"][:10],

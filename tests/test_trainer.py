@@ -23,6 +23,7 @@ from small import small_network, small_split
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
+import finetune_framework
 import models
 import trainer
 import utils
@@ -47,6 +48,21 @@ RECIPE = Recipe(
 
 def go(blobs, folder, recipe=RECIPE, network=None):
     return train(network or small_network(), blobs, recipe, folder, progress=False)
+
+
+def test_what_is_no_network_is_answered_by_what_to_pass(blobs, tmp_path):
+    run = go(blobs, tmp_path / "run")
+    for call in (
+        lambda model: train(model, blobs, RECIPE, tmp_path / "again", progress=False),
+        lambda model: trainer.test(model, blobs.test),
+        lambda model: finetune_framework.adapt(model, 4),
+    ):
+        with pytest.raises(TypeError, match=r"pass its \.model"):
+            call(run)
+        with pytest.raises(TypeError, match=r"load_source\('ours/x'\) loads one"):
+            call("ours/x")
+    with pytest.raises(TypeError, match=r"load_data\(name, session\)"):
+        utils.load_data(object(), "cifar10")
 
 
 def weights(run):

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from attacks import PGD, Attack
-from attacks.base import check_choice, check_setting
+from attacks.settings import NamedSettings, check_choice, check_setting
 from defences import Standard, innermost
 
 SCHEDULES = ("one_cycle", "piecewise", "constant")
@@ -12,7 +12,7 @@ PRECISIONS = ("auto", "bfloat16", "float16", "float32")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class Recipe(NamedSettings):
     """Everything that decides a run besides the model's initial weights and the data.
 
     `learning_rate` is the peak: "one_cycle" climbs to it over the first `warm_up` of the training and falls
@@ -72,6 +72,10 @@ class Recipe:
         check_choice(self, "schedule", SCHEDULES)
         check_choice(self, "precision", PRECISIONS)
         check_choice(self, "augment", (True, False))
+        if isinstance(self.defence, Attack):
+            raise ValueError(
+                f"Recipe: defence={self.defence!r} is an attack; Adversarial(...) around it trains on its examples"
+            )
         loss = getattr(self.defence, "loss", None)
         for name, good, wanted in (
             ("defence", callable(loss) and not isinstance(self.defence, type), "a defence such as Standard()"),

@@ -565,7 +565,7 @@ def test_an_attack_is_a_value_that_names_its_settings(kind):
     assert repr(attack).startswith(f"{kind.__name__}(ε=8/255")
     with pytest.raises(FrozenInstanceError):
         attack.eps = 0.1
-    with pytest.raises(TypeError, match="positional"):
+    with pytest.raises(TypeError, match="given by name"):
         kind("Linf")
 
 

@@ -129,7 +129,8 @@ def _two_parts(root, extra):
 FAULTS = {
     "no folder": (lambda root: root.rmdir(), "is no folder"),
     "no classes": (lambda root: (root / "1.png").touch(), "holds 0 folders"),
-    "one class": (lambda root: fill(root, classes=("ant",)), "holds 1 folders.*is .*ant meant"),
+    "one class": (lambda root: fill(root, classes=("ant",)), "holds 1 folders.*two at least"),
+    "one folder too high": (lambda root: fill(root / "all"), "holds 1 folders.*is .*all meant"),
     "an empty class": (lambda root: fill(root) and (root / "cat").mkdir(), "cat holds no picture"),
     "too few": (lambda root: fill(root, count=2), "no training picture of 'ant', 'bee'"),
     "another class in test": (lambda root: _two_parts(root, ("ant", "cat")), "has the class 'cat', which"),
