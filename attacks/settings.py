@@ -1,5 +1,6 @@
 """Settings of attacks, defences and recipes: by name, each in its range, with errors that say what is meant."""
 
+import inspect
 import math
 from dataclasses import field, fields
 from difflib import get_close_matches
@@ -16,20 +17,22 @@ MEANT |= {"lr": "learning_rate", "wd": "weight_decay", "attack": "defence"}
 class NamedSettings:
     """A dataclass whose settings are given by name: TypeError names those that there are."""
 
-    def __new__(cls, *values, **named):
+    def __new__(cls, /, *values, **named):
         # Somebody's own __init__ takes what it likes; those that dataclass writes begin like this.
         if getattr(getattr(cls.__init__, "__code__", None), "co_qualname", "").startswith("__create_fn__"):
-            there = [each.name for each in fields(cls) if each.init]
+            takes = [*inspect.signature(cls.__init__).parameters.values()][1:]
+            there = [each.name for each in takes]
             for name in named.keys() - there:
                 near = [MEANT[name]] if MEANT.get(name) in there else get_close_matches(name, there, 1)
                 meant = f"is {near[0]} meant? " if near else ""
                 raise TypeError(f"{cls.__name__} has no setting {name!r}: {meant}It has {', '.join(there)}")
-            if values and all(each.kw_only for each in fields(cls)):
+            if values and all(each.kind is each.KEYWORD_ONLY for each in takes):
                 first = f"{cls.__name__}({there[0]}={values[0]!r})"
                 raise TypeError(
                     f"{cls.__name__}: settings are given by name, as in {first}. It has {', '.join(there)}"
                 )
-        return super().__new__(cls)
+        make = super().__new__
+        return make(cls) if make is object.__new__ else make(cls, *values, **named)
 
 
 def setting(default, low, high=math.inf, **limits):

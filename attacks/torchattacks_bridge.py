@@ -47,6 +47,11 @@ class Torchattacks(Attack):
         return getattr(probe, "alpha", None), getattr(probe, "steps", None)
 
     @property
+    def origin(self):
+        """The package that the attack is of: somebody may have put his own among torchattacks'."""
+        return _find(self.name).__module__.split(".")[0]
+
+    @property
     def follows_cross_entropy(self):
         return self.name not in OTHER_LOSS
 

@@ -10,11 +10,12 @@ import logging
 import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from types import FunctionType
 
 import numpy as np
 import torch
 
-from attacks import Attack, evaluating, input_gradient
+from attacks import Attack, Torchattacks, evaluating, input_gradient
 from evaluation.network_graphs import is_known
 from models.fingerprint import fingerprint, structure
 from processes import data_parallel
@@ -69,7 +70,7 @@ class Kept(dict):
         self.lasting = all(is_known(module) for model in models for module in model.modules())
         parts = [part(model) for model in models for part in (fingerprint, structure, _code_of_model)]
         device = split.labels.device
-        of = [split.name, split.checksum, device.type, *parts]
+        of = [split.name, split.checksum, device.type, self.lasting, *parts]
         self.key, self.probe = [*of, fast_precision(device), CODE], _probe(*self.of)
         self.path = self.folder / f"tested-{hashlib.sha256(repr(of).encode()).hexdigest()[:8]}.json"
         try:
@@ -116,7 +117,7 @@ class Kept(dict):
         if not self.keeps:
             return None
         settings = [(name, code_checksum.plain_text(value) or repr(value)) for name, value in vars(attack).items()]
-        parts = code_checksum.of_objects([attack]), settings, seed, indices.tolist()
+        parts = type(attack).__module__, code_checksum.of_objects([attack]), settings, seed, indices.tolist()
         text = f"{attack!r}, stage {stage}, batch {batch}, {hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}"
         if not (self.lasting and _is_told(attack)):
             self.passing.add(text)
@@ -136,10 +137,16 @@ class Kept(dict):
 
 
 def _is_told(value):
-    """Is it plain, or an attack of ours whose settings are?"""
+    """Is it plain, or an attack of ours, as it stands in its file, whose settings are?"""
     if not isinstance(value, Attack):
         return code_checksum.plain_text(value) is not None
-    return type(value).__module__.split(".")[0] == "attacks" and all(map(_is_told, vars(value).values()))
+    if isinstance(value, Torchattacks) and value.origin != "torchattacks":
+        return False
+    kinds = [kind for kind in type(value).__mro__ if issubclass(kind, Attack)]
+    methods = [(kind, part) for kind in kinds for part in vars(kind).values() if isinstance(part, FunctionType)]
+    ours = all(kind.__module__.split(".")[0] == "attacks" for kind in kinds)
+    ours = ours and all(part.__module__ in (kind.__module__, "dataclasses") for kind, part in methods)
+    return ours and all(map(_is_told, vars(value).values()))
 
 
 def _code():

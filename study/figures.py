@@ -4,7 +4,7 @@ Colours keep their run from figure to figure; error bars and bands are 95 % inte
 what the audit found invalid is left out.
 """
 
-import re
+import itertools
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -19,7 +19,7 @@ from evaluation.finding import CLEAN
 from evaluation.per_example import predict
 from evaluation.statistics import check_attacks, expected_robustness, wilson
 from storage.atomic_files import read_json, replacing
-from study.style import ATTACKED, BESIDE, COLOURS, MARKERS, SHAPES, SOURCES, STYLE
+from study.style import BESIDE, COLOURS, MARKERS, OTHERS, SHAPES, SOURCES, STYLE, attacked, family_of, source_of
 
 PGD = "-pgd"  # how the names of networks end that have a twin without it
 
@@ -132,7 +132,7 @@ def plot_against(tables, title, trained=None):
         limit = min(trained or np.inf, *(rows.eps.iloc[-1] for rows in tables.values()))
         for name, rows in tables.items():
             share = expected_robustness(rows.eps, rows.accuracy, limit)
-            expected.setdefault(_family(name), []).append(share)
+            expected.setdefault(family_of(name), []).append(share)
     figure, axis = plt.subplots(figsize=(6.6, 3.2))
     for rows, look in zip(tables.values(), looks(tables), strict=True):
         if look["label"] in expected:
@@ -290,14 +290,15 @@ def plot_plane(groups, label, sources=None):
     everything = [score for scores in groups.values() for score in scores.values()]
     groups = {group: {n: s for n, s in scores.items() if _place(s, label)} for group, scores in groups.items()}
     groups = {group: scores for group, scores in groups.items() if scores}
-    names = dict.fromkeys(_family(name) for scores in groups.values() for name in scores)
+    names = dict.fromkeys(family_of(name) for scores in groups.values() for name in scores)
     trained = list(dict.fromkeys(name.removesuffix(PGD) for name in names))
     others = [name for name in trained if name not in SHAPES]
     shapes = {name: SHAPES[name] for name in trained if name in SHAPES} | dict(zip(others, MARKERS, strict=False))
     if len(others) > len(MARKERS):  # too many to tell apart
         shapes = dict.fromkeys(trained, "o")
-    free = iter([*COLOURS[4:], *len(groups) * COLOURS[:1]])  # but those of SOURCES
-    colours = {group: SOURCES.get(source_of(group)) or next(free) for group in groups}
+    kinds, free = list(map(source_of, groups)), itertools.cycle(OTHERS)
+    own = [SOURCES[kind] if kind and kind not in kinds[:place] else next(free) for place, kind in enumerate(kinds)]
+    colours = dict(zip(groups, own, strict=True))
     shown = [score for scores in groups.values() for score in scores.values()] or everything
     tested = [demo(distinct(score.split for score in shown)), distinct(str(score.n) for score in shown)]
     check_attacks([score for score in everything if label in score.outcomes], label)
@@ -316,9 +317,9 @@ def plot_plane(groups, label, sources=None):
             ends = [[[100 * end] for end in score.interval(row)] for row in (CLEAN, label)]
             across, along = (np.abs(np.subtract(two, one)) for two, one in zip(ends, place, strict=True))
             highest = max(highest, ends[1][1][0])
-            inside = colours[group] if _attacked(name) else "none"
+            inside = colours[group] if attacked(name) else "none"
             look = {"color": colours[group], "markersize": 6, "markerfacecolor": inside, "elinewidth": 0.6}
-            axis.errorbar(*place, xerr=across, yerr=along, fmt=shapes[_family(name).removesuffix(PGD)], **look)
+            axis.errorbar(*place, xerr=across, yerr=along, fmt=shapes[family_of(name).removesuffix(PGD)], **look)
     axis.axline((0, 0), slope=1, color="grey", linewidth=0.8, linestyle=":")
     axis.set(
         xlabel="clean accuracy, %",
@@ -331,8 +332,8 @@ def plot_plane(groups, label, sources=None):
     grey = {"color": "#555555", "linestyle": ""}
     if len(set(shapes.values())) > 1:
         entries += [Line2D([], [], marker=shape, label=name, mfc="none", **grey) for name, shape in shapes.items()]
-    if any(map(_attacked, names)):
-        entries.append(Line2D([], [], marker="o", label="filled: trained on\nattacked pictures", **grey))
+    filled = Line2D([], [], marker="o", label="filled: trained on\nattacked pictures", **grey)
+    entries += [filled] * any(map(attacked, names))
     if sources:
         told = f"its source, on {distinct(score.split for score in sources.values())}"
         entries.append(Line2D([], [], color="white", marker="*", markersize=11, mec="black", label=told))
@@ -383,23 +384,9 @@ def plot_examples(models, split, attack, count=6):
     return done(figure)
 
 
-def _family(name):
-    """A model's name without its seed."""
-    return re.sub(r"(, |-)seed ?\d+", "", name)
-
-
-def _attacked(name):
-    return not ATTACKED.isdisjoint(re.split("[ -]", _family(name)))
-
-
-def source_of(name):
-    """What a network such as from-robust-head was made of: a key of SOURCES, or None."""
-    return next((source for source in SOURCES if source in re.split("[ -]", name)), None)
-
-
 def looks(named):
     """Colour and legend entry of each: seeds of one model share a colour and one entry."""
-    families = [_family(name) for name in named]
+    families = [family_of(name) for name in named]
     known = list(dict.fromkeys(families))
     for index, family in enumerate(families):
         first = families.index(family) == index

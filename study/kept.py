@@ -28,7 +28,7 @@ def keep(study, target):
     data = {}
     for path in sorted(study.glob("*/*/recipe.json")):
         used = read_json(path)["data"]
-        data[used["name"]] = used["sha256"]
+        data.setdefault(used["name"], set()).add(used["sha256"])
     environments = {}
     for path in sorted(study.glob("*/*/environment.json")):
         values = read_json(path)
@@ -36,7 +36,10 @@ def keep(study, target):
         environments.setdefault(json.dumps(machine), []).append(values["started"])
     same = [json.loads(one) | {"started": min(of), "runs": len(of)} for one, of in environments.items()]
     command = _without_places((study / "command.txt").read_text()).splitlines()
-    write_json(target / "provenance.json", {"commands": command, "data": data, "environments": same})
+    write_json(
+        target / "provenance.json",
+        {"commands": command, "data": {name: sorted(of) for name, of in data.items()}, "environments": same},
+    )
     for path in (study / "scores.csv", *sorted(study.glob("*/figures/[!.]*.png"))):
         with replacing(target / path.relative_to(study)) as partial:
             shutil.copyfile(path, partial)

@@ -3,23 +3,27 @@
 As those of figures.py: each function returns a matplotlib Figure, `figures.save` keeps it.
 """
 
+import itertools
+
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 
 from evaluation.finding import CLEAN
-from study.figures import demo, distinct, done, looks, source_of
-from study.style import BESIDE, SOURCES, STYLE
+from study.figures import demo, distinct, done, looks
+from study.style import BESIDE, OTHERS, SOURCES, STYLE, family_of, source_of
 
 
 def _looks(named):
     """As `looks`, but a source has one colour in every figure, and others of the same source are dashed."""
-    seen = []
+    known, free = {}, itertools.cycle(OTHERS)
     for name, look in zip(named, looks(named), strict=True):
-        if source := source_of(name):
-            look |= {"color": SOURCES[source], "linestyle": ("-", "--", "-.", (0, (1, 1)))[seen.count(source) % 4]}
-            seen.append(source)
-        yield look
+        family = family_of(name)
+        if family not in known:
+            source = source_of(family)
+            dashes = ("-", "--", "-.", (0, (1, 1)))[sum(source_of(other) == source for other in known) % 4]
+            known[family] = {"color": SOURCES[source], "linestyle": dashes} if source else {"color": next(free)}
+        yield look | known[family]
 
 
 @mpl.rc_context(STYLE | {"axes.grid": False})

@@ -72,11 +72,11 @@ class Recipe(NamedSettings):
         check_choice(self, "schedule", SCHEDULES)
         check_choice(self, "precision", PRECISIONS)
         check_choice(self, "augment", (True, False))
-        if isinstance(self.defence, Attack):
+        loss = getattr(self.defence, "loss", None)
+        if isinstance(self.defence, Attack) and not callable(loss):
             raise ValueError(
                 f"Recipe: defence={self.defence!r} is an attack; Adversarial(...) around it trains on its examples"
             )
-        loss = getattr(self.defence, "loss", None)
         for name, good, wanted in (
             ("defence", callable(loss) and not isinstance(self.defence, type), "a defence such as Standard()"),
             ("validation_attack", isinstance(self.validation_attack, Attack), "an attack such as PGD()"),

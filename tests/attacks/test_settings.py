@@ -2,7 +2,7 @@
 
 import copy
 import pickle
-from dataclasses import dataclass, replace
+from dataclasses import InitVar, dataclass, replace
 
 import pytest
 
@@ -39,6 +39,21 @@ def test_classes_of_somebodys_own_take_what_they_like():
     class Scaled(PGD):
         factor: float = 2.0
 
+    @dataclass(frozen=True, kw_only=True, repr=False)
+    class Budgeted(PGD):
+        budget: InitVar[int] = 1
+        cls: int = 0
+
+        def __post_init__(self, budget):
+            super().__post_init__()
+            vars(self)["spent"] = budget
+
+    class Both(PGD):
+        def loss(self, *_, **__):
+            return None
+
+    assert (Budgeted(budget=4, cls=3).spent, replace(Budgeted(), budget=2).spent) == (4, 2)
+    assert Recipe(epochs=1, defence=Both()).defence == Both()
     assert Weak(3).steps == 3
     assert Scaled(4.0).factor == 4.0
     assert replace(Scaled(4.0), steps=7) == Scaled(4.0, steps=7)

@@ -1,5 +1,7 @@
 """Which examples withstand: stages in full batches; a test that was stopped goes on, one that was done is read."""
 
+import copy
+import functools
 import importlib.metadata
 import json
 import shutil
@@ -7,9 +9,10 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+import torchattacks
 from small import small_network
 
-from attacks import APGD, PGD, Attack, AutoAttack
+from attacks import PGD, Attack, AutoAttack, Torchattacks
 from attacks.autoattack import Nearest
 from evaluation import batch_sizes, checks, per_example, tested_before, testing
 from storage.atomic_files import NotWritten
@@ -74,10 +77,9 @@ def test_a_stopped_test_goes_on_to_the_same_outcomes(sound, blobs, tmp_path, mon
 
 @pytest.fixture
 def crafted(monkeypatch):
-    """Notes each batch that PGD and APGD, attacks of ours, are asked for."""
-    for kind in (PGD, APGD):
-        craft = kind.craft
-        monkeypatch.setattr(kind, "craft", lambda *given, craft=craft: calls.append(1) or craft(*given))
+    """Notes each batch that is crafted and judged."""
+    judge = per_example._judge
+    monkeypatch.setattr(per_example, "_judge", lambda *given: calls.append(1) or judge(*given))
 
 
 def test_a_test_that_was_done_is_read_until_its_file_is_deleted(sound, blobs, tmp_path, caplog, crafted):
@@ -104,12 +106,18 @@ def test_a_test_that_was_done_is_read_until_its_file_is_deleted(sound, blobs, tm
 
 def test_what_others_bring_is_kept_until_its_test_is_done(sound, blobs, tmp_path, monkeypatch, crafted):
     """An attack, a network or a setting of somebody's own may hide what it hangs on."""
+
+    class Mine(torchattacks.FGSM):
+        pass
+
+    monkeypatch.setattr(torchattacks, "Mine", Mine, raising=False)
     stop_after(3, monkeypatch, sound["pgd"], blobs.test, tmp_path)
     assert kept_in(tmp_path).exists()
     for model, attack in (
         (sound["pgd"], Stopping(steps=3)),
         (sound["pgd"], Nearest(attack=Stopping(steps=3))),
         (Around(sound["pgd"], lambda inner, images: inner(images)), PGD(steps=3)),
+        (sound["pgd"], Torchattacks("Mine", eps=8 / 255)),
     ):
         run(model, blobs.test, [attack], tmp_path)
         assert not list(tmp_path.glob("tested-*"))
@@ -124,6 +132,47 @@ def test_what_others_bring_is_kept_until_its_test_is_done(sound, blobs, tmp_path
         assert counts[2:] == [own, own if lasts else own + other, own]
         for path in tmp_path.glob("tested-*"):
             path.unlink()
+
+
+def test_what_others_put_on_a_network_is_seen(sound, blobs, tmp_path, monkeypatch, crafted):
+    """The weights are the same, and so is what eight clean pictures say."""
+    plain = copy.deepcopy(sound["pgd"])
+    run(plain, blobs.test, [PGD(steps=3)], tmp_path)
+    batches = len(calls)
+
+    def same(module, inputs):
+        return None
+
+    def forward():
+        network = copy.deepcopy(plain)
+        network.forward = functools.partial(network.forward)
+        return network
+
+    def backward_hook():
+        network = copy.deepcopy(plain)
+        network.register_full_backward_pre_hook(lambda module, gradient: None)
+        return network
+
+    for change in (forward, backward_hook):
+        calls.clear()
+        run(change(), blobs.test, [PGD(steps=3)], tmp_path)
+        assert len(calls) == batches, change
+    hook = torch.nn.modules.module.register_module_forward_pre_hook(same)
+    try:
+        calls.clear()
+        run(plain, blobs.test, [PGD(steps=3)], tmp_path)
+        assert len(calls) == batches
+    finally:
+        hook.remove()
+    calls.clear()
+    run(plain, blobs.test, [PGD(steps=3)], tmp_path)
+    assert not calls  # its own file is still there
+    craft = PGD.craft
+    monkeypatch.setattr(PGD, "craft", lambda *given: craft(*given))
+    for _ in range(2):
+        calls.clear()
+        run(plain, blobs.test, [PGD(steps=3)], tmp_path)
+        assert len(calls) == batches
 
 
 def test_nothing_is_kept_while_files_are_newer_than_what_runs(

@@ -135,9 +135,23 @@ def test_what_trains_has_its_marker_in_every_plane_filled_where_it_saw_attacks()
     assert looks["head"] == [("o", False)]
     assert looks["head-pgd"] == [("o", True)]
     assert looks["else-seed0"] == looks["bn-only"] == [("P", False)]
-    names = ("pgd-long", "n-fgsm, seed 1", "01 ni", "01 standard", "source-robust")
+    names = (
+        "pgd-long",
+        "pgd, best",
+        "n-fgsm, seed 1",
+        "01 ni",
+        "source-robust",
+        "01 standard",
+        "from-robust-head",
+    )
     drawn = figures.plot_plane({"03": dict.fromkeys(names, score)}, "PGD-20").axes[0].containers
-    assert [line.lines[0].get_markerfacecolor() != "none" for line in drawn] == [True, True, True, False, False]
+    assert [line.lines[0].get_markerfacecolor() != "none" for line in drawn] == 5 * [True] + 2 * [False]
+    twice = {name: {"all": score} for name in ("from robust, ε = 4", "from robust, ε = 8", "01", "02", "03", "04")}
+    drawn = figures.plot_plane(twice, "PGD-20").axes[0].containers
+    assert len({line.lines[0].get_color() for line in drawn[:5]}) == 5
+    first, other, again = transfer_figures._looks(["from-robust-all-seed0", "probe", "from-robust-all-seed1"])
+    assert first | {"label": None} == again
+    assert other["color"] not in SOURCES.values()
     many = {f"kind {number}": score for number in range(9)}
     axis = figures.plot_plane({"robust": many}, "PGD-20").axes[0]
     assert {container.lines[0].get_marker() for container in axis.containers} == {"o"}
