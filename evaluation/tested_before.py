@@ -101,9 +101,8 @@ class Kept(dict):
                 log.info("%s: the test was stopped; %d batches are kept", self.folder.name, len(self))
             elif self.known:
                 of = f"{self.known} of {self.known + self.new} batches"
-                log.info(
-                    "%s: %s were tested before; to test anew, delete %s", self.folder.name, of, self.path.name
-                )
+                remedy = f"; to test anew, delete {self.path.name}" if self else ""
+                log.info("%s: %s were tested before%s", self.folder.name, of, remedy)
 
     def _save(self):
         try:

@@ -111,7 +111,7 @@ def test_a_test_that_is_stopped_keeps_every_batch_that_is_done(
     assert getattr(caught.value, "code", RESUME) == RESUME
     assert "2 batches are kept" in caplog.text
     again = testing.test(model, blobs.train, [PGD(steps=3)], progress=False, folder=tmp_path)
-    assert "goes on after 2 batches" in caplog.text
+    assert "2 of 4 batches were tested before" in caplog.text
     assert all(torch.equal(whole.outcomes[label], again.outcomes[label]) for label in whole.outcomes)
     for known, handler in before.items():
         signal.signal(known, handler)
