@@ -10,7 +10,21 @@ OTHERS = (*COLOURS[4:], COLOURS[0])  # for what has no source
 SHAPES = {"head": "o", "last-stage": "s", "low-rank": "^", "all": "D", "probe-then-all": "v"}
 MARKERS = "PX<>phd8"
 # What tells in a name that a network was trained on attacked pictures: its marker is filled.
-ATTACKED = {"pgd", "fgsm", "ni", "vmi", "trades", "mart", "awp", "free", "ema", "swa", "scheduled", "stale"}
+ATTACKED = {
+    "pgd",
+    "fgsm",
+    "ni",
+    "vmi",
+    "trades",
+    "mart",
+    "awp",
+    "free",
+    "ema",
+    "swa",
+    "scheduled",
+    "stale",
+    "epochs",
+}
 STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
