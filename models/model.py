@@ -113,7 +113,7 @@ def check_is_module(model):
         return
     remedy = "models.wrap(function) makes one of a function"
     if isinstance(model, str):
-        remedy = f"load_source({model!r}) loads one by its name"
+        remedy = f"load_source({model!r}) loads one with its weights, models.build(name, num_classes) one without"
     elif isinstance(getattr(model, "model", None), nn.Module):
         remedy = "pass its .model"
     raise TypeError(f"{model!r:.80} is no torch.nn.Module: {remedy}")

@@ -59,7 +59,7 @@ def test_what_is_no_network_is_answered_by_what_to_pass(blobs, tmp_path):
     ):
         with pytest.raises(TypeError, match=r"pass its \.model"):
             call(run)
-        with pytest.raises(TypeError, match=r"load_source\('ours/x'\) loads one"):
+        with pytest.raises(TypeError, match=r"load_source\('ours/x'\) loads one with its weights"):
             call("ours/x")
     with pytest.raises(TypeError, match=r"load_data\(name, session\)"):
         utils.load_data(object(), "cifar10")
