@@ -152,6 +152,12 @@ def _runs_before(name, study, ran):
     return [run for run in own if "same_run_as" not in run and run["started"] < ran["start_time"]]
 
 
+def _is_of(command, name):
+    """Did a command of a study run this notebook: does it name it, or none?"""
+    named = re.search(r"study(?:\.py)?((?: \d\w*)*)", command)[1].split()
+    return not named or name.startswith(tuple(named))
+
+
 def _header(name, study, ran, commands):
     """Where, when and how a notebook was executed, in a sentence."""
     first = sorted(study.glob(f"{name}/*/environment.json")) or sorted(study.glob("*/*/environment.json"))
@@ -162,5 +168,5 @@ def _header(name, study, ran, commands):
     return (
         f"*Executed on {ran['start_time'][:10]}, {machine['device']}{threads}, {ran['duration'] / 60:.1f} minutes"
         f"{loaded}, preset {preset}, data {data}, commit {machine['commit']}; made by:* "
-        + " and ".join(f"`{command}`" for command in commands)
+        + " and ".join(f"`{command}`" for command in commands if _is_of(command, name))
     )

@@ -116,3 +116,9 @@ def test_seeds_of_a_kept_study_in_a_row_a_network(tmp_path):
         "| from-robust-all | 72.0 [65.4, 78.6] | 33.0 [25.5, 40.5] | 30.0, 33.0, 36.0 |",  # 4.303 · s / √3
         "| from-scratch-all | 72.0 [65.4, 78.6] | ~~33.0 [25.5, 40.5]~~ | 30.0, 33.0, 36.0 |",
     ]
+
+
+def test_a_copy_names_the_commands_that_ran_it():
+    several = ["python -m study 01 02 -p steps=3", "python study.py 06 --seed 1", "python -m study --preset quick"]
+    found = {name: [kept._is_of(command, name) for command in several] for name in ("02_b", "06_c", "99_d")}
+    assert found == {"02_b": [True, False, True], "06_c": [False, True, True], "99_d": [False, False, True]}
