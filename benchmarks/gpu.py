@@ -20,7 +20,7 @@ import torch
 import models
 import utils
 from attacks import AutoAttack
-from benchmarks import fast_robust, suite
+from benchmarks import fast_robust, suite, together
 from benchmarks.peers import our_step
 from benchmarks.speed import TRAINING, Loaders, share, training
 from benchmarks.timing import compare, summary
@@ -124,6 +124,7 @@ def cases(setting):
         for name, attack in attacks.items():
             measure = functools.partial(training, setting, loaders, arguments, attack)
             yield "training", f"{network}, {name}", measure
+    yield "together", "trainings of the shallow CNN, PGD-10", functools.partial(together.measure, setting)
     _, resnet = list(networks.items())[-1]
     for batch in (4, 8) if setting.tiny else BATCHES:
         measure = functools.partial(share, setting, resnet, "bfloat16", batch)

@@ -20,9 +20,14 @@ from evaluation.published_tables import judged, read_table
 from evaluation.statistics import student
 from storage.atomic_files import read_json, replacing
 from storage.paths import ROOT
-from study.kept import index, markdown, seeds_table
+from study.kept import index, markdown, paired_table, seeds_table
 
 MARKER = "<!-- {what}, written by python -m benchmarks.show: {where} -->"
+KEPT = ROOT / "notebooks" / "expected"
+AT_EQUAL_COST = {
+    f"width {width}, {pictures} target pictures": KEPT / folder / "02_transfer_learning"
+    for width, pictures, folder in ((64, "45,000", "hour-cifar-01-02-03"), (16, "10,000", "quick-cifar"))
+}
 NOTHING = "Not measured yet: `make bench` does it and writes its numbers here."
 DRAWN = {"speed": plots.plot_speed, "scaling": plots.plot_scaling, "defences": plots.plot_defences}
 
@@ -36,8 +41,9 @@ def pages():
         "docs/speed.md": {"speed": table(RESULTS, SPEED)},
         "docs/record.md": {"record": record()},
         "notebooks/expected/README.md": {
-            "index": index(ROOT / "notebooks" / "expected"),
-            "seeds": seeds_table(ROOT / "notebooks" / "expected" / "quick-cifar", "06_robust_transfer"),
+            "index": index(KEPT),
+            "seeds": seeds_table(KEPT / "quick-cifar", "06_robust_transfer"),
+            "cost": paired_table(AT_EQUAL_COST, "scratch-pgd", "from-robust-all-pgd"),
         },
         "docs/reliability.md": {
             "faults": table(RESULTS, {"faults": faults}),

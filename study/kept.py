@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from evaluation.statistics import interval_of_mean
+from evaluation.scores import Scores
+from evaluation.statistics import difference, interval_of_mean
 from storage.atomic_files import read_json, replacing, write_json
 from storage.paths import ROOT, data_root, runs_root
 from study.report import is_progress, write_page
@@ -93,6 +94,27 @@ def seeds_table(folder, experiment):
             row.append(f"~~{shown}~~" if "invalid" in set(found.verdict) else shown)
         rows.append([*row, each])
     return markdown(["network", "clean", attack, "each seed"], rows)
+
+
+def paired_table(folders, ours, theirs):
+    """Two networks of kept studies, picture by picture: a row of Markdown a study and evaluation.
+
+    `folders` maps what a row says to the folder of an experiment with <network>-seed<n>/scores.json, and perhaps
+    autoattack.json, where each picture's outcome stands. Accuracies, in %, are means over the seeds.
+    """
+    rows = []
+    for said, folder in folders.items():
+        for name, labels in (("scores", ("clean", "PGD-20")), ("autoattack", ("AutoAttack",))):
+            places = [sorted(folder.glob(f"{network}-seed*/{name}.json")) for network in (ours, theirs)]
+            if not all(places):
+                continue
+            both = [[Scores.read(place) for place in some] for some in places]
+            size = f"{len(places[0])} × {both[0][0].n:,}"
+            for label in labels:
+                means = [100 * sum(one.share(label) for one in some) / len(some) for some in both]
+                apart = str(difference(*both, label))
+                rows.append([said, label, size, *(f"{mean:.1f}" for mean in means), apart])
+    return markdown(["networks", "evaluation", "seeds × n", ours, theirs, "difference"], rows, words=2)
 
 
 def markdown(head, rows, words=1):

@@ -129,9 +129,10 @@ def test_the_fused_form_is_the_plain_one_in_the_precision_that_fuses_it(precisio
     low = torch.autocast(DEVICE.type, LOW.get(precision, torch.bfloat16), enabled=precision in LOW)
     with evaluating(model), rounding(tf32=True), low:
         logits, gradient = model(images).float(), input_gradient(model, images, labels)
-    allowed = 0.1 if precision == "bfloat16" else 0.02
+    # Where rounding turns a ReLU, a part of the gradient goes: 6.3 % of it in float16 on an H100.
+    allowed, of_gradient = (0.1, 0.3) if precision == "bfloat16" else (0.02, 0.1)
     assert (logits - wanted).norm() < allowed * wanted.norm()
-    assert (gradient - plain).norm() < 3 * allowed * plain.norm()
+    assert (gradient - plain).norm() < of_gradient * plain.norm()
     model.network.stages[0][0].conv1.weight.data[0] = math.nan
     pictures = utils.Split((255 * images.cpu()).byte(), labels.cpu(), list("abcdefghij"), "noise").to(DEVICE)
     assert per_example.predict(model, pictures).isnan().all()

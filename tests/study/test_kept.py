@@ -6,8 +6,11 @@ import io
 import nbformat
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from evaluation.scores import Scores
+from evaluation.statistics import paired
 from storage.atomic_files import read_json
 from storage.paths import ROOT, runs_root
 from study import figures, kept
@@ -116,6 +119,30 @@ def test_seeds_of_a_kept_study_in_a_row_a_network(tmp_path):
         "| from-robust-all | 72.0 [65.4, 78.6] | 33.0 [25.5, 40.5] | 30.0, 33.0, 36.0 |",  # 4.303 · s / √3
         "| from-scratch-all | 72.0 [65.4, 78.6] | ~~33.0 [25.5, 40.5]~~ | 30.0, 33.0, 36.0 |",
     ]
+
+
+def test_two_networks_are_compared_picture_by_picture(tmp_path):
+    """Of two seeds where both have two; AutoAttack where both were tested under it."""
+    right = torch.arange(40) < 32
+    for seed in (0, 1):
+        for network, left in (("scratch-pgd", 16 + seed), ("from-robust-all-pgd", 8)):
+            outcomes = {"clean": right, "PGD-20": torch.arange(40) < left}
+            (folder := tmp_path / "two" / f"{network}-seed{seed}").mkdir(parents=True)
+            Scores("blobs test", outcomes, {"PGD-20": "PGD"}).write(folder, "scores")
+            if seed == 0:
+                outcomes = {"clean": right, "AutoAttack": torch.arange(40) < left - 4}
+                Scores("blobs test", outcomes, {"AutoAttack": "AA"}).write(folder, "autoattack")
+    rows = kept.paired_table({"small": tmp_path / "two"}, "scratch-pgd", "from-robust-all-pgd").splitlines()[2:]
+    cells = [row.strip("| ").split(" | ") for row in rows]
+    assert [row[1:5] for row in cells] == [
+        ["clean", "2 × 40", "80.0", "80.0"],
+        ["PGD-20", "2 × 40", "41.2", "20.0"],
+        ["AutoAttack", "1 × 40", "30.0", "10.0"],
+    ]
+    shares = [[torch.arange(40) < left for left in some] for some in ((16, 17), (8, 8))]
+    assert cells[1][5] == str(paired(*shares))
+    assert cells[1][5].startswith("+21.2 points [")
+    assert not kept.paired_table({"small": tmp_path / "two"}, "scratch-pgd", "absent").splitlines()[2:]
 
 
 def test_a_copy_names_the_commands_that_ran_it():
