@@ -61,11 +61,15 @@ class Difference:
         p = "" if self.p is None else f", {p_shown(self.p)}"
         noise = "" if self.sign else ", inside the noise"
         seeds = f", over seeds {_ends(self.over_seeds)}" if self.over_seeds else ""
-        return f"{100 * self.value:+.1f} points {_ends((self.low, self.high))}{seeds}{p}{noise}"
+        return f"{_points(self.value)} points {_ends((self.low, self.high))}{seeds}{p}{noise}"
 
 
 def _ends(interval):
-    return "[{:+.1f}, {:+.1f}]".format(*(100 * end for end in interval))
+    return f"[{', '.join(map(_points, interval))}]"
+
+
+def _points(share):
+    return f"{round(100 * share, 1) + 0:+.1f}"  # no -0.0
 
 
 def p_shown(p):

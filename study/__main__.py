@@ -26,6 +26,7 @@ import psutil
 import loaders
 import utils
 from processes.child_processes import end_with_starter
+from processes.machine import environment
 from processes.run_queue import Task, run_all, run_command
 from processes.stopping import GRACE, RESUME
 from storage.atomic_files import Damaged, Held, held, replacing
@@ -251,10 +252,11 @@ def _papermill(notebook, partial, target, parameters):
         async def start_kernel(self, **options):
             return await super().start_kernel(stderr=words, **options)
 
+    commit = environment("cpu")["commit"]
     manager = {"transport_encryption": "required", "shutdown_wait_time": 2 * GRACE}
     with tempfile.TemporaryFile("w+", errors="replace") as words:
         try:
-            papermill.execute_notebook(
+            book = papermill.execute_notebook(
                 str(notebook),
                 str(partial),
                 parameters,
@@ -264,6 +266,8 @@ def _papermill(notebook, partial, target, parameters):
                 config=Config(KernelManager=manager),
                 kernel_manager_class=Manager,
             )
+            book.metadata.papermill["commit"] = commit  # its runs may be older
+            papermill.iorw.write_ipynb(book, str(partial))
         except papermill.PapermillExecutionError as error:
             return (
                 f"{notebook.name} failed in cell {error.exec_count} with {error.ename}: {error.evalue}\n"

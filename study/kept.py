@@ -189,6 +189,6 @@ def _header(name, study, ran, commands):
     loaded = "; some of its runs were there already" if _runs_before(name, study, ran) else ""
     return (
         f"*Executed on {ran['start_time'][:10]}, {machine['device']}{threads}, {ran['duration'] / 60:.1f} minutes"
-        f"{loaded}, preset {preset}, data {data}, commit {machine['commit']}; made by:* "
+        f"{loaded}, preset {preset}, data {data}, commit {ran.get('commit', machine['commit'])}; made by:* "
         + " and ".join(f"`{command}`" for command in commands if _is_of(command, name))
     )

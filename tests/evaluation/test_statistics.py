@@ -188,6 +188,7 @@ def test_equal_networks_cannot_be_told_apart():
     assert gap.sign == 0
     shown = f"+0.0 points [{100 * gap.low:+.1f}, {100 * gap.high:+.1f}], p = 1.000, inside the noise"
     assert str(gap) == shown
+    assert str(Difference(-0.0002, -0.006, -0.0001)).startswith("+0.0 points [-0.6, +0.0]")  # no -0.0
 
 
 def test_other_examples_are_not_paired():

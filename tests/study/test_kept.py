@@ -44,7 +44,7 @@ def executed(study):
     path = folder / "notebooks" / f"{study[0].experiment}.ipynb"
     path.parent.mkdir(exist_ok=True)
 
-    def write(side=8, start="2020-01-01T00:00:00+00:00", exception=None):
+    def write(side=8, start="2020-01-01T00:00:00+00:00", exception=None, **more):
         new = nbformat.v4.new_output
         shown = {"application/vnd.jupyter.widget-view+json": {"model_id": "abc"}}
         cell = nbformat.v4.new_code_cell("train()", metadata={"tags": ["x"], "papermill": {"duration": 1}})
@@ -55,7 +55,7 @@ def executed(study):
             new("display_data", data={"image/png": figure(side), "text/plain": "<Figure>"}),
         ]
         book = nbformat.v4.new_notebook(cells=[cell], metadata={"widgets": {"state": {}}})
-        book.metadata["papermill"] = {"start_time": start, "duration": 90.0, "exception": exception}
+        book.metadata["papermill"] = {"start_time": start, "duration": 90.0, "exception": exception} | more
         nbformat.write(book, path)
         return kept._readable(path, folder, ["python -m study"])
 
@@ -75,6 +75,7 @@ def test_a_notebook_is_kept_with_its_outputs_and_without_its_machine(study, exec
     assert drawn.data["image/png"] == figure(8)
     assert cell.metadata == {"tags": ["x"]}
     assert not book.metadata
+    assert ", commit 0a1b2c+; made by" in nbformat.reads(executed(commit="0a1b2c+"), 4).cells[0].source
     folder = study[0].runs.parent
     (folder / "command.txt").write_text("python -m study\n")
     kept.keep(folder, tmp_path)

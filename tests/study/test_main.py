@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from small import Threads, late
 
+from processes.machine import environment
 from storage.atomic_files import held
 from study import __main__
 
@@ -60,6 +61,7 @@ def test_runs_all_keeps_the_partial_one_and_says_what_failed(notebooks, capsys):
     kept = notebooks / "runs" / "smoke-shapes" / "notebooks"
     works = nbformat.read(kept / "01_works.ipynb", 4)
     assert works.cells[2].outputs[0].text == "smoke shapes 3 hello\n"
+    assert works.metadata.papermill.commit == environment("cpu")["commit"]
     fails = nbformat.read(kept / "02_fails.ipynb", 4)
     printed = [
         output.text for cell in fails.cells for output in cell.get("outputs", []) if output.output_type == "stream"

@@ -26,7 +26,7 @@ def test_the_page_is_whole_and_self_contained(study, tmp_path):
     assert "One seed: intervals" in report.write_page(folder.parent).read_text()
     shutil.copytree(folder / "other-seed0", folder / "other-seed1")
     assert "One seed: intervals" not in report.write_page(folder.parent).read_text()
-    assert "2 evaluation(s) hold numbers that the audit found invalid" in page
+    assert "The audit found the numbers of 2 evaluations invalid" in page
     assert "01 small &lt;experiment&gt;" in page
     assert 'src="data:image/png;base64,' in page
     assert not re.search(r'(src|href)="(https?:)?//', page)
@@ -112,7 +112,7 @@ def test_each_name_leads_to_its_run_and_what_is_invalid_is_folded(study, tmp_pat
     good.save(folder / "standard")
     page = report.write_page(folder.parent).read_text()
     shown, folded = page.index('<a href="#01_small/standard">'), page.index('<a href="#01_small/other">')
-    assert shown < page.index("<details><summary>1 evaluation(s) without a valid number") < folded
+    assert shown < page.index("<details><summary>1 evaluation without a valid number") < folded
     for name in ("standard", "other"):
         run = page.split(f'id="01_small/{name}">')[1].split('<div class="run"')[0]
         clean, _ = re.findall(r'points="(.*?)"', run)
