@@ -139,11 +139,11 @@ def _estimate(experiment, study, device):
     known = lengths(study)
     if experiment not in known.get("seconds", {}) or os.environ.get("STUDY_ON"):
         return None
-    here = gflops(device)
-    minutes = known["seconds"][experiment] * known["gflops"] / here / 60
+    faster = gflops(device) / known["gflops"]
+    minutes = known["seconds"][experiment] / faster / 60
     return (
-        f"about {minutes:.1f} minutes here, where nothing is done yet ({known['how']}; "
-        f"this device trains at {here:,.0f} GFLOP/s, that one at {known['gflops']:,.0f})"
+        f"about {minutes:.1f} minutes here, with the preset's settings, where nothing is done yet "
+        f"({known['how']}; this device trains {faster:.2g} times as fast)"
     )
 
 

@@ -16,11 +16,12 @@ from study.style import STYLE
 SHOWN = "notebooks/expected/hour-cifar"
 EXPERIMENT = "06_robust_transfer"
 AGAIN = "notebooks/expected/hour-cifar-seed1"
+AT_EQUAL_COST = "notebooks/expected/hour-cifar/02_transfer_learning/scratch-pgd-seed0/autoattack.json"
 FIGURE = "notebooks/expected/hour-cifar/clean_against_robust.png"
 TRAINED = (
     "ResNet-18 of width 64. The standard source had 12 epochs of CIFAR-100 (a copy with losses), the robust one "
-    "10 more on attacked pictures; all other rows, *none* too, have 3 of CIFAR-10. `hour` trains longer "
-    "(20, 15, 8). One H100"
+    "10 more on attacked pictures; rows below have 3 of CIFAR-10 (45,000 pictures), the last 13 on clean "
+    "and 13 on attacked ones, and the whole AutoAttack. `hour` trains longer (20, 15, 8). One H100"
 )
 NETWORKS = {
     "source-robust": ("robust", "nothing: the source itself, on CIFAR-100"),
@@ -34,8 +35,11 @@ NETWORKS = {
 }
 
 
-def results(shown=SHOWN, experiment=EXPERIMENT, networks=NETWORKS, again=AGAIN):
-    """Figure and table of a study under notebooks/expected; the last column is what another seed has left."""
+def results(shown=SHOWN, experiment=EXPERIMENT, networks=NETWORKS, again=AGAIN, dear=AT_EQUAL_COST):
+    """Figure and table of a study under notebooks/expected; the last column is what another seed has left.
+
+    The last row is what training from scratch reaches for the price of a source and its fine-tuning.
+    """
     scores = pd.read_csv(ROOT / shown / "scores.csv").set_index(["model", "evaluation"])
     attack = next(name for _, name in scores.index if name.startswith("AutoAttack"))
     second = pd.read_csv(ROOT / again / "scores.csv").query("evaluation == @attack")
@@ -47,10 +51,16 @@ def results(shown=SHOWN, experiment=EXPERIMENT, networks=NETWORKS, again=AGAIN):
         counts |= {row.n for row in found + other}
         once_more = [_struck(f"{row.accuracy:.1f}", row) for row in other] or [""]
         rows.append([*said, *map(_accuracy, found), *once_more])
-    (n,) = counts
+    dear = Scores.read(ROOT / dear)
+    found = [
+        "{:.1f} ({:.1f}–{:.1f})".format(*(100 * share for share in (dear.share(name), *dear.interval(name))))
+        for name in ("clean", "AutoAttack")
+    ]
+    rows.append(["none, at equal cost", "all layers, on attacked pictures", *found, ""])
+    (n,) = counts | {dear.n}
     said = (
-        f"Accuracy in % on n = {n} test pictures, with its 95 % interval. {TRAINED}. "
-        f"Scores and commands: [seed 0]({shown}), [seed 1]({again})."
+        f"Accuracy in %, n = {n} test pictures, 95 % intervals. {TRAINED}. "
+        "[Scores and commands](notebooks/expected)."
     )
     head = ["source", "then trained", "clean", attack, "the same, seed 1"]
     image = f'<img src="{FIGURE}" width="600" alt="Clean and robust accuracy">'
@@ -85,6 +95,7 @@ def notebooks(root=ROOT):
 def plot_study(path, experiment):
     """The plane of fine-tuned networks, source-... and from-..., of the first seed, from a kept scores.csv."""
     table = pd.read_csv(path)
+    table = table[table.model.str.startswith(f"{experiment}/")]
     attack = next(name for name in table.evaluation if name.startswith("AutoAttack"))
     groups, sources = {"standard": {}, "robust": {}, "scratch": {}}, {}  # in the notebook's order, so its colours
     for model, rows in table[table.evaluation.isin(["clean", attack])].groupby("model", sort=False):

@@ -26,7 +26,7 @@ MARKER = "<!-- {what}, written by python -m benchmarks.show: {where} -->"
 KEPT = ROOT / "notebooks" / "expected"
 AT_EQUAL_COST = {
     f"width {width}, {pictures} target pictures": KEPT / folder / "02_transfer_learning"
-    for width, pictures, folder in ((64, "45,000", "hour-cifar-01-02-03"), (16, "10,000", "quick-cifar"))
+    for width, pictures, folder in ((64, "45,000", "hour-cifar"), (16, "10,000", "quick-cifar"))
 }
 NOTHING = "Not measured yet: `make bench` does it and writes its numbers here."
 DRAWN = {"speed": plots.plot_speed, "scaling": plots.plot_scaling, "defences": plots.plot_defences}

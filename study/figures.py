@@ -34,9 +34,13 @@ def plot_training(runs):
     """Clean and robust validation accuracy, and training loss, by epoch; `runs` maps names to trained Runs."""
     figure, axes = plt.subplots(1, 3, figsize=(10, 2.9))
     titles = {"accuracy/clean": "clean accuracy, %", "accuracy/robust": "robust accuracy, %"}
+    known = [read_json(run.folder / "recipe.json") for run in runs.values()]
+    against = [_short_attack(one["recipe"]["validation_attack"]) for one in known]
+    unlike = len(set(against)) > 1
+    named = [f"{name}: {attack}" if unlike else name for name, attack in zip(runs, against, strict=True)]
     for axis, (column, title) in zip(axes, (titles | {"loss/train": "training loss"}).items(), strict=True):
         scale = 100 if column in titles else 1
-        for run, look in zip(runs.values(), looks(runs), strict=True):
+        for run, look in zip(runs.values(), looks(named), strict=True):
             axis.plot(run.history["epoch"], scale * run.history[column], marker=".", markersize=3, **look)
         axis.set_title(title, fontsize="large")
         axis.set_xlabel("epoch")
@@ -44,10 +48,9 @@ def plot_training(runs):
         if column in titles:
             axis.set_ylim(0, 100)
     axes[0].legend()
-    known = [read_json(run.folder / "recipe.json") for run in runs.values()]
     names = demo(distinct(one["data"]["name"] for one in known))
-    against = distinct(_short_attack(one["recipe"]["validation_attack"]) for one in known)
-    figure.suptitle(f"Training on {names}; accuracies on the validation split, robust: {against}")
+    robust = "under attacks that are NOT the same" if unlike else against[0]
+    figure.suptitle(f"Training on {names}; accuracies on the validation split, robust: {robust}")
     return done(figure)
 
 
@@ -237,10 +240,11 @@ def plot_overfitting(run):
     }
     for (column, label), colour in zip(lines.items(), COLOURS[1:], strict=False):
         axis.plot(100 * history[column], color=colour, label=label)
-    for epoch, name in {last: "last", best: "best" if best != last else "best and last"}.items():
+    sides = {last: ("last", "left"), best: ("best", "right") if best != last else ("best and last", "center")}
+    for epoch, (name, side) in sides.items():
         value = 100 * history.loc[epoch, "accuracy/robust"]
         axis.plot(epoch, value, "o", color=COLOURS[2], markersize=4)
-        axis.annotate(name, (epoch, value), xytext=(0, -12), textcoords="offset points", ha="center")
+        axis.annotate(name, (epoch, value), xytext=(0, -12), textcoords="offset points", ha=side)
     axis.set(xlabel="epoch", ylabel="accuracy under attack, %", ylim=(0, 100))
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.legend()
@@ -273,7 +277,7 @@ def plot_per_class(scores, split, label):
         axis.set(xlim=(-2, 102), xlabel="accuracy, %", title=name)
         axis.set_yticks(range(len(counts)), split.classes)
         axis.invert_yaxis()
-    where = f"{demo(split.name)}, n = {len(split)}{left_out}"
+    where = f"{demo(split.name)}, n = {min(counts)} to {max(counts)} a class{left_out}"
     figure.suptitle(f"{_title(label, scores.values())} by class (dots), up to clean (grey); {where}")
     return done(figure)
 
@@ -388,9 +392,13 @@ def looks(named):
     """Colour and legend entry of each: seeds of one model share a colour and one entry."""
     families = [family_of(name) for name in named]
     known = list(dict.fromkeys(families))
+    sources = [source_of(family) for family in known]
+    colours = [SOURCES.get(source) for source in sources]
+    if None in sources or len(set(sources)) < len(known):  # a source's colour where there is one network of each
+        colours = [COLOURS[index % len(COLOURS)] for index in range(len(known))]
     for index, family in enumerate(families):
         first = families.index(family) == index
-        yield {"color": COLOURS[known.index(family) % len(COLOURS)], "label": family if first else None}
+        yield {"color": colours[known.index(family)], "label": family if first else None}
 
 
 def done(figure):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from evaluation.scores import Scores
+from evaluation.source_gain import source_gain
 from evaluation.statistics import difference, interval_of_mean
 from storage.atomic_files import read_json, replacing, write_json
 from storage.paths import ROOT, data_root, runs_root
@@ -51,8 +52,8 @@ def keep(study, target):
 
 
 def index(folder):
-    """What is kept in a folder, a row of Markdown a study: notebooks, pictures, device, date and commands."""
-    head, rows = ["folder", "notebooks", "test pictures, at most", "device", "date", "made by"], []
+    """What is kept in a folder, a row of Markdown a study: notebooks, pictures, device, date."""
+    head, rows = ["folder", "notebooks", "test pictures, at most", "device", "date", "commands"], []
     for path in sorted(Path(folder).glob("*/provenance.json")):
         known, name = read_json(path), path.parent.name
         scores = pd.read_csv(path.with_name("scores.csv"))
@@ -66,7 +67,7 @@ def index(folder):
             ", ".join(f"{n:,} ({split.removesuffix(' test')})" for split, n in splits),
             first["device"],
             first["started"][:10],
-            "; ".join(f"`{command}`" for command in known["commands"]).replace("|", "\\|"),
+            f"[{len(known['commands'])}]({name}/provenance.json)",
         ]
         rows.append(row)
     return markdown(head, rows, words=len(head))
@@ -97,24 +98,28 @@ def seeds_table(folder, experiment):
 
 
 def paired_table(folders, ours, theirs):
-    """Two networks of kept studies, picture by picture: a row of Markdown a study and evaluation.
+    """Two networks of kept studies, picture by picture: rows of Markdown for a study and a number of pictures.
 
     `folders` maps what a row says to the folder of an experiment with <network>-seed<n>/scores.json, and perhaps
-    autoattack.json, where each picture's outcome stands. Accuracies, in %, are means over the seeds.
+    autoattack.json, where each picture's outcome stands. Accuracies, in %, are means over the seeds; the last
+    difference is split by where it comes from (evaluation/source_gain.py).
     """
     rows = []
     for said, folder in folders.items():
-        for name, labels in (("scores", ("clean", "PGD-20")), ("autoattack", ("AutoAttack",))):
+        for name in ("scores", "autoattack"):
             places = [sorted(folder.glob(f"{network}-seed*/{name}.json")) for network in (ours, theirs)]
             if not all(places):
                 continue
             both = [[Scores.read(place) for place in some] for some in places]
             size = f"{len(places[0])} × {both[0][0].n:,}"
-            for label in labels:
-                means = [100 * sum(one.share(label) for one in some) / len(some) for some in both]
-                apart = str(difference(*both, label))
-                rows.append([said, label, size, *(f"{mean:.1f}" for mean in means), apart])
-    return markdown(["networks", "evaluation", "seeds × n", ours, theirs, "difference"], rows, words=2)
+            for label in [label for label in ("clean", "PGD-20", "AutoAttack") if label in both[0][0].outcomes]:
+                means = [f"{100 * sum(one.share(label) for one in some) / len(some):.1f}" for some in both]
+                rows.append([said, size, label, *means, difference(*both, label)])
+            gain = source_gain(*([some] for some in both), label)
+            rows.append([said, size, "of it, as more are right", "", "", gain.by_accuracy])
+            rows.append([said, size, "of it, as more of the right withstand", "", "", gain.by_withstanding])
+    head = ["networks", "seeds × n", "evaluation", ours, theirs, "difference"]
+    return markdown(head, [[*map(str, row)] for row in rows], words=3)
 
 
 def markdown(head, rows, words=1):

@@ -136,10 +136,16 @@ def test_two_networks_are_compared_picture_by_picture(tmp_path):
     rows = kept.paired_table({"small": tmp_path / "two"}, "scratch-pgd", "from-robust-all-pgd").splitlines()[2:]
     cells = [row.strip("| ").split(" | ") for row in rows]
     assert [row[1:5] for row in cells] == [
-        ["clean", "2 × 40", "80.0", "80.0"],
-        ["PGD-20", "2 × 40", "41.2", "20.0"],
-        ["AutoAttack", "1 × 40", "30.0", "10.0"],
+        ["2 × 40", "clean", "80.0", "80.0"],
+        ["2 × 40", "PGD-20", "41.2", "20.0"],
+        ["2 × 40", "of it, as more are right", "", ""],
+        ["2 × 40", "of it, as more of the right withstand", "", ""],
+        ["1 × 40", "clean", "80.0", "80.0"],
+        ["1 × 40", "AutoAttack", "30.0", "10.0"],
+        ["1 × 40", "of it, as more are right", "", ""],
+        ["1 × 40", "of it, as more of the right withstand", "", ""],
     ]
+    assert [row[5].partition(" [")[0] for row in cells[-2:]] == ["+0.0 points", "+20.0 points"]
     shares = [[torch.arange(40) < left for left in some] for some in ((16, 17), (8, 8))]
     assert cells[1][5] == str(paired(*shares))
     assert cells[1][5].startswith("+21.2 points [")
