@@ -112,7 +112,8 @@ def paired_table(folders, ours, theirs):
                 continue
             both = [[Scores.read(place) for place in some] for some in places]
             size = f"{len(places[0])} × {both[0][0].n:,}"
-            for label in [label for label in ("clean", "PGD-20", "AutoAttack") if label in both[0][0].outcomes]:
+            known = both[0][0].outcomes
+            for label in (label for label in known if label.startswith(("clean", "PGD-20", "AutoAttack"))):
                 means = [f"{100 * sum(one.share(label) for one in some) / len(some):.1f}" for some in both]
                 rows.append([said, size, label, *means, difference(*both, label)])
             gain = source_gain(*([some] for some in both), label)
