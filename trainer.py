@@ -30,11 +30,12 @@ from processes import child_processes, data_parallel
 from processes.machine import own_device, prepare, ran_out_of_memory
 from processes.seeds import derive_seed, seed_global
 from processes.stopping import Stop
+from storage.atomic_files import read_json
 from training import before, catastrophic_overfitting, step
 from training.identity import identity_of
 from training.recipe import Recipe
 from training.rehearsal import rehearse
-from training.run_folder import Onlooker, RunFolder, SameRunHeld
+from training.run_folder import Onlooker, RunDamaged, RunFolder, SameRunHeld
 from training.tensorboard_log import Curves
 from training.validation import examples, validate
 
@@ -57,6 +58,22 @@ class Run:
     folder: Path
     history: pd.DataFrame
 
+    def __post_init__(self):
+        self._identity = RunFolder(self.folder).identity
+
+    @property
+    def settings(self):
+        """What recipe.json says. Raises RunDamaged where the folder holds another run by now."""
+        return read_json(self._own_folder().path / "recipe.json")
+
+    def _own_folder(self):
+        folder = RunFolder(self.folder)
+        if folder.identity != self._identity:
+            raise RunDamaged(
+                f"{self.folder} holds another run by now, trained after this one: take the Run of that"
+            )
+        return folder
+
     @property
     def best_epoch(self):
         """The epoch, from 1, with the highest robust accuracy on the validation split (then the highest clean)."""
@@ -65,7 +82,7 @@ class Run:
     def best_model(self):
         """A copy of the model with the weights after the best epoch. Raises RunDamaged where they are gone."""
         model = copied(self.model)
-        RunFolder(self.folder).load_best(model, self.best_epoch)
+        self._own_folder().load_best(model, self.best_epoch)
         return model.eval()
 
     def __repr__(self):
@@ -105,6 +122,7 @@ def train(model, data, recipe, folder, *, processes=None, progress=True):
     check_is_module(model)
     device = data.train.labels.device
     data_parallel.join(device)
+    before.check_for_hooks(model)
     identity = identity_of(model, data, recipe)
     model = copied(model).to(device)
     data_parallel.spread(model)

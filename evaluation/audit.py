@@ -72,7 +72,7 @@ def examine(model, split, logits, scores, attacks, extents):
 
 
 def size_of_eps(label, attack, images):
-    """Suspect: an ε of the other norm's size.
+    """Suspect: an ε of the other norm's size, or one that rounding to 8 bits undoes.
 
     In L∞ from 1/2 to below 1: every picture may become the same grey one, so nothing can withstand. In L2 up to
     √(C · H · W / 12) / 255, by which rounding to 8 bits moves a picture (errors even within ±1/510): 0.063 for
@@ -81,12 +81,14 @@ def size_of_eps(label, attack, images):
     says, eps, least = None, attack.eps, whole_range("L2", images) / math.sqrt(12) / 255
     if attack.norm == "Linf" and 0.5 <= eps < 1:
         says = "lets every picture become the same grey. 0.5 is a size of L2; 8/255 is usual in L∞"
+    elif attack.norm == "Linf" and 0 < eps < 0.5 / 255 - checks.TOLERANCE:
+        says = "is less than rounding to 8 bits changes. Was it divided by 255 twice?"
     elif attack.norm == "L2" and 0 < eps <= least + checks.TOLERANCE:
         says = (
             f"is no more than rounding to 8 bits changes ({least:.2g}). 8/255 is a size of L∞; 0.5 is usual in L2"
         )
     if says:
-        limit = 0.5 if attack.norm == "Linf" else least
+        limit = least if attack.norm == "L2" else 0.5 if eps >= 0.5 else 0.5 / 255
         says = f"ε = {checks.in_255ths(eps, attack.norm)} in {attack.norm} {says}"
         return Finding("size of ε", "suspect", eps, limit, says, (label,))
 

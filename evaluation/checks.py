@@ -264,7 +264,10 @@ def inside_ball(label, attack, extent):
 
 
 def uses_its_eps(label, attack, extent, attacked):
-    """Suspect: an attack in steps never gets to half of its ε, or leaves over 1 % of its examples as they were."""
+    """Suspect: an attack changes nothing; one in steps never gets to half of its ε, or leaves over 1 % alone."""
+    if extent.still == attacked > 1:
+        says = f"{attack} changed none of {attacked} examples, and all count as withstanding it"
+        return Finding("ε not used", "suspect", 1.0, 0.01, f"{says}; is ε divided by 255 twice?", (label,))
     if not attacked or not (hasattr(attack, "step_size") or isinstance(attack, FGSM)):
         return None
     if extent.largest < attack.eps / 2:

@@ -1,7 +1,8 @@
 """What was tested is not tested again: the batches that are done, and what they may be used for.
 
 Outcomes last where everything is known that decides them: attacks and networks of this repository and torch's.
-What others bring may hide a setting, so theirs are kept only until their test is done.
+Of another network they are kept only until the test is done, because logits and gradients of a few pictures say
+nearly, not quite, whether it is the same. Those of another attack are not kept: nobody knows all that it hangs on.
 """
 
 import hashlib
@@ -113,12 +114,12 @@ class Kept(dict):
 
     def place(self, attack, seed, stage, batch, indices):
         """What a batch is known by: the attack with its code and every digit of its settings, and its pictures."""
-        if not self.keeps:
+        if not self.keeps or not _is_told(attack):
             return None
         settings = [(name, code_checksum.plain_text(value) or repr(value)) for name, value in vars(attack).items()]
         parts = type(attack).__module__, code_checksum.of_objects([attack]), settings, seed, indices.tolist()
         text = f"{attack!r}, stage {stage}, batch {batch}, {hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}"
-        if not (self.lasting and _is_told(attack)):
+        if not self.lasting:
             self.passing.add(text)
         return text
 

@@ -67,13 +67,13 @@ class Split:
         return len(self.classes)
 
     def _as_is(self, what, make):
-        """What `make()` gives for these pictures and labels: kept until one of them is changed, in place too."""
-        tensors = (self.stored, self.labels)
-        state = self.mirror, *((tensor.data_ptr(), _version(tensor)) for tensor in tensors)
-        kept = vars(self).setdefault("_kept", {})
-        if kept.get(what, (None,))[0] != state:
-            kept[what] = state, make()
-        return kept[what][1]
+        """What `make()` gives for these pictures, kept while torch knows of no change (`checksum` sees others)."""
+        state = self.stored, _version(self.stored), self.mirror
+        before, found = vars(self).setdefault("_kept", {}).get(what, ((None,), None))
+        if before[0] is not state[0] or before[1:] != state[1:]:  # the same tensor: an address may be used again
+            found = make()
+            self._kept[what] = state, found
+        return found
 
     @property
     def stored(self):
@@ -82,16 +82,21 @@ class Split:
 
     @property
     def checksum(self):
-        """Of all pictures with their labels, in their order."""
-        return self._as_is("checksum", self._digest)
+        """Of all pictures with their labels, in their order; of their bytes: numpy changes them behind torch."""
+        digest = self._of_pictures().copy()
+        digest.update(self.labels.cpu().contiguous().numpy())
+        kept = vars(self).setdefault("_kept", {})
+        if kept.get("checksum") != digest.hexdigest():
+            kept.pop("moved", None)  # what is cropped and flipped
+            kept["checksum"] = digest.hexdigest()
+        return digest.hexdigest()[:16]
 
-    def _digest(self):
+    def _of_pictures(self):
         digest = hashlib.sha256()
         for begin in range(0, len(self), CHUNK):
             images = self.pictures(slice(begin, begin + CHUNK))
             digest.update(images.permute(0, 2, 3, 1).cpu().contiguous().numpy())
-        digest.update(self.labels.cpu().contiguous().numpy())
-        return digest.hexdigest()[:16]
+        return digest
 
     def to(self, device):
         """The same split there."""
@@ -165,9 +170,13 @@ class Data:
         return moved
 
     def warn_of_leak(self):
-        """Say, once, where over 1 % of the test pictures are in the other splits too."""
-        if self.test is not None and "leaked" not in vars(self):
-            vars(self)["leaked"] = count = repeated(self.test, self.train, self.val)
+        """Say, once for the same pictures, where over 1 % of the test pictures are in the other splits too."""
+        if self.test is None:
+            return
+        of = [split.checksum for split in (self.train, self.val, self.test)]
+        if vars(self).get("looked_for_leak") != of:
+            vars(self)["looked_for_leak"] = of
+            count = repeated(self.test, self.train, self.val)
             if count > LEAK * len(self.test):
                 log.warning("%s: %s", self.name, said_of_leak(count, len(self.test)))
 

@@ -24,7 +24,17 @@ def structure(model):
     described = repr((model, layers, trains, sorted(getattr(model, "rates", {}).items()), code))
     if hooks := [(name, *found) for name, module in model.named_modules() if (found := _hooks(module))]:
         described += repr(hooks)
+    if patched := [
+        (name, of_forward) for name, module in model.named_modules() if (of_forward := _patched(module))
+    ]:
+        described += repr(patched)
     return hashlib.sha256(described.encode()).hexdigest()[:16]
+
+
+def _patched(module):
+    """The code of a forward that somebody has put on this layer alone."""
+    forward = vars(module).get("forward")
+    return forward and code_checksum.of_objects([], [forward])
 
 
 def _settings(module):
@@ -42,7 +52,7 @@ def _text(value):
     """A setting of a layer of the user's own, as a text; None for what cannot be written down."""
     if callable(value) and not isinstance(value, torch.nn.Module):
         return f"{getattr(value, '__qualname__', '')} {code_checksum.of_objects([value], [value])}"
-    return code_checksum.plain_text(value)
+    return code_checksum.plain_text(value) or code_checksum.of_value(value)
 
 
 def _hooks(module):

@@ -1,8 +1,9 @@
 """A checksum over code, where a result must not outlive a change of what made it: methods, and what they call.
 
 Compiled code is compared, so comments do not count. Followed are functions and classes of the user's own and of
-this repository, with their defaults, what they enclose, and the functions, classes and plain values that they
-name. Lists, dictionaries, arrays and tensors count where their NAME says that they stay as they are.
+this repository, with their defaults, what they enclose, and the functions, classes, objects and plain values that
+they name: of an object its class and its public plain attributes, of a network its weights, too. Lists,
+dictionaries, arrays and tensors count where their NAME says that they stay as they are.
 """
 
 import dis
@@ -10,6 +11,7 @@ import functools
 import hashlib
 import sys
 import types
+from dataclasses import is_dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,9 @@ import torch
 OURS = ("attacks", "defences", "evaluation", "models", "training")  # known by the commit in environment.json
 PLACES = ("__firstlineno__", "__module__", "__doc__")  # where code stands and what it says of itself
 PLAIN = (bool, int, float, str, bytes, type(None))
+MOVING = ("running_mean", "running_var", "num_batches_tracked")  # while a network is shown pictures
+NUMBERS = (*PLAIN, np.generic, torch.dtype, torch.device)
+LIBRARYS = (types.BuiltinFunctionType, types.FunctionType)
 
 
 def of_objects(objects, functions=()):
@@ -29,6 +34,12 @@ def of_objects(objects, functions=()):
         for part in _parts(value, seen, name):
             digest.update(f"{name} {part}".encode())
     return digest.hexdigest()[:16]
+
+
+def of_value(value):
+    """The same of what an object names, of its class and its public plain attributes; None where it has none."""
+    parts = list(_parts(value, set()))
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16] if parts else None
 
 
 def of_strangers(objects):
@@ -61,25 +72,20 @@ def _parts(value, seen, name=""):
     # What is inside a property, a static method, functools.cache; other decorators enclose what they wrap.
     if isinstance(value, functools.cached_property):
         value = value.func
-    value = getattr(value, "fget", None) or getattr(value, "__func__", value)
+    value = getattr(value, "fget", None) or value
+    if isinstance(value, types.MethodType):
+        yield from _parts(value.__self__, seen)
+    value = getattr(value, "__func__", value)
     if not isinstance(value, (types.FunctionType, type, types.ModuleType)):
         value = getattr(value, "__wrapped__", value)
-    if isinstance(value, PLAIN):
+    if isinstance(value, NUMBERS):
         yield repr(value)
-    elif isinstance(value, types.FunctionType) and _is_own(value.__module__ or "") and id(value) not in seen:
-        seen.add(id(value))
-        yield from _constants(value.__code__)
-        names = sorted(_globals(value.__code__) & value.__globals__.keys())
-        inner = [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
-        inner += [cell.cell_contents for cell in value.__closure__ or () if cell != types.CellType()]
-        for other in inner:
-            yield from _parts(other, seen)
-        for each in names:
-            yield from _parts(value.__globals__[each], seen, each)
-            yield from _attributes(value.__globals__[each], value.__code__, seen)
-    elif isinstance(value, type) and _is_own(value.__module__) and id(value) not in seen:
-        seen.add(id(value))
-        for kind in value.__mro__:
+    elif isinstance(value, types.FunctionType) and _is_own(value.__module__ or ""):
+        yield from _function(value, seen)
+    elif isinstance(value, LIBRARYS):
+        yield f"{value.__module__}.{value.__qualname__}"
+    elif isinstance(value, type):
+        for kind in value.__mro__ if _is_own(value.__module__) and _is_new(value, seen) else ():
             for each, part in vars(kind).items() if _is_own(kind.__module__) else ():
                 if each not in PLACES and (isinstance(part, types.FunctionType) or each[:2] != "__"):
                     yield from _parts(part, seen, each)
@@ -87,8 +93,69 @@ def _parts(value, seen, name=""):
         yield getattr(value.func, "__qualname__", "")
         for part in (value.func, *value.args, *value.keywords.values()):
             yield from _parts(part, seen)
-    elif (name.isupper() or (isinstance(value, tuple) and name[:2] != "__")) and plain_text(value) is not None:
-        yield plain_text(value)
+    elif name.isupper() or (isinstance(value, tuple) and name[:2] != "__"):
+        yield from _kept(value, seen, name)
+    elif _is_object(value) and _is_new(value, seen):
+        yield from _object(value, seen)
+
+
+def _is_new(value, seen):
+    return id(value) not in seen and not seen.add(id(value))
+
+
+def _function(value, seen):
+    """What it computes, what it has with it, and what it names; but for what it sets itself, such as a count."""
+    if not _is_new(value, seen):
+        return
+    code = value.__code__
+    yield from _constants(code)
+    defaults = value.__defaults__ or ()
+    named = [*zip(code.co_varnames[code.co_argcount - len(defaults) : code.co_argcount], defaults, strict=True)]
+    named += (value.__kwdefaults__ or {}).items()
+    cells = zip(code.co_freevars, value.__closure__ or (), strict=True)
+    named += [(name, cell.cell_contents) for name, cell in cells if cell != types.CellType()]
+    for name, other in named:
+        yield from _parts(other, seen, name)
+    for name in sorted((_globals(code) - _globals(code, "STORE_GLOBAL")) & value.__globals__.keys()):
+        yield from _parts(value.__globals__[name], seen, name)
+        yield from _attributes(value.__globals__[name], code, seen)
+
+
+def _kept(value, seen, name):
+    """What stays as it is: all of it; part by part where some parts are no plain values."""
+    text = plain_text(value)
+    if text is not None:
+        yield text
+    elif isinstance(value, dict):
+        for key, part in value.items():
+            yield repr(key)
+            yield from _parts(part, seen, name)
+    elif isinstance(value, (tuple, list)):
+        for part in value:
+            yield from _parts(part, seen, name)
+    elif _is_object(value) and _is_new(value, seen):
+        yield from _object(value, seen)
+
+
+def _is_object(value):
+    """Of a class of the user's own or of this repository, a dataclass, or a network or a loss."""
+    return _is_own(type(value).__module__) or is_dataclass(value) or isinstance(value, torch.nn.Module)
+
+
+def _object(value, seen):
+    """Its class, its public attributes that are no containers; of a network its weights and layers."""
+    yield type(value).__qualname__
+    yield from _parts(type(value), seen)
+    attributes = getattr(value, "__dict__", {})
+    for name, part in sorted(attributes.items()):
+        if name[0] != "_" and name != "training":
+            yield from _parts(part, seen, name)
+    if isinstance(value, torch.nn.Module):
+        for name, part in (*value._parameters.items(), *value._buffers.items()):
+            if name not in MOVING:
+                yield f"{name} {plain_text(part)}"
+        for part in value._modules.values():
+            yield from _parts(part, seen)
 
 
 def _attributes(value, code, seen):
@@ -124,10 +191,10 @@ def plain_text(value):
     return None
 
 
-def _globals(code):
-    """The names that are looked up outside; those after a dot are not."""
-    names = {found.argval for found in dis.get_instructions(code) if found.opname == "LOAD_GLOBAL"}
-    return names.union(*(_globals(inner) for inner in code.co_consts if isinstance(inner, types.CodeType)))
+def _globals(code, what="LOAD_GLOBAL"):
+    """The names that are looked up outside, or set there; those after a dot are not."""
+    names = {found.argval for found in dis.get_instructions(code) if found.opname == what}
+    return names.union(*(_globals(inner, what) for inner in code.co_consts if isinstance(inner, types.CodeType)))
 
 
 def _named(code):

@@ -18,7 +18,7 @@ from attacks import evaluating, in_255ths
 from evaluation.finding import CLEAN
 from evaluation.per_example import predict
 from evaluation.statistics import check_attacks, expected_robustness, wilson
-from storage.atomic_files import read_json, replacing
+from storage.atomic_files import replacing
 from study.style import BESIDE, COLOURS, MARKERS, OTHERS, SHAPES, SOURCES, STYLE, attacked, family_of, source_of
 
 PGD = "-pgd"  # how the names of networks end that have a twin without it
@@ -34,7 +34,7 @@ def plot_training(runs):
     """Clean and robust validation accuracy, and training loss, by epoch; `runs` maps names to trained Runs."""
     figure, axes = plt.subplots(1, 3, figsize=(10, 2.9))
     titles = {"accuracy/clean": "clean accuracy, %", "accuracy/robust": "robust accuracy, %"}
-    known = [read_json(run.folder / "recipe.json") for run in runs.values()]
+    known = [run.settings for run in runs.values()]
     against = [_short_attack(one["recipe"]["validation_attack"]) for one in known]
     unlike = len(set(against)) > 1
     named = [f"{name}: {attack}" if unlike else name for name, attack in zip(runs, against, strict=True)]
@@ -128,6 +128,9 @@ def plot_against(tables, title, trained=None):
     """
     first = next(iter(tables.values()))
     along = first.columns[0]
+    kinds = {(rows.columns[0], rows.attrs.get("norm"), rows.attrs["split"], rows.n[0]) for rows in tables.values()}
+    if len(kinds) > 1:
+        raise ValueError(f"one figure for what cannot be compared (along what, norm, pictures, how many): {kinds}")
     in_l2 = first.attrs.get("norm") == "L2"
     scale = 255 if along == "eps" and not in_l2 else 1
     expected = {}
@@ -229,7 +232,7 @@ def plot_overfitting(run):
     their distance for overfitting.
     """
     history, best, last = run.history.set_index("epoch"), run.best_epoch, len(run.history)
-    known = read_json(run.folder / "recipe.json")
+    known = run.settings
     recipe, data = known["recipe"], known["data"]
     training, validation = training_attack(recipe) or {"kind": "no attack"}, recipe["validation_attack"]
     n = min(recipe["validation_images"], data["val"])
@@ -305,7 +308,8 @@ def plot_plane(groups, label, sources=None):
     colours = dict(zip(groups, own, strict=True))
     shown = [score for scores in groups.values() for score in scores.values()] or everything
     tested = [demo(distinct(score.split for score in shown)), distinct(str(score.n) for score in shown)]
-    check_attacks([score for score in everything if label in score.outcomes], label)
+    compared = [*everything, *(sources or {}).values()]
+    check_attacks([score for score in compared if label in score.outcomes], label)
     invalid = any(label in score.outcomes and _place(score, label) is None for score in everything)
     figure, axis = plt.subplots(figsize=(7.4, 4.2))
     highest = 0.0

@@ -10,6 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from evaluation.finding import CLEAN
+from evaluation.statistics import check_attacks
 from study.figures import demo, distinct, done, looks
 from study.style import BESIDE, OTHERS, SOURCES, STYLE, family_of, source_of
 
@@ -116,6 +117,7 @@ def plot_amounts(scores, label):
     `scores` maps a method's name to {number of pictures: Scores}. Invalid numbers are left out.
     """
     everything = [score for amounts in scores.values() for score in amounts.values()]
+    check_attacks(everything, label)
     figure, axes = plt.subplots(1, 2, figsize=(8.4, 3.2), sharey=True)
     for axis, row in zip(axes, (CLEAN, label), strict=True):
         for amounts, look in zip(scores.values(), _looks(scores), strict=True):
@@ -144,6 +146,7 @@ def plot_stages(stages, label):
     mean of the seeds, its 95 % intervals are those of a single seed, in the mean. Invalid numbers are left out.
     """
     everything = [score for stage in stages.values() for some in stage for score in some]
+    check_attacks(everything, label)
 
     def valid(some):
         return not any(score.verdict(row) == "invalid" for score in some for row in (CLEAN, label))

@@ -29,14 +29,14 @@ import trainer
 import utils
 from attacks import FGSM, PGD, AutoAttack
 from defences import Adversarial, Free, Standard
-from loaders import Data
+from loaders import Data, Split
 from models.fingerprint import fingerprint, structure
 from models.low_rank import Packed
 from processes.seeds import derive_seed
 from storage.atomic_files import Held, NotWritten
 from trainer import Recipe, TrainingDiverged, train
 from training import step as steps
-from training.identity import as_dict, identity_of
+from training.identity import as_dict, differences, identity_of
 from training.run_folder import RunFolder, RunRefused
 from training.tensorboard_log import SCALARS
 from training.weights import RunDamaged
@@ -622,6 +622,49 @@ def test_the_best_epoch_is_kept_beside_the_last(blobs, tmp_path, monkeypatch):
     (run.folder / "best.safetensors").write_bytes(b"half")
     with pytest.raises(RunDamaged, match=r"best\.safetensors is damaged.* Delete the run's folder"):
         run.best_model()
+
+
+def test_a_run_whose_folder_holds_another_one_by_now_says_so(blobs, tmp_path):
+    first = go(blobs, tmp_path / "run", replace(RECIPE, epochs=1))
+    assert first.settings["recipe"]["seed"] == 0
+    shutil.rmtree(tmp_path / "run")
+    second = go(blobs, tmp_path / "run", replace(RECIPE, epochs=1, seed=7))
+    assert second.best_model() is not None
+    for ask in (first.best_model, lambda: first.settings):
+        with pytest.raises(RunDamaged, match="holds another run by now"):
+            ask()
+
+
+class Dark(Split):
+    """The user's own."""
+
+    def batch(self, indices, generator=None, augment=False):
+        images, labels = super().batch(indices, generator, augment)
+        return images / 2, labels
+
+
+def test_batches_of_ones_own_make_another_run(blobs):
+    dark = Dark(blobs.train.images, blobs.train.labels, blobs.classes, blobs.train.name)
+    plain, own = (
+        identity_of(small_network(), replace(blobs, train=train), RECIPE)["data"] for train in (blobs.train, dark)
+    )
+    assert "code" not in plain
+    assert own == plain | {"code": own["code"]}
+
+
+def test_nan_is_no_difference():
+    assert not list(differences({"a": math.nan}, {"a": math.nan}))
+    assert list(differences({"a": math.nan}, {"a": 1.0}))
+
+
+def test_what_the_copy_that_is_trained_would_not_have_is_refused(blobs, tmp_path):
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(ValueError, match=r"inside torch\.autocast"):
+        go(blobs, tmp_path / "run", RECIPE)
+    model = small_network()
+    next(model.parameters()).register_hook(lambda gradient: 0 * gradient)
+    with pytest.raises(ValueError, match="has a hook on its gradient"):
+        train(model, blobs, RECIPE, tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.fixture

@@ -21,6 +21,11 @@ def check(model, data, recipe, name="this run"):
             f"batch_size={recipe.batch_size}: there are only {len(data.train)} training pictures; "
             f"Recipe(batch_size={few}) would be four steps an epoch"
         )
+    if torch.is_autocast_enabled(data.train.labels.device.type):
+        raise ValueError(
+            "train() was called inside torch.autocast, of which the run's files would not tell: call it outside; "
+            f"Recipe(precision={recipe.precision!r}) says what it computes in"
+        )
     if low := {weight.dtype for weight in model.parameters()} & {torch.float16, torch.bfloat16}:
         raise ValueError(
             f"the weights are {low.pop()}, in which small updates are lost: train model.float(); the recipe's "
@@ -36,6 +41,16 @@ def check(model, data, recipe, name="this run"):
     _in_training_mode(model, images[: recipe.batch_size], recipe.batch_size, name)
     if recipe.low_resolution is not None:
         _check_low_resolution(model, images, recipe.low_resolution)
+
+
+def check_for_hooks(model):
+    """Raise ValueError for hooks on weights, which a copy of the model lacks."""
+    hooked = [name for name, weight in model.named_parameters() if weight._backward_hooks]
+    if hooked:
+        raise ValueError(
+            f"the weight {hooked[0]} has a hook on its gradient, which the copy that is trained would not have: "
+            "requires_grad_(False) freezes a weight, a defence's loss may do the rest"
+        )
 
 
 def _in_training_mode(model, images, batch_size, name):

@@ -14,6 +14,9 @@ def identity_of(model, data, recipe):
     pictures = {"pictures": [data.train.checksum, data.val.checksum]}
     if not data.train.mirror:
         pictures["mirror"] = False
+    own = [split for split in (data.train, data.val) if not type(split).__module__.startswith("loaders.")]
+    if own:  # whose batches are the user's
+        pictures["code"] = code_checksum.of_objects(own)
     return {
         "recipe": as_dict(recipe),
         "model": getattr(model, "spec", type(model).__name__),
@@ -73,5 +76,5 @@ def differences(there, here, prefix=""):
         old, new = there.get(key), here.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
             yield from differences(old, new, f"{prefix}{key}.")
-        elif old != new:
+        elif old != new and (old == old or new == new):  # NaN is NaN
             yield f"{prefix}{key}", old, new

@@ -41,6 +41,8 @@ log = logging.getLogger("study")
 
 
 CHECKSUMS = {
+    "code": ": a checksum of code of your own, docstrings included, and of the values, functions and networks "
+    "that it names. What changes with each call belongs into an attribute whose name begins with _",
     "structure": ": a checksum of the layers, their settings, hooks and code, and what trains. What changes with "
     "each call, such as a count, belongs into an attribute whose name begins with _",
     "initial_weights": ": a checksum of the weights and buffers before training. What changes with each call, "
@@ -92,7 +94,7 @@ class RunFolder:
             )
         elif apart := list(differences(read_json(recipe, ANEW), json.loads(json.dumps(identity)))):
             shown = "\n".join(
-                f"  {field}: {there!r} in the folder, {here!r} asked{CHECKSUMS.get(field, '')}"
+                f"  {field}: {there!r} in the folder, {here!r} asked{CHECKSUMS.get(field.rpartition('.')[2], '')}"
                 for field, there, here in apart
             )
             raise RunRefused(

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import models
-from attacks import FGSM, PGD, Attack, evaluating
+from attacks import FGSM, PGD, Attack, Square, evaluating
 from evaluation import checks, testing
 from evaluation.flaws.models import behind_batchnorm
 from evaluation.per_example import Extent
@@ -423,6 +423,11 @@ EDGES = {  # what is asked; the finding's severity, measured value, threshold an
         ("suspect", 2 / 190, 0.01, "2 of 190 examples were not changed"),
     ),
     "one of few unchanged": (lambda: checks.uses_its_eps("x", PGD_8, extent(still=1), 10), None),
+    "nothing changed, by no steps": (
+        lambda: checks.uses_its_eps("x", Square(eps=8 / 255), extent(largest=0.0, still=90), 90),
+        ("suspect", 1.0, 0.01, "changed none of 90 examples"),
+    ),
+    "one alone, by no steps": (lambda: checks.uses_its_eps("x", Square(), extent(largest=0.0, still=1), 1), None),
     "no ε, no change": (lambda: checks.zero_eps(PGD_8, 0.9e-6), None),
     "no ε, and a change": (lambda: checks.zero_eps(PGD_8, 1 / 255), ("invalid", 1 / 255, 1e-6, "by up to 1/255")),
     "no ε, and NaN": (lambda: checks.zero_eps(PGD_8, math.inf), ("invalid", math.inf, 1e-6, "by up to inf")),

@@ -20,21 +20,12 @@ from storage.atomic_files import NotWritten
 CHEAP = AutoAttack(eps=6 / 255, steps=5, queries=20)
 
 
-@dataclass(frozen=True, kw_only=True, repr=False)
-class Stopping(PGD):
-    """Is interrupted after limit batches."""
-
-    def craft(self, model, images, labels, generator, targeted=False):
-        calls.append(len(images))
-        if len(calls) > limit[0]:
-            raise KeyboardInterrupt
-        return super().craft(model, images, labels, generator, targeted)
-
-    def __repr__(self):
-        return "Stopping()"
+class Mine(PGD):
+    pass
 
 
-calls, limit = [], [10**9]
+THREE = PGD(steps=3)
+calls = []
 
 
 @pytest.fixture(autouse=True)
@@ -49,30 +40,19 @@ def kept_in(folder):
     return path
 
 
-def stop_after(batches, monkeypatch, model, split, folder):
+def stop_after(batches, monkeypatch, model, split, folder, attack=THREE):
+    judge, judged = per_example._judge, []
+
+    def stopping(*given):
+        judged.append(1)
+        if len(judged) > batches:
+            raise KeyboardInterrupt
+        return judge(*given)
+
     with monkeypatch.context() as patch:
-        patch.setitem(globals(), "limit", [batches])
+        patch.setattr(per_example, "_judge", stopping)
         with pytest.raises(KeyboardInterrupt):
-            run(model, split, [Stopping(steps=3)], folder)
-
-
-def run(model, split, attacks, folder=None):
-    return testing.test(model, split, attacks, progress=False, folder=folder)
-
-
-def test_a_stopped_test_goes_on_to_the_same_outcomes(sound, blobs, tmp_path, monkeypatch):
-    model = sound["pgd"]
-    whole = run(model, blobs.test, [Stopping(steps=3)])
-    batches = len(calls)
-    calls.clear()
-    stop_after(3, monkeypatch, model, blobs.test, tmp_path)
-    assert kept_in(tmp_path).exists()
-    calls.clear()
-    again = run(model, blobs.test, [Stopping(steps=3)], tmp_path)
-    assert len(calls) == batches - 3
-    for label, outcome in whole.outcomes.items():
-        assert torch.equal(outcome, again.outcomes[label])
-    assert again.findings == whole.findings
+            run(model, split, [attack], folder)
 
 
 @pytest.fixture
@@ -80,6 +60,25 @@ def crafted(monkeypatch):
     """Notes each batch that is crafted and judged."""
     judge = per_example._judge
     monkeypatch.setattr(per_example, "_judge", lambda *given: calls.append(1) or judge(*given))
+
+
+def run(model, split, attacks, folder=None):
+    return testing.test(model, split, attacks, progress=False, folder=folder)
+
+
+def test_a_stopped_test_goes_on_to_the_same_outcomes(sound, blobs, tmp_path, monkeypatch, crafted):
+    model = sound["pgd"]
+    whole = run(model, blobs.test, [THREE])
+    batches = len(calls)
+    calls.clear()
+    stop_after(3, monkeypatch, model, blobs.test, tmp_path)
+    assert kept_in(tmp_path).exists()
+    calls.clear()
+    again = run(model, blobs.test, [THREE], tmp_path)
+    assert len(calls) == batches - 3
+    for label, outcome in whole.outcomes.items():
+        assert torch.equal(outcome, again.outcomes[label])
+    assert again.findings == whole.findings
 
 
 def test_a_test_that_was_done_is_read_until_its_file_is_deleted(sound, blobs, tmp_path, caplog, crafted):
@@ -104,18 +103,25 @@ def test_a_test_that_was_done_is_read_until_its_file_is_deleted(sound, blobs, tm
     assert len(calls) == batches
 
 
+def test_of_an_attack_of_ones_own_nothing_is_kept(sound, blobs, tmp_path, monkeypatch):
+    """What it names may have been mended meanwhile: a criterion, a dictionary, another network."""
+    for attack in (Mine(steps=3), Nearest(attack=Mine(steps=3))):
+        stop_after(3, monkeypatch, sound["pgd"], blobs.test, tmp_path, attack)
+        assert not list(tmp_path.glob("tested-*"))
+
+
 def test_what_others_bring_is_kept_until_its_test_is_done(sound, blobs, tmp_path, monkeypatch, crafted):
     """An attack, a network or a setting of somebody's own may hide what it hangs on."""
 
-    class Mine(torchattacks.FGSM):
+    class Theirs(torchattacks.FGSM):
         pass
 
-    monkeypatch.setattr(torchattacks, "Mine", Mine, raising=False)
-    stop_after(3, monkeypatch, sound["pgd"], blobs.test, tmp_path)
-    assert kept_in(tmp_path).exists()
+    monkeypatch.setattr(torchattacks, "Mine", Theirs, raising=False)
+    stop_after(3, monkeypatch, Around(sound["pgd"], lambda inner, images: inner(images)), blobs.test, tmp_path)
+    kept_in(tmp_path).rename(tmp_path / "elsewhere.json")
     for model, attack in (
-        (sound["pgd"], Stopping(steps=3)),
-        (sound["pgd"], Nearest(attack=Stopping(steps=3))),
+        (sound["pgd"], Mine(steps=3)),
+        (sound["pgd"], Nearest(attack=Mine(steps=3))),
         (Around(sound["pgd"], lambda inner, images: inner(images)), PGD(steps=3)),
         (sound["pgd"], Torchattacks("Mine", eps=8 / 255)),
     ):
@@ -223,13 +229,13 @@ class Around(torch.nn.Module):
 
 def rewritten(monkeypatch):
     """The attack after somebody has edited its code: the settings are the same."""
-    monkeypatch.setattr(Stopping, "craft", lambda self, model, images, *rest: calls.append(len(images)) or images)
+    monkeypatch.setattr(PGD, "craft", lambda self, model, images, *rest: images)
 
 
 @pytest.mark.parametrize(
     "change", ["model", "function", "pictures", "right pictures", "attack", "our code", "torch", "broken file"]
 )
-def test_what_was_done_for_something_else_is_not_used(change, sound, blobs, tmp_path, monkeypatch):
+def test_what_was_done_for_something_else_is_not_used(change, sound, blobs, tmp_path, monkeypatch, crafted):
     model, split = Around(sound["pgd"], lambda inner, images: inner(images.detach())), blobs.test
     stop_after(3, monkeypatch, model, split, tmp_path)
     calls.clear()
@@ -255,9 +261,9 @@ def test_what_was_done_for_something_else_is_not_used(change, sound, blobs, tmp_
         monkeypatch.setattr(tested_before, "CODE", tested_before._code())
     else:
         kept_in(tmp_path).write_text('{"key":')
-    expected = run(model, split, [Stopping(steps=3)])
+    expected = run(model, split, [THREE])
     before = len(calls)
-    again = run(model, split, [Stopping(steps=3)], tmp_path)
+    again = run(model, split, [THREE], tmp_path)
     assert len(calls) == 2 * before
     assert torch.equal(expected.worst_case, again.worst_case)
 

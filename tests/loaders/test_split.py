@@ -1,9 +1,11 @@
 """Splits: pictures and labels that belong together, in batches, shuffled and in order."""
 
+import functools
+
 import pytest
 import torch
 
-from loaders import DataError, Split
+from loaders import Data, DataError, Split
 from loaders.mapped import Mapped, Rows
 
 IMAGES, LABELS = torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.arange(4)
@@ -81,6 +83,40 @@ def test_what_is_changed_in_place_counts(kind):
     assert seen()[0] not in (first, second)
     assert not seen()[1].any()
     assert moved.any()
+
+
+def test_what_numpy_changes_counts_too():
+    """torch does not know of it; nor where a new tensor lies where an older one was."""
+    split = Split(torch.full((6, 3, 8, 8), 9, dtype=torch.uint8), torch.arange(6) % 4, list("abcd"), "few")
+    crops = functools.partial(split.batch, torch.arange(6), augment=True)
+    first = split.checksum
+    assert crops(torch.Generator().manual_seed(0))[0].max() > 0
+    split.labels.numpy()[0] = 3
+    assert (second := split.checksum) != first
+    split.images.numpy()[:] = 0
+    assert split.checksum not in (first, second)
+    assert crops(torch.Generator().manual_seed(0))[0].max() == 0
+    found = set()
+    for shift in range(30):  # each tensor is freed before the next one is made
+        split.labels = split.labels * 0
+        split.labels = (torch.arange(6) + shift) % 4
+        found.add(split.checksum)
+    assert len(found) == 4
+
+
+def test_a_leak_that_comes_later_is_warned_of(caplog):
+    parts = [
+        Split(torch.randint(256, (40, 3, 8, 8), dtype=torch.uint8), torch.arange(40) % 4, list("abcd"), "few")
+        for _ in range(3)
+    ]
+    data = Data("few", *parts, list("abcd"), {})
+    for leaks in (0, 1, 1):
+        if leaks and not caplog.records:
+            data.train.images = torch.cat([data.train.images, data.test.images])
+            data.train.labels = torch.cat([data.train.labels, data.test.labels])
+        data.warn_of_leak()
+        assert len(caplog.records) == leaks
+    assert "100.0 % of the test pictures" in caplog.text
 
 
 def test_a_mirror_that_is_taken_away_later_is_gone():

@@ -106,6 +106,26 @@ NAMED = {  # what a method names, and how
     "a partial": ("import functools\ndef f(x): return x\nhalf = functools.partial(f, x={value})", "half()"),
     "a default that is a tuple": ("def f(x=({value},)): return x[0]", "f()"),
     "another module": ("import beside", "beside.f()"),
+    "a function of a library": ("import torch\nact = torch.relu if {value} < 2 else torch.tanh", "act"),
+    "a number of numpy": ("import numpy\nw = numpy.float32({value})", "w"),
+    "an attack": ("from attacks import PGD\nattack = PGD(eps={value} / 255)", "attack"),
+    "a loss": ("import torch\nloss = torch.nn.CrossEntropyLoss(label_smoothing={value} / 10)", "loss"),
+    "a teacher": (
+        "import torch\nnet = torch.nn.Sequential(torch.nn.Linear(1, 1, bias=False))\n"
+        "torch.nn.init.constant_(net[0].weight, {value})",
+        "net",
+    ),
+    "an object": ("class C: pass\nsettings = C()\nsettings.w = {value}", "settings.w"),
+    "a dictionary that stays, with a function in it": ("SIZES = dict(w={value}, f=print)", "SIZES['w']"),
+    "a default that stays": ("def f(WEIGHTS=[{value}]): return WEIGHTS", "f()"),
+    "what stays in a closure": (
+        "def make(WEIGHTS):\n    def f(): return WEIGHTS\n    return f\nf = make([{value}])",
+        "f()",
+    ),
+    "an object's method": (
+        "class C:\n    def __init__(self, w): self.w = w\n    def f(self): return self.w\nf = C({value}).f",
+        "f()",
+    ),
 }
 
 
@@ -127,6 +147,22 @@ def test_what_a_method_names_counts(kind, tmp_path, monkeypatch):
 
     assert checksum(1.5) == checksum(1.5) != checksum(6.5)
     assert checksum(1.5) == checksum(1.5, log="[1, 2]")  # what is written small may be filled on the way
+
+
+def test_what_a_method_counts_itself_does_not_count():
+    """A run that broke off in its fifth epoch goes on, though a counter is no longer zero."""
+    names = {"counter": 0, "scale": 1.0}
+    exec("def loss(self):\n    global counter\n    counter += 1\n    return scale", names)
+    names["loss"].__module__ = __name__
+
+    def checksum():
+        return of_objects([type("Mine", (), {"loss": names["loss"], "__module__": __name__})()])
+
+    before = checksum()
+    names["counter"] = 40
+    assert checksum() == before
+    names["scale"] = 2.0
+    assert checksum() != before
 
 
 HASHED = """

@@ -178,6 +178,17 @@ def test_a_curve_over_eps_names_its_expected_robustness():
         assert legend.get_title().get_text().endswith(f"up to ε = {255 * min(trained or 1, 0.2):.4g}/255")
 
 
+@pytest.mark.parametrize("other", [{"norm": "L2"}, {"split": "x validation"}, {"n": 20}])
+def test_curves_that_cannot_be_compared_do_not_share_an_axis(other):
+    tables = {}
+    for name, known in (("a", {}), ("b", other)):
+        known = {"norm": "Linf", "split": "x test", "n": 100} | known
+        tables[name] = pd.DataFrame({"eps": [0.1], "accuracy": 0.5, "low": 0.4, "high": 0.6, "n": known.pop("n")})
+        tables[name].attrs |= known
+    with pytest.raises(ValueError, match="cannot be compared"):
+        figures.plot_against(tables, "PGD")
+
+
 def test_attacks_of_other_sizes_do_not_share_an_axis():
     outcome = torch.arange(20) < 10
     one, other = (

@@ -547,19 +547,19 @@ def test_what_one_test_kept_another_one_does_not_throw_away(folder, small, monke
     """A test is stopped; a second one in the same folder ends; the first goes on where it was."""
     monkeypatch.setitem(batch_sizes.BATCH, "cpu", 1)
     caplog.set_level("INFO", "study")
-    model, real, calls = load_source(folder), PGD.craft, []
+    model, real, calls = load_source(folder), per_example._judge, []
 
-    def craft(attack, model, images, *rest):
+    def judge(source, victim, attack, *rest):
         calls.append(attack.steps)
         if attack.steps == 3 and calls.count(3) == 3 and not stopped:
             stopped.append(True)
             raise KeyboardInterrupt
-        return real(attack, model, images, *rest)
+        return real(source, victim, attack, *rest)
 
     stopped = []
     right = int((per_example.predict(model, small.test).argmax(1) == small.test.labels).sum())
     assert right > 3
-    monkeypatch.setattr(PGD, "craft", craft)
+    monkeypatch.setattr(per_example, "_judge", judge)
     with pytest.raises(KeyboardInterrupt):
         testing.test(model, small.test, [PGD(steps=3)], progress=False, folder=folder)
     testing.test(model, small.test, [PGD(steps=2)], progress=False, folder=folder)
