@@ -101,3 +101,11 @@ def loss_surface(model, images, labels, eps=8 / 255, points=21, *, seed=0):
 def first_right(model, split, count=None):
     """Indices of the first pictures, at most `count`, that the model gets right."""
     return (predict(on_device_of(split, model), split).argmax(1) == split.labels).nonzero()[:count, 0]
+
+
+def check_curves(tables):
+    """Raise ValueError where tables are along something else, or of another norm, split or number of pictures."""
+    told = [{**rows.attrs, "n": rows.get("n", [None])[0], "along": rows.columns[0]} for rows in tables]
+    for what in ("along", "norm", "split", "n"):
+        if len(values := {one.get(what) for one in told} - {None}) > 1:
+            raise ValueError(f"{what}: {values}; curves of these cannot be compared in one figure")

@@ -15,6 +15,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from attacks import evaluating, in_255ths
+from evaluation.diagnostics import check_curves
 from evaluation.finding import CLEAN
 from evaluation.per_example import predict
 from evaluation.statistics import check_attacks, expected_robustness, wilson
@@ -128,9 +129,7 @@ def plot_against(tables, title, trained=None):
     """
     first = next(iter(tables.values()))
     along = first.columns[0]
-    kinds = {(rows.columns[0], rows.attrs.get("norm"), rows.attrs["split"], rows.n[0]) for rows in tables.values()}
-    if len(kinds) > 1:
-        raise ValueError(f"one figure for what cannot be compared (along what, norm, pictures, how many): {kinds}")
+    check_curves(tables.values())
     in_l2 = first.attrs.get("norm") == "L2"
     scale = 255 if along == "eps" and not in_l2 else 1
     expected = {}
