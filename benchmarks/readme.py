@@ -35,7 +35,7 @@ NETWORKS = {
 }
 
 
-def results(shown=SHOWN, experiment=EXPERIMENT, networks=NETWORKS, again=AGAIN, dear=AT_EQUAL_COST):
+def results(shown=SHOWN, experiment=EXPERIMENT, networks=NETWORKS, again=AGAIN, costly=AT_EQUAL_COST):
     """Figure and table of a study under notebooks/expected; the last column is what another seed has left.
 
     The last row is what training from scratch reaches for the price of a source and its fine-tuning.
@@ -51,13 +51,13 @@ def results(shown=SHOWN, experiment=EXPERIMENT, networks=NETWORKS, again=AGAIN, 
         counts |= {row.n for row in found + other}
         once_more = [_struck(f"{row.accuracy:.1f}", row) for row in other] or [""]
         rows.append([*said, *map(_accuracy, found), *once_more])
-    dear = Scores.read(ROOT / dear)
+    costly = Scores.read(ROOT / costly)
     found = [
-        "{:.1f} ({:.1f}–{:.1f})".format(*(100 * share for share in (dear.share(name), *dear.interval(name))))
+        "{:.1f} ({:.1f}–{:.1f})".format(*(100 * share for share in (costly.share(name), *costly.interval(name))))
         for name in ("clean", "AutoAttack")
     ]
     rows.append(["none, at equal cost", "all layers, on attacked pictures", *found, ""])
-    (n,) = counts | {dear.n}
+    (n,) = counts | {costly.n}
     said = (
         f"Accuracy in %, n = {n} test pictures, 95 % intervals. {TRAINED}. "
         "[Scores and commands](notebooks/expected)."

@@ -22,7 +22,7 @@ PLACES = ("__firstlineno__", "__module__", "__doc__")  # where code stands and w
 PLAIN = (bool, int, float, str, bytes, type(None))
 MOVING = ("running_mean", "running_var", "num_batches_tracked")  # while a network is shown pictures
 NUMBERS = (*PLAIN, np.generic, torch.dtype, torch.device)
-LIBRARYS = (types.BuiltinFunctionType, types.FunctionType)
+FUNCTIONS = (types.BuiltinFunctionType, types.FunctionType)
 
 
 def of_objects(objects, functions=()):
@@ -82,7 +82,7 @@ def _parts(value, seen, name=""):
         yield repr(value)
     elif isinstance(value, types.FunctionType) and _is_own(value.__module__ or ""):
         yield from _function(value, seen)
-    elif isinstance(value, LIBRARYS):
+    elif isinstance(value, FUNCTIONS):
         yield f"{value.__module__}.{value.__qualname__}"
     elif isinstance(value, type):
         for kind in value.__mro__ if _is_own(value.__module__) and _is_new(value, seen) else ():
