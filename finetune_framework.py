@@ -63,15 +63,18 @@ def load_source(where, architecture=None, num_classes=None, *, weights=None, che
 
 
 def _loaded(where, architecture, num_classes, weights, options):
+    given = architecture, num_classes, weights, options
     if where.startswith(PREFIX):
+        if any(given[:3]):
+            raise SourceError(f"{where}: its name says what it is, so it takes no architecture, no weights")
         return models.build(where, 1000, **options)
     if where.startswith(TIMM):
         return models.build(where, num_classes or own_classes(where.removeprefix(TIMM)), **options)
     if where.startswith(OURS):
         return _ours(where.removeprefix(OURS), architecture, num_classes, options)
-    path = Path(where)
-    if weights is not None and path.is_dir():
-        raise SourceError(f"weights={weights!r} names a set of weights in a file; {path} is a folder")
+    path = Path(where).expanduser()
+    if path.is_dir() and any(given):
+        raise SourceError(f"{path} is a folder: a run's recipe.json says what it is, so it takes only `check`")
     if architecture is None and path.name == "weights.safetensors" and (path.parent / "recipe.json").exists():
         path = path.parent
     if (path / "recipe.json").exists():

@@ -190,8 +190,9 @@ def _train(model, data, recipe, run, device, progress):
     steps = len(data.train) // recipe.batch_size
     state = step.State(model, recipe, steps, device, run.path.name)
     state.resume(run)
-    if state.step == 0 and state.good is None:
-        state.keep()
+    if state.saved is None:
+        if state.guarded:
+            state.checkpoint(good=True)
         run.note(precision=state.precision)
     step.use_features(state, data, run)
     with Stop() as stop, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -209,6 +210,8 @@ def _train(model, data, recipe, run, device, progress):
                 if stop.requested and state.step < state.total:
                     _save_and_leave(state, run, stop)
         result = state.result().eval()
+        if state.best is not None:
+            run.save_best(*state.best)
         run.save_history(state.history)  # what was found, whatever happened to the file meanwhile
         run.finish(result, {"precision": state.precision, "parts": state.parts})
     return Run(result, run.path, data_parallel.from_first(run.load_history))
@@ -223,10 +226,15 @@ def _agreed(stop, due=False):
 
 def _save_and_leave(state, run, stop):
     run.beside.wait()
-    if state.step > state.epoch * state.steps or not state.history:  # else the epoch's own is there
-        run.save_checkpoint(state.checkpoint())
+    if state.saved != state.step:
+        _save(state, run)
     where = f"epoch {state.epoch + 1} of {state.recipe.epochs}, step {state.step} of {state.total}"
     stop.leave(f"{run.path.name}: stopped in {where}; saved. The same again goes on from there")
+
+
+def _save(state, run):
+    run.save_epoch(state.checkpoint(), state.best)
+    state.best, state.saved = None, state.step
 
 
 def _one_epoch(state, data, run, stop, bar):
@@ -272,7 +280,10 @@ def _step(state, run, images, labels):
 
 
 def _close_epoch(state, data, run, curves, bar):
-    """Validate and write the curves; the files of the run are written beside the next epoch."""
+    """Validate and write the curves; the files of the run are written beside the next epochs.
+
+    Where these are over sooner, theirs are left out: training does not wait for the disk.
+    """
     recipe, epoch = state.recipe, state.epoch
     loss, clean, robust, stuck = validate(state, data.val)
     if not math.isfinite(loss):  # the last update can break the weights after the last loss was fine
@@ -301,9 +312,14 @@ def _close_epoch(state, data, run, curves, bar):
     if curves is not None:
         curves.epoch(epoch + 1, row)
         curves.pictures(epoch + 1, *examples(state, data.val), recipe.validation_attack.eps)
-    state.keep()
-    best = copied(state.result()) if _best_epoch(state.history) == state.epoch else None
-    run.beside(run.save_epoch, state.checkpoint(), best and best.cpu())
+    if _best_epoch(state.history) == state.epoch:
+        state.best = copied(state.result()).cpu(), state.epoch
+    (busy,) = data_parallel.largest(run.beside.busy)
+    if state.guarded or not busy:
+        checkpoint = state.checkpoint(good=state.guarded)
+    if not busy:
+        run.beside(run.save_epoch, checkpoint, state.best)
+        state.best, state.saved = None, state.step
     bar.set_postfix(loss=f"{row['loss/train']:.3f}", **_latest(state))
 
 
@@ -318,7 +334,7 @@ def _rescue(state, run, what):
     back = f"the weights after epoch {epoch - 1}" if epoch > 1 else "the initial weights"
     if first is None:
         log.warning("%s: collapsed in epoch %d: %s. On from %s, with %s", name, epoch, what, back, state.defence)
-        run.save_checkpoint(state.checkpoint())
+        _save(state, run)
         return
     log.error("%s: COLLAPSED AGAIN in epoch %d: %s. The run ENDS HERE, with %s", name, epoch, what, back)
     state.ended = True

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 
 import torch
 
-from attacks.autoattack_search import PRECISIONS, Search
+from attacks.autoattack_search import Search
 from attacks.base import Attack
 from attacks.pgd import direction, lengths, projection
 from attacks.settings import NORMS, choice, norm_setting, setting
 from processes.data_parallel import drawn
+from processes.machine import PRECISIONS
 
 MOMENTUM = 0.75  # share of the new step, the rest is the last movement
 RISES = 0.75  # of the steps between two checkpoints, as many must climb, or the step is halved

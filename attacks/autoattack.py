@@ -8,13 +8,14 @@ from dataclasses import dataclass
 import torch
 
 from attacks.apgd import APGD
-from attacks.autoattack_search import PRECISIONS, margin, wide
+from attacks.autoattack_search import margin, wide
 from attacks.base import Attack
 from attacks.blackbox import Square
 from attacks.fab import FAB
 from attacks.pgd import PGD
 from attacks.settings import NORMS, choice, norm_setting, setting
 from models.tf32 import rounding
+from processes.machine import PRECISIONS
 
 
 class Sequence(Attack):

@@ -9,7 +9,6 @@ from attacks.base import led_back, refuse_inference_mode
 from models.tf32 import rounding
 from processes.machine import LOW, fast_precision
 
-PRECISIONS = ("auto", *LOW, "float32")
 EVERY = {"cpu": 1, "cuda": 10}  # steps after which the fallen leave: a GPU would wait to be asked for them
 HEADROOM = 16  # as much larger than the first gradients float16 must be able to hold them
 TF32 = "tf32"  # for FAB and Square: float32, on GPUs as they round it

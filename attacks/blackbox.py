@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 import torch
 
-from attacks.autoattack_search import PRECISIONS, Search, fine_precision, margin
+from attacks.autoattack_search import Search, fine_precision, margin
 from attacks.base import Attack, whole_range
 from attacks.pgd import bounds, lengths
 from attacks.settings import NORMS, choice, norm_setting, setting
+from processes.machine import PRECISIONS
 
 # After so many queries the squares' share of the picture halves; as in AutoAttack, whatever the budget.
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)

@@ -9,6 +9,7 @@ from collections import Counter
 import torch
 
 from models import Model, taken
+from models.fused import is_untouched
 from models.tf32 import rounding, tf32_allowed
 
 log = logging.getLogger("study")
@@ -65,11 +66,9 @@ class NetworkGraphs:
 
 def is_known(module):
     """Is its code this repository's, torch's or torchvision's, with nothing of anybody else's on it?"""
-    hooks = [module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks]
-    hooks.append(torch.nn.modules.module._has_any_global_hook())
     replaced = any(callable(value) and hasattr(type(module), name) for name, value in vars(module).items())
     known = type(module) is Model or type(module).__module__.startswith(KNOWN)
-    return known and not replaced and not any(hooks)
+    return known and not replaced and is_untouched(module)
 
 
 def _capturable(images):

@@ -4,7 +4,6 @@ Always in float32 and eval mode, always crafted on a model and judged right afte
 never taken. On a GPU crafting may round to TF32; judging never does.
 """
 
-import copy
 import time
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -14,7 +13,7 @@ import torch
 from attacks import evaluating
 from evaluation.batch_sizes import BATCH, AnySize
 from evaluation.tested_before import Kept
-from models.model import check_is_module
+from models.model import check_is_module, copied
 from models.tf32 import rounding
 from processes import data_parallel
 from processes.seeds import derive_seed
@@ -37,7 +36,7 @@ def on_device_of(split, model):
     weight = next(model.parameters(), None)
     if weight is None or weight.device == split.labels.device:
         return model
-    return copy.deepcopy(model).to(split.labels.device)
+    return copied(model).to(split.labels.device)
 
 
 def predict(model, split):

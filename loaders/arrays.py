@@ -25,12 +25,9 @@ def from_arrays(images, labels, classes=None, *, name="arrays", validation=0.1, 
     shuffled. Raises DataError for pictures and labels that do not fit or are not what they seem, ValueError for
     other shares.
     """
-    parts, shares = {"train": (images, labels)}, {}
-    for part, given in (("val", validation), ("test", test)):
-        if isinstance(given, (tuple, list)):
-            parts[part] = given
-        else:
-            shares[part] = given
+    shares = {"val": validation, "test": test}
+    given = {part: pair for part, pair in shares.items() if isinstance(pair, (tuple, list))}
+    parts = {"train": (images, labels)} | given
     pictures = {part: as_pictures(pair[0], f"{name} {CALLED[part]}") for part, pair in parts.items()}
     arrays, classes = joined(pictures, {part: pair[1] for part, pair in parts.items()}, classes, name)
     return cut(name, arrays, classes, checksum(arrays), shares, seed, device)
@@ -139,7 +136,7 @@ def cut(name, arrays, classes, checksum, shares, seed, device):
     prepare(device)
     arrays = lazily(arrays, device)
     for part in ("test", "val"):
-        if part in shares:
+        if f"{part}_labels" not in arrays:
             arrays = set_aside(arrays, part, shares[part], seed)
     check_classes(name, arrays, classes)
     data = assembled(name, arrays, classes, checksum, seed, device)

@@ -38,10 +38,7 @@ def from_folder(path, *, size=32, fit="crop", validation=0.1, test=0.1, seed=0, 
     """
     path = Path(path).expanduser().resolve()
     arrays, classes, checksum = read(path, size, fit)
-    shares = {
-        part: share for part, share in (("val", validation), ("test", test)) if f"{part}_labels" not in arrays
-    }
-    return cut(path.name, arrays, classes, checksum, shares, seed, device)
+    return cut(path.name, arrays, classes, checksum, {"val": validation, "test": test}, seed, device)
 
 
 def load(path, folder):

@@ -4,6 +4,7 @@ import functools
 import hashlib
 import inspect
 from http.client import HTTPException
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -39,7 +40,7 @@ def from_dataset(dataset, *, name=None, classes=None, validation=0.1, test=0.1, 
     parts = dict(zip(names, several, strict=True))
     name = name or type(several[0]).__name__
     arrays, classes = _arrays_of(parts, name, classes)
-    shares = {part: share for part, share in (("val", validation), ("test", test)) if part not in parts}
+    shares = {"val": validation, "test": test}
     return cut(name, arrays, classes, cache.checksum(arrays), shares, seed, device)
 
 
@@ -47,8 +48,8 @@ def from_torchvision(name, *, size=None, fit="crop", validation=0.1, test=0.1, s
     """Data of a classification set of torchvision.datasets, such as "FashionMNIST", "SVHN", "STL10", "Flowers102".
 
     It is fetched into the data folder at first use, and kept there as one checked file. Its own splits are used; a
-    share is cut where it has none. `size` and `fit` as in from_folder; None leaves the pictures as they are, which
-    must then have one size. `options` go to the class, as split="letters" of EMNIST.
+    share is cut where it has none, or where `options`, which go to the class, choose one: split="extra" of SVHN.
+    `size` and `fit` as in from_folder; None leaves the pictures as they are, which must then have one size.
     Raises DataError where it cannot be fetched or used, ValueError for a name that torchvision does not have.
     """
     from torchvision import datasets  # imported late: it costs a second
@@ -58,24 +59,24 @@ def from_torchvision(name, *, size=None, fit="crop", validation=0.1, test=0.1, s
         raise ValueError(f"torchvision.datasets has no {name!r}; its names are such as FashionMNIST, SVHN, STL10")
     if size is not None:
         size = check_fit(size, fit)
-    key = f"{name}|{size}|{fit}|{sorted(options.items())}"
+    chosen = "|a split of one's own" * bool(
+        options.keys() & {"train", "split"}
+    )  # all parts were it, in older files
+    key = f"{name}|{size}|{fit}|{sorted(options.items())}{chosen}"
     which = f"{name.lower()}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
     make = functools.partial(_fetched, kind, options, size, fit)
     arrays, classes, checksum = cache.load(which, Source(None, make), data_root())
-    shares = {
-        part: share for part, share in (("val", validation), ("test", test)) if f"{part}_labels" not in arrays
-    }
-    return cut(name, arrays, classes, checksum, shares, seed, device)
+    return cut(name, arrays, classes, checksum, {"val": validation, "test": test}, seed, device)
 
 
 def _fetched(kind, options, size, fit, folder):
     """The arrays and classes of a set of torchvision, fetched if need be."""
     # EMNIST and its like take `train` for their base class.
     known = {name for base in kind.__mro__ for name in inspect.signature(base.__init__).parameters}
-    ways = [(part, {}) for part in ("train",)]
-    if "train" in known:
+    ways = [("train", {})]
+    if "train" in known - options.keys():
         ways = [("train", {"train": True}), ("test", {"train": False})]
-    elif "split" in known:
+    elif "split" in known - options.keys() and "train" not in known:
         ways = [(part, {"split": split}) for part, splits in SPLITS.items() for split in splits]
     common = {"root": folder, "download": True} if "download" in known else {"root": folder}
     parts = {}
@@ -123,7 +124,7 @@ def _arrays_of(parts, name, classes, size=None, fit="crop"):
 def _as_in_training(labels, dataset, training, name):
     """The labels in the numbers of the training part, where both name their classes and number them otherwise."""
     ours, theirs = (list(getattr(part, "classes", None) or ()) for part in (dataset, training))
-    if not ours or not theirs or ours == theirs or not all(isinstance(label, int) for label in labels):
+    if not ours or not theirs or ours == theirs or not all(isinstance(label, Integral) for label in labels):
         return labels
     if strange := sorted({str(ours[label]) for label in labels if ours[label] not in theirs}):
         raise DataError(f"{name}: its classes {', '.join(strange[:5])} are none of the training part's")
@@ -147,7 +148,8 @@ def _items(dataset, name, size, fit):
                 "and flips, in training alone"
             )
     shapes = {picture.shape for picture in pictures}
-    if len(shapes) == 2 and {shape[0] for shape in shapes} == {1, 3}:  # some grey ones
+    sides = {shape[1:] for shape in shapes}
+    if len(sides) == 1 and {shape[0] for shape in shapes} == {1, 3}:  # some grey ones
         pictures = [picture.repeat(3 // len(picture), 0) for picture in pictures]
     elif len(shapes) > 1:
         some = ", ".join(map(str, sorted(shapes)[:3]))

@@ -112,8 +112,11 @@ class Split:
 
     def some(self, indices, device=None):
         """A split of the pictures of a slice, there or on another device."""
-        images, labels = (tensor[indices].to(device or tensor.device) for tensor in (self.images, self.labels))
-        return Split(images, labels, self.classes, self.name, self.mirror)
+        other = copy.copy(self)  # of a subclass, too, which may give other batches
+        for name in ("images", "labels"):
+            setattr(other, name, getattr(self, name)[indices].to(device or self.labels.device))
+        checked(other.images, other.images, other.labels, other.classes, other.name)
+        return other
 
     def pictures(self, indices):
         """The uint8 pictures (n, C, H, W) of int64 `indices`, or a slice."""

@@ -6,10 +6,11 @@ timm name it themselves.
 """
 
 import os
-from contextlib import contextmanager
+from functools import partial
 from http.client import HTTPException
 from pathlib import Path
 from pickle import UnpicklingError
+from unittest.mock import patch
 
 import torch
 from torch import nn
@@ -64,18 +65,8 @@ def _fetch(published, name):
         ) from error
 
 
-@contextmanager
-def only_tensors():
-    """torch.hub unpickles whatever it is given unless it is told not to."""
-    before = os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
-    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"]
-        else:
-            os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = before
+# torch.hub unpickles whatever it is given unless it is told not to.
+only_tensors = partial(patch.dict, os.environ, TORCH_FORCE_WEIGHTS_ONLY_LOAD="1")
 
 
 def head_name(network, num_classes):

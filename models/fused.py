@@ -256,9 +256,14 @@ def _possible(pairs):
 
 def is_plain(module, kind):
     """Does a module do what modules of this kind do, with weights that stay the same and no hook to see it?"""
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
     still = not is_parametrized(module) or is_adapted(module)  # somebody's own might give another weight each time
-    return type(module).forward is kind.forward and not any(hooks) and still
+    return type(module).forward is kind.forward and is_untouched(module) and still
+
+
+def is_untouched(module):
+    """Has it, and have all modules together, no hook, and it no forward in place of its kind's?"""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return not any(hooks) and not nn.modules.module._has_any_global_hook() and "forward" not in vars(module)
 
 
 def _fold(convolution, norm, dtype):

@@ -3,12 +3,13 @@
 Hu et al. 2021, arXiv:2106.09685. A convolution counts as the matrix of its outputs by all that one of them sees.
 """
 
-import copy
 import math
 
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
+
+from models.model import copied
 
 
 class LowRank(nn.Module):
@@ -54,7 +55,7 @@ class Packed:
     """A network on its way to another process: torch pickles no layer whose weight is made of others."""
 
     def __init__(self, network):
-        self.network, self.adapters = copy.deepcopy(network).cpu(), {}
+        self.network, self.adapters = copied(network).cpu(), {}
         for name, module in list(self.network.named_modules()):
             if is_adapted(module):
                 self.adapters[name] = module.parametrizations.weight[0]

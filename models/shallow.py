@@ -168,8 +168,17 @@ class ShallowCNN(nn.Sequential, Folding):
             return False
         if torch.get_autocast_dtype("cpu") != torch.bfloat16 or len(layers) != len(_LAYERS):
             return False
+        if not all(is_plain(layer, kind) for layer, kind in zip(layers, _LAYERS, strict=True)):
+            return False
         even = x.shape[2] % 4 == x.shape[3] % 4 == 0  # so that the second pair of columns comes out even, too
-        return even and all(is_plain(layer, kind) for layer, kind in zip(layers, _LAYERS, strict=True))
+        convolutions = [layers[place] for place in (0, 3)]
+        usual = all(
+            (one.kernel_size, one.stride, one.padding, one.dilation, one.groups)
+            == ((5, 5), (1, 1), (0, 0), (1, 1), 1)
+            for one in convolutions
+        )
+        biased = all(layers[place].bias is not None for place in (0, 3, 7, 9, 11))
+        return even and usual and biased
 
 
 class WideShallowCNN(nn.Sequential):

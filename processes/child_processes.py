@@ -6,7 +6,6 @@ they go on from the last checkpoint.
 """
 
 import codecs
-import contextlib
 import functools
 import logging
 import os
@@ -19,19 +18,18 @@ import traceback
 from pathlib import Path
 
 import cloudpickle
-import psutil
 import torch
 from tqdm import tqdm
 
 from processes import data_parallel
-from processes.stopping import GRACE, leave_on_sigterm
+from processes.stopping import GRACE, end, leave_on_sigterm
 
 RESTARTS = 3  # of all processes, when torchrun sees one die
 log = logging.getLogger("study")
 
 
 class Died(RuntimeError):
-    """The processes ended without a result: killed, out of memory, or a fault in a library."""
+    """Processes, or a node, ended without a result: killed, out of memory, or a fault in a library."""
 
 
 def count(processes, device):
@@ -63,7 +61,7 @@ def run(function, processes, progress=True):
             said = _listen(process)
             process.wait()
         finally:
-            _end(process)
+            end(process, GRACE + 1)
         for name in ("returned", "raised"):
             if (folder / name).exists():
                 value = cloudpickle.loads((folder / name).read_bytes())
@@ -103,24 +101,6 @@ def _listen(process):
         sys.stdout.flush()
         said = (said + text)[-500:]
     return said
-
-
-def _end(process):
-    """End it, if it is not done, and take away whatever is left of it, with what it has started."""
-    process.terminate()
-    try:
-        process.wait(GRACE + 1)
-    except subprocess.TimeoutExpired:
-        pass
-    finally:
-        family = [process.pid]
-        with contextlib.suppress(psutil.Error):
-            family += [child.pid for child in psutil.Process(process.pid).children(recursive=True)]
-        for one in family:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(one, signal.SIGKILL)
-        process.wait()
-        process.stdin.close()
 
 
 def _main(folder):

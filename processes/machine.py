@@ -82,6 +82,7 @@ def fast_bfloat16(device):
 
 
 LOW = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+PRECISIONS = ("auto", *LOW, "float32")
 
 
 def fast_precision(device):

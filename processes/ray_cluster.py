@@ -18,6 +18,7 @@ import psutil
 import ray
 import torch
 
+from processes.child_processes import Died
 from processes.stopping import GRACE
 from storage.atomic_files import Held, first_line, write_json
 from storage.paths import ROOT, data_root, runs_root
@@ -27,10 +28,6 @@ TRIES = 4  # of a task whose process dies
 RUNS, NOTEBOOK = 0.9, 0.0125
 
 log = logging.getLogger("study")
-
-
-class Died(RuntimeError):
-    """The process or the node ended without a result, as often as it was tried: killed, or out of memory."""
 
 
 class Pool:
@@ -45,7 +42,7 @@ class Pool:
         kind, _, rest = on.partition(":")
         if not (kind == "ray" or (kind == "local" and (not rest or (rest.isdecimal() and int(rest) > 0)))):
             raise ValueError(f"on={on!r}: local, local:3, ray, ray:HOST:PORT or ray://HOST:PORT is needed")
-        self.local, self.lent = kind == "local", {}
+        self.local = kind == "local"
         if not ray.is_initialized():
             address = (on if rest.startswith("//") else rest) or None
             _connect(_alone(int(rest or 0)) if self.local else {"address": address})
@@ -98,10 +95,8 @@ class Pool:
             references = [reference for reference in references if reference not in done]
 
     def lend(self, thing):
-        """Something to pass to many tasks."""
-        if id(thing) not in self.lent:
-            self.lent[id(thing)] = thing, ray.put(thing)  # kept, so that its id is nobody else's
-        return self.lent[id(thing)][1]
+        """Something to pass to many tasks; it stays where Ray keeps it for as long as somebody holds this."""
+        return ray.put(thing)
 
 
 def per_gpu():

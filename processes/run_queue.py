@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from processes.stopping import GRACE
+from processes.stopping import GRACE, end
 from storage.atomic_files import Held, first_line
 
 LOOK_EVERY = 0.1  # seconds
@@ -50,12 +50,7 @@ def run_command(command, output):
             time.sleep(LOOK_EVERY)
         return process.returncode
     finally:
-        process.terminate()
-        try:
-            process.wait(GRACE)
-        finally:
-            process.kill()
-            process.wait()
+        end(process, GRACE)
 
 
 def run_all(tasks, pool, show=None):

@@ -1,8 +1,12 @@
 """The stop button and a preemption's SIGTERM: what is done is saved, and the same command goes on from there."""
 
+import contextlib
 import logging
 import signal
+import subprocess
 import threading
+
+import psutil
 
 RESUME = 75  # the exit code EX_TEMPFAIL: start me again, and I go on
 GRACE = 8  # seconds that a step may still take after SIGTERM; who sends it often kills after ten
@@ -24,6 +28,22 @@ def _leave(number, frame):
     for stop in _entered:  # of other threads, which get no signals
         stop.requested = number
     raise SystemExit(RESUME)
+
+
+def end(process, seconds):
+    """End a process, whose stdin is a pipe, with all that it has started; it has so many seconds to save."""
+    process.terminate()
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        pass
+    finally:
+        if process.poll() is None:  # once it was waited for, its number may be another's
+            for one in [*psutil.Process(process.pid).children(recursive=True), process]:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    one.kill()
+        process.wait()
+        process.stdin.close()
 
 
 class Stop:

@@ -53,9 +53,9 @@ def train_all(asked, session, *, on=None, progress=True):
         _, data, recipe = asked[key]
         model, folder = start_of(key), session.folder(*key).resolve()
         if id(data) not in data_here:
-            data_here[id(data)] = data.to("cpu")
-        lent = pool.lend(data_here[id(data)])
-        return Packed(model), lent, recipe, folder, identity_of(model, data, recipe), _kind(pool, session)
+            data_here[id(data)] = pool.lend(data.to("cpu"))
+        identity = identity_of(model, data, recipe)
+        return Packed(model), data_here[id(data)], recipe, folder, identity, _kind(pool, session)
 
     if pool is not None:
         folders, tasks = {key: RunFolder(session.folder(*key)) for key in asked if key not in runs}, {}

@@ -28,7 +28,9 @@ from defences import (
     Standard,
 )
 from finetune_framework import SourceError, adapt, describe, load_source
+from loaders import Split
 from models.fingerprint import fingerprint
+from models.low_rank import Packed
 from storage import atomic_files
 from trainer import Recipe, train
 from training import step as steps
@@ -246,6 +248,14 @@ def test_a_head_on_stored_features_is_the_head_trained_the_long_way(name, ema, f
         assert torch.equal(one, start[key]) == (not key.startswith(f"network.{model.head}."))
 
 
+class Noisy(Split):
+    """Draws anew what it gives, each time."""
+
+    def batch(self, *arguments, **settings):
+        images, labels = super().batch(*arguments, **settings)
+        return (images + 0.1 * torch.rand_like(images)).clamp(0, 1), labels
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -258,6 +268,7 @@ def test_a_head_on_stored_features_is_the_head_trained_the_long_way(name, ema, f
         "squeezenet",
         "penalty",
         "low",
+        "own pictures",
     ],
 )
 def test_features_are_stored_only_where_they_stand_still(change, few, tmp_path, monkeypatch):
@@ -277,6 +288,8 @@ def test_features_are_stored_only_where_they_stand_still(change, few, tmp_path, 
     defences = {"adversarial": Adversarial(PGD(steps=1)), "penalty": L2SP(Standard(), source)}
     recipe = replace(HEAD_ALONE, epochs=1, augment=change == "augmented", defence=defences.get(change, Standard()))
     recipe = replace(recipe, low_resolution=16 if change == "low" else None)
+    if change == "own pictures":
+        few = replace(few, train=Noisy(few.train.images, few.train.labels, few.classes, "noisy"))
     stored = []
     real = steps.use_features
     monkeypatch.setattr(
@@ -284,6 +297,21 @@ def test_features_are_stored_only_where_they_stand_still(change, few, tmp_path, 
     )
     train(model, few, recipe, tmp_path / "run", progress=False)
     assert stored == [None]
+
+
+def test_a_network_in_which_a_pass_has_left_tensors_can_be_sent():
+    model = small_resnet()
+    model.network.seen = model(torch.rand(2, 3, 16, 16)).sum()
+    assert fingerprint(Packed(model).unpacked("cpu")) == fingerprint(model)
+
+
+def test_a_run_below_ones_home_is_found_and_says_itself_what_it_is(few, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    run = train(small_resnet(10), few, replace(HEAD_ALONE, epochs=1), "~/runs/mine", progress=False)
+    assert fingerprint(load_source("~/runs/mine")) == fingerprint(run.model)
+    for more in ({"architecture": "resnet18"}, {"num_classes": 10}, {"weights": "ema"}, {"width": 4}):
+        with pytest.raises(SourceError, match=r"is a folder: a run's recipe\.json says what it is"):
+            load_source("~/runs/mine", **more)
 
 
 def test_the_new_head_depends_on_its_seed_alone():
@@ -582,6 +610,8 @@ def test_downloads_that_fail_say_where_to_put_the_file(tmp_path, monkeypatch):
     network = models.build("imagenet/resnet18", 1000, pretrained=False).network
     torch.save(network.state_dict(), place)
     loaded = load_source("imagenet/resnet18")
+    with pytest.raises(SourceError, match="its name says what it is"):
+        load_source("imagenet/resnet18", "vgg11", 7)
     assert torch.equal(loaded.network.fc.weight, network.fc.weight)
 
 

@@ -146,6 +146,44 @@ def test_a_checkpoint_is_written_beside_the_next_epoch_and_holds_the_one_that_it
     assert weights(go(blobs, tmp_path / "copy")) == weights(uninterrupted)
 
 
+@pytest.mark.parametrize("defence", [RECIPE.defence, Adversarial(FGSM())], ids=["pgd", "guarded"])
+@pytest.mark.parametrize("stop", [None, 36], ids=["whole", "stopped"])
+def test_training_does_not_wait_for_a_slow_disk(stop, defence, blobs, tmp_path, monkeypatch):
+    """While a checkpoint is written, epochs end without one; best weights, a stop and a kill do not suffer."""
+    recipe = replace(RECIPE, epochs=5, defence=defence)
+    whole = go(blobs, tmp_path / "whole", recipe)
+    real_step, real_save, further, written = steps.train_step, RunFolder.save_checkpoint, threading.Event(), []
+
+    def step(state, *rest):
+        if state.step == 36:  # of 40, eight an epoch
+            further.set()
+            if stop:
+                os.kill(os.getpid(), signal.SIGINT)
+        return real_step(state, *rest)
+
+    def late(self, state):
+        assert further.wait(60)
+        real_save(self, state)
+        written.append((state["step"], len(state["history"])))
+        shutil.copytree(self.path, tmp_path / f"killed {len(written)}")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(steps, "train_step", step)
+        patch.setattr(RunFolder, "save_checkpoint", late)
+        if stop:
+            with pytest.raises(KeyboardInterrupt, match="step 37 of 40; saved"):
+                go(blobs, tmp_path / "run", recipe)
+            assert written == [(8, 1), (37, 4)]
+        else:
+            go(blobs, tmp_path / "run", recipe)
+            assert written in ([(8, 1)], [(8, 1), (40, 5)])
+    for name in ("run", *(f"killed {number + 1}" for number in range(len(written)))):
+        run = go(blobs, tmp_path / name, recipe)
+        assert weights(run) == weights(whole)
+        assert run.best_epoch == whole.best_epoch
+        assert fingerprint(run.best_model()) == fingerprint(whole.best_model())
+
+
 def test_what_cannot_be_written_beside_the_training_ends_it(blobs, tmp_path, monkeypatch):
     def refused(self, state):
         raise NotWritten(28, "No space left on device", str(self.path))

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from attacks import PGD, Attack
 from attacks.settings import NamedSettings, check_choice, check_setting
 from defences import Standard, innermost
+from processes.machine import PRECISIONS
 
 SCHEDULES = ("one_cycle", "piecewise", "constant")
-PRECISIONS = ("auto", "bfloat16", "float16", "float32")
 
 
 @dataclass(frozen=True, kw_only=True)

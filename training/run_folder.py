@@ -119,12 +119,12 @@ class RunFolder:
         return hashlib.sha256(json.dumps(read_json(recipe, ANEW), sort_keys=True).encode()).hexdigest()[:16]
 
     def save_epoch(self, state, best=None):
-        """What an epoch ends in: its best model so far, if this is one, then the history, then the checkpoint.
+        """The best model so far and its epoch, if no file has them, then the history, then the checkpoint.
 
-        After a break in between the epoch is done again.
+        After a break in between, the epochs since the checkpoint before are done again.
         """
         if best is not None:
-            self.save_best(best, len(state["history"]))
+            self.save_best(*best)
         self.save_history(state["history"])
         self.save_checkpoint(state)
 
@@ -296,6 +296,10 @@ class Beside:
 
     def __init__(self):
         self.thread = self.last = None
+
+    @property
+    def busy(self):
+        return self.last is not None and not self.last.done()
 
     def __call__(self, function, *arguments):
         self.wait()

@@ -60,10 +60,5 @@ class SGD:
             kept, momentum = saved["state"].get(place), self.state[weight]["momentum_buffer"]
             if kept is None:  # torch.optim has none before the first step
                 momentum.zero_()
-            elif kept["momentum_buffer"].shape == momentum.shape:
-                momentum.copy_(kept["momentum_buffer"])
             else:
-                was, wanted = tuple(kept["momentum_buffer"].shape), tuple(momentum.shape)
-                raise ValueError(
-                    f"the momentum of weight {place} has the shape {was}, not {wanted}: of another network"
-                )
+                momentum.copy_(kept["momentum_buffer"])

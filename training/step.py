@@ -8,6 +8,8 @@ import torch
 from torch.nn.functional import interpolate
 
 from defences import Standard, innermost, moment, with_sizes
+from loaders.mapped import Mapped
+from loaders.split import Split
 from models import copied, fitted, model_of, rate_of
 from processes import data_parallel
 from training import catastrophic_overfitting, precision
@@ -48,6 +50,8 @@ class State:
         self.rescued = None  # the epoch, from 1, in which single-step training collapsed
         self.ended = False  # it has collapsed again
         self.good = None  # where to return to from a collapse
+        self.best = None  # the result after the best epoch so far and its number, until a file has it
+        self.saved = None  # the step of the last checkpoint
         self.losses = torch.zeros(steps, device=device)  # of the current epoch, one a step
         self.hits = torch.zeros(steps, device=device)
         self.learner = data_parallel.Learner(model)  # what a step trains: the model, or its head alone
@@ -86,21 +90,27 @@ class State:
         self.memory = data_parallel.part(self.memory, self.recipe.batch_size, self.device)
         self.graphed.forget()  # the memory's tensors are others now
 
-    def keep(self):
-        """Remember these weights as good ones, where the guard may want them back. Checkpoints hold both."""
-        if catastrophic_overfitting.eps_of(self.recipe.defence) is not None:
-            self.good = _copied(self.snapshot())
+    @property
+    def guarded(self):
+        """May the guard want to return to weights that were good?"""
+        return catastrophic_overfitting.eps_of(self.recipe.defence) is not None
 
-    def checkpoint(self):
-        """What `resume` goes on from, as it is now, whatever is trained meanwhile; its tensors lie on the CPU."""
-        return _copied(self.snapshot()) | {"good": self.good}
+    def checkpoint(self, good=False):
+        """What `resume` goes on from, as it is now, whatever is trained meanwhile; its tensors lie on the CPU.
+
+        `good`: from here on it is what a collapse returns to. A checkpoint holds both, equal tensors once.
+        """
+        saved = _copied(self.snapshot())
+        self.good = saved if good else self.good
+        return saved | {"good": self.good}
 
     def resume(self, run):
         saved = data_parallel.from_first(run.load_checkpoint, "cpu")
         if saved is None:
             return
         self.good = saved.pop("good")
-        self.restore(saved)
+        self.restore(_copied(saved))  # the good ones may be the same tensors
+        self.saved = self.step
         log.info("%s goes on from step %d of %d (epoch %d)", run.path.name, self.step, self.total, self.epoch + 1)
 
 
@@ -149,6 +159,8 @@ def use_features(state, data, run):
     """
     model, recipe = model_of(state.model.train()), state.recipe
     if type(recipe.defence) is not Standard or recipe.low_resolution is not None:
+        return
+    if type(data.train) not in (Split, Mapped):  # somebody's own may give other pictures each time
         return
     images, _ = data.train.batch(torch.arange(min(32, len(data.train)), device=state.device))
     try:

@@ -78,7 +78,7 @@ def test_what_a_gpu_will_show_runs_here_at_its_smallest(folders, tmp_path):
     known = read(tmp_path, "gpu")
     assert known["complete"]
     groups = {result["group"]: result for result in known["results"]}
-    assert set(groups) == {"graphs", "whole run", "record", "AutoAttack", "training", "share"}
+    assert set(groups) == {"graphs", "whole run", "record", "AutoAttack", "training", "together", "share"}
     assert 0 < groups["whole run"]["found"]["not training"] < 1
     assert groups["AutoAttack"]["found"]["robust"] <= groups["AutoAttack"]["found"]["clean"]
     assert groups["graphs"]["weights_apart_after_20_steps"] == 0

@@ -69,9 +69,19 @@ def test_classes_are_matched_by_name_where_a_part_numbers_them_otherwise():
     known = {image.numpy().tobytes(): name for image, name in zip(IMAGES, "acac", strict=False)}
     pairs = zip(data.test.images, data.test.labels, strict=True)
     assert all(known[image.numpy().tobytes()] == data.classes[label] for image, label in pairs)
+    numbered = Items((image, np.int64(label)) for image, label in tested.items)
+    numbered.classes = tested.classes
+    again = loaders.from_dataset((training, numbered), device="cpu")
+    assert torch.equal(again.test.labels, data.test.labels)
     tested.classes = ["a", "d"]
     with pytest.raises(DataError, match="test: its classes d are none of the training part's"):
         loaders.from_dataset((training, tested), device="cpu")
+
+
+def test_grey_ones_of_another_size_are_no_coloured_ones():
+    some = [PIL(image[:1, :6]) for image in IMAGES[:20]]
+    with pytest.raises(DataError, match="one size is needed, by a transform such as Resize"):
+        loaders.from_dataset(of([*some, *map(PIL, IMAGES[20:])]), device="cpu")
 
 
 def test_grey_among_coloured_ones_becomes_coloured():
@@ -143,21 +153,32 @@ class Splitted(Dataset):
         if split not in ("train", "test", "extra"):
             raise ValueError(f"Unknown value '{split}' for argument split.")
         assert download
-        self.count = {"train": 40, "test": 12}[split]
+        self.begin, self.count = {"train": (0, 20), "test": (20, 12), "extra": (0, 40)}[split]
 
     def __len__(self):
         return self.count
 
     def __getitem__(self, index):
-        return PIL(IMAGES[index]), index % 2
+        return PIL(IMAGES[self.begin + index]), index % 2
 
 
 def test_sets_with_named_splits_and_of_another_size(tmp_path, monkeypatch):
     monkeypatch.setenv("STUDY_DATA", str(tmp_path))
     monkeypatch.setattr(datasets, "SVHN", Splitted)
     data = loaders.from_torchvision("SVHN", size=(8, 10), device="cpu")
-    assert [len(split) for split in (data.train, data.val, data.test)] == [36, 4, 12]
+    assert [len(split) for split in (data.train, data.val, data.test)] == [18, 2, 12]
     assert data.test.images.shape[1:] == (3, 8, 10)
+
+
+@pytest.mark.parametrize("split", ["extra", "train"])
+def test_of_a_split_of_ones_own_the_others_are_shares(split, tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("STUDY_DATA", str(tmp_path))
+    monkeypatch.setattr(datasets, "SVHN", Splitted)
+    data = loaders.from_torchvision("SVHN", split=split, device="cpu")
+    total = {"extra": 40, "train": 20}[split]
+    assert len(data.train) + len(data.val) + len(data.test) == total
+    every = {image.numpy().tobytes() for part in (data.train, data.val, data.test) for image in part.images}
+    assert len(every) == total
 
 
 def test_a_set_that_cannot_be_fetched_is_named(tmp_path, monkeypatch):

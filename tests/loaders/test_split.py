@@ -104,6 +104,23 @@ def test_what_numpy_changes_counts_too():
     assert len(found) == 4
 
 
+class Dark(Split):
+    def batch(self, *arguments, **settings):
+        images, labels = super().batch(*arguments, **settings)
+        return images / 2, labels
+
+
+def test_a_part_of_somebodys_own_split_and_a_copy_elsewhere_are_of_its_kind():
+    dark = Dark(torch.full((6, 3, 8, 8), 200, dtype=torch.uint8), torch.arange(6) % 4, list("abcd"), "few")
+    assert dark.checksum != dark.first(2).checksum
+    for split in (dark.to("cpu"), dark.first(2), dark.last(3)):
+        assert type(split) is Dark
+        assert split.batch(slice(None))[0].max() < 0.4
+        assert split.images.is_contiguous(memory_format=torch.channels_last)
+    with pytest.raises(DataError, match="0 labels"):
+        dark.first(0)
+
+
 def test_a_leak_that_comes_later_is_warned_of(caplog):
     parts = [
         Split(torch.randint(256, (40, 3, 8, 8), dtype=torch.uint8), torch.arange(40) % 4, list("abcd"), "few")

@@ -166,8 +166,26 @@ def pad_by_name(network):
     network.stages[0][0].conv1.padding = "same"
 
 
+def patch_convolution(network):
+    network.stages[0][0].conv1.forward = torch.zeros_like
+
+
+def patch_norm(network):
+    network.stages[1][0].bn2.forward = torch.neg
+
+
 @pytest.mark.parametrize(
-    "change", [change_stem, lengthen_stem, change_shortcut, scale_shortcut, pool_shortcut, pad_by_name]
+    "change",
+    [
+        change_stem,
+        lengthen_stem,
+        change_shortcut,
+        scale_shortcut,
+        pool_shortcut,
+        pad_by_name,
+        patch_convolution,
+        patch_norm,
+    ],
 )
 def test_somebodys_own_parts_of_a_resnet_count(change):
     model, (images, labels) = lived_in("resnet18", width=4), pictures(4)
@@ -178,6 +196,20 @@ def test_somebodys_own_parts_of_a_resnet_count(change):
     with evaluating(model):
         assert torch.allclose(model(images), plain, atol=1e-4)
         assert torch.allclose(input_gradient(model, images, labels), gradient, atol=1e-4)
+
+
+def test_a_hook_on_all_modules_sees_each_layer():
+    model, (images, _) = lived_in("resnet18", width=4), pictures(2)
+    seen = []
+    with evaluating(model), torch.no_grad():
+        handle = nn.modules.module.register_module_forward_hook(
+            lambda module, *_: seen.append(isinstance(module, nn.Conv2d))
+        )
+        try:
+            model(images)
+        finally:
+            handle.remove()
+    assert sum(seen) == 20
 
 
 def test_weights_that_are_drawn_anew_stay_so_while_an_attack_lasts():

@@ -45,6 +45,25 @@ def test_the_shallow_network_has_its_own_weights_while_an_attack_lasts_and_no_lo
         assert not torch.equal(network(images), other)
 
 
+@pytest.mark.parametrize(
+    ("place", "layer"),
+    [
+        (0, nn.Conv2d(3, 6, 5, bias=False)),
+        (3, nn.Conv2d(6, 16, 3, padding=1, dilation=2, stride=1)),
+        (0, nn.Conv2d(3, 6, 3, stride=1)),
+        (3, nn.Conv2d(6, 16, 5, padding=2, groups=2)),
+        (11, nn.Linear(84, 10, bias=False)),
+    ],
+)
+def test_a_layer_of_the_shallow_network_with_other_settings_counts(place, layer):
+    network, (images, _) = models.build("shallow_cnn", 10).network, pictures(4)
+    network[place] = layer
+    with torch.no_grad():
+        network[7] = nn.Linear(nn.Sequential(*list(network)[:7])(images).shape[1], 120)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.allclose(network(images), nn.Sequential(*network)(images), atol=1e-2)
+
+
 def test_the_shallow_network_pools_by_its_layers_where_someone_watches_or_sizes_are_odd():
     network, (images, _) = models.build("shallow_cnn", 10).network, pictures(2)
     seen = []

@@ -1,5 +1,6 @@
 """Many pieces of work at once: each when what it needs is done, all once, whatever fails in between."""
 
+import signal
 import subprocess
 import sys
 import time
@@ -91,19 +92,23 @@ def test_a_command_prints_into_a_file_and_ends_with_its_starter(tmp_path):
     words = "import sys; print('said'); print('wrong', file=sys.stderr); sys.exit(3)"
     assert run_queue.run_command([sys.executable, "-c", words], tmp_path / "said") == 3
     assert sorted((tmp_path / "said").read_text().split()) == ["said", "wrong"]
-    started = []
+    deaf = (
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True); time.sleep(60)"
+    )
+    sleep = time.sleep
 
     def interrupted(seconds):
-        started.append(None)
+        while not (tmp_path / "said").read_text():
+            sleep(0.01)
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_queue, "GRACE", 0.1)
         patch.setattr(run_queue.time, "sleep", interrupted)
         real, processes = subprocess.Popen, []
         patch.setattr(
             run_queue.subprocess, "Popen", lambda *a, **k: processes.append(real(*a, **k)) or processes[-1]
         )
         with pytest.raises(KeyboardInterrupt):
-            run_queue.run_command([sys.executable, "-c", "import time; time.sleep(60)"], tmp_path / "said")
-    assert started
-    assert processes[0].poll() is not None
+            run_queue.run_command([sys.executable, "-c", deaf], tmp_path / "said")
+    assert processes[0].poll() == -signal.SIGKILL

@@ -74,12 +74,6 @@ def test_momentum_of_a_checkpoint_from_before_the_first_step_is_none():
     assert not any(kept["momentum_buffer"].any() for kept in optimizer.state.values())
 
 
-def test_momentum_of_another_network_is_refused():
-    optimizer = SGD(groups(network(), lr=0.1), momentum=0.9, weight_decay=0.0)
-    with pytest.raises(ValueError, match=r"weight 1 has the shape \(1,\), not \(4,\)"):
-        optimizer.load_state_dict({"state": {1: {"momentum_buffer": torch.zeros(1)}}})
-
-
 def test_the_scaler_of_float16_steps_over_what_overflows():
     model = network()
     optimizer = SGD(groups(model, lr=0.1), momentum=0.9, weight_decay=0.0)
