@@ -42,7 +42,7 @@ test-all: cluster
 
 # The contracts on a GPU, a few minutes on one card.
 test-gpu: setup
-	STUDY_TESTS_ON=cuda $(PYTHON) -m pytest -m gpu tests/test_gpu.py tests/training/test_cuda_graphs.py
+	STUDY_TESTS_ON=cuda $(PYTHON) -m pytest -m gpu tests/test_gpu.py tests/training/test_cuda_graphs.py tests/evaluation/test_network_graphs.py
 
 format: setup
 	$(PYTHON) -m ruff format .

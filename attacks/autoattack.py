@@ -8,13 +8,12 @@ from dataclasses import dataclass
 import torch
 
 from attacks.apgd import APGD
-from attacks.autoattack_search import margin, wide
+from attacks.autoattack_search import exactly, margin, wide
 from attacks.base import Attack
 from attacks.blackbox import Square
 from attacks.fab import FAB
 from attacks.pgd import PGD
 from attacks.settings import NORMS, choice, norm_setting, setting
-from models.tf32 import rounding
 from processes.machine import PRECISIONS
 
 
@@ -30,9 +29,7 @@ class Sequence(Attack):
                 break
             points = stage.craft(model, images[standing], labels[standing], generator)
             found[standing] = points
-            with rounding(tf32=False), torch.no_grad(), torch.autocast(images.device.type, enabled=False):
-                right = model(points).argmax(1) == labels[standing]
-            standing = standing[right]
+            standing = standing[exactly(model, points).argmax(1) == labels[standing]]
         return found
 
 
@@ -112,8 +109,7 @@ class Nearest(Attack):
     def craft(self, model, images, labels, generator, targeted=False):
         pgd = PGD(eps=self.eps, step_size=self.eps / 4 or None, norm=self.norm)
         points = pgd.craft(model, images, labels, generator, targeted)
-        with rounding(tf32=False), torch.no_grad(), torch.autocast(images.device.type, enabled=False):
-            logits = wide(model(points))
+        logits = wide(exactly(model, points))
         near = margin(logits, labels).argsort(stable=True)
         near = near[logits.argmax(1)[near] == labels[near]][: -(-len(images) // 3)]
         if len(near):

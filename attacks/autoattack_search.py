@@ -29,7 +29,7 @@ class Search:
         self.steps = 0
         self.places = torch.arange(len(images), device=images.device)
         precision = fast_precision(images.device) if precision == "auto" else precision
-        logits = self.exact(images)
+        logits = exactly(model, images)
         # Inside somebody's autocast the search is still full precision, unless it asks for less.
         self.low = LOW.get(precision) if images.dtype == logits.dtype == torch.float32 else None
         if self.low and not self._low_is_enough(wide(logits)):
@@ -76,11 +76,6 @@ class Search:
         low = {"dtype": self.low} if self.low else {"enabled": False}
         with rounding(tf32=self.tf32), torch.autocast(kind, **low):
             yield
-
-    def exact(self, points):
-        kind = points.device.type
-        with rounding(tf32=False), torch.no_grad(), torch.autocast(kind, enabled=False):
-            return self.model(points)
 
     def logits(self, points):
         """Logits in the precision of the search, as float32 or wider."""
@@ -142,7 +137,7 @@ class Search:
         places = won.nonzero()[:, 0]
         if not len(places):
             return state
-        places = places[self.won(self.exact(points[places]), places)]
+        places = places[self.won(exactly(self.model, points[places]), places)]
         self.found[self.places[places]] = points[places]
         left = torch.ones_like(won).index_fill_(0, places, False).nonzero()[:, 0]
         self.images, self.labels, self.places = self.images[left], self.labels[left], self.places[left]
@@ -155,6 +150,12 @@ class Search:
             points = torch.where((state["lead"] > -math.inf)[:, None, None, None], state["at"], points)
         self.found[self.places] = points
         self._take_out(points, torch.ones_like(self.labels, dtype=torch.bool), {})
+
+
+def exactly(model, points):
+    """Logits in full precision, whatever the caller is in."""
+    with rounding(tf32=False), torch.no_grad(), torch.autocast(points.device.type, enabled=False):
+        return model(points)
 
 
 def fine_precision(device):

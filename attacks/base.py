@@ -93,7 +93,7 @@ class Attack(NamedSettings):
         return adversarial
 
     def craft(self, model, images, labels, generator, targeted=False):
-        """The bare attack: no checks and no synchronisation with the device, for use inside training.
+        """The bare attack, without checks, for use inside training; those trained with do not wait for the device.
 
         The caller has put the model into eval mode (`evaluating`). With `targeted`, `labels` are the
         classes to reach.

@@ -21,6 +21,7 @@ from processes.device_speed import gflops
 from processes.machine import own_device
 from storage.atomic_files import read_json, replacing
 from storage.paths import ROOT
+from study.kept import markdown
 from training.run_folder import RunFolder
 
 GPUS = (1, 8, 64)
@@ -133,7 +134,7 @@ def _long(hours):
 
 def _rows(rows):
     head, *rest = [[str(cell) for cell in row] for row in rows]
-    return "\n".join("| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rest))
+    return markdown(head, rest, words=len(head))
 
 
 def timed(study):

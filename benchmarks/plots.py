@@ -126,30 +126,3 @@ def number(value):
     if value >= 1000:
         return f"{round(value, 3 - len(str(int(value)))):,.0f}"
     return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f}"
-
-
-def plot_defences(known):
-    """What each defence withstands against what its training step costs."""
-    worst = "worst case"
-    with mpl.rc_context(STYLE):
-        figure, axis = plt.subplots(figsize=(6.6, 3.6), layout="constrained")
-        for result in known["results"]:
-            if result["verdict"] == "invalid":
-                continue
-            found = result["scores"][worst]
-            cost, height = result["ms_per_picture"], 100 * found["accuracy"]
-            low, high = (100 * end for end in found["interval"])
-            axis.errorbar(
-                cost, height, [[height - low], [high - height]], color=COLOURS[1], marker="o", elinewidth=1
-            )
-            axis.annotate(result["defence"], (cost, height), xytext=(5, 4), textcoords="offset points", fontsize=7)
-        axis.set_xscale("log")
-        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axis.margins(x=0.2)
-        axis.set_ylim(bottom=0)
-        axis.set_xlabel("training, ms a picture")
-        axis.set_ylabel("accuracy under attack, %")
-        where = f"{known['environment']['device']}; {known['data']['name']}; bars: 95 % intervals"
-        axis.set_title(f"FGSM, PGD-10 and PGD-20×2 together. {where}", fontsize=8, loc="left")
-        plt.close(figure)
-        return figure

@@ -29,7 +29,7 @@ AT_EQUAL_COST = {
     for width, pictures, folder in ((64, "45,000", "hour-cifar"), (16, "10,000", "quick-cifar"))
 }
 NOTHING = "Not measured yet: `make bench` does it and writes its numbers here."
-DRAWN = {"speed": plots.plot_speed, "scaling": plots.plot_scaling, "defences": plots.plot_defences}
+DRAWN = {"speed": plots.plot_speed, "scaling": plots.plot_scaling}
 
 GROUPS = {"training": "Training step", "loading": "Data loading", "evaluation": "Evaluation"}
 
@@ -220,28 +220,6 @@ def _scaling(known, device):
     return "\n\n".join([said, markdown(["", "measured on", "growth"], rows), figure])
 
 
-def _defences(known, device):
-    data, rows = known["data"], []
-    first = known["results"][0]["ms_per_picture"]
-    for result in known["results"]:
-        cost = result["ms_per_picture"]
-        accuracies = [f"{100 * found['accuracy']:.1f}" for found in result["scores"].values()]
-        if result["verdict"] == "invalid":
-            accuracies = [f"~~{shown}~~" for shown in accuracies]
-        rescued = result["rescued_in_epoch"]
-        name = result["defence"] + (f" (collapsed in epoch {rescued}, PGD-2 from there)" if rescued else "")
-        rows.append([name, number(cost), f"{cost / first:.1f}×", *accuracies])
-    n = known["results"][0]["n"]
-    said = (
-        f"{_title('Robustness for the money', known)}\n\nResNet-18 of width {known['width']}, "
-        f"{data['train']} training pictures of {data['name']}, {known['epochs']} epochs, "
-        f"accuracy in % on {n} test pictures, one seed."
-    )
-    head = ["", "ms a picture", "cost", *known["results"][0]["scores"]]
-    figure = f"![Accuracy under attack against cost](../benchmarks/results/defences-{device}.png)"
-    return "\n\n".join([said, markdown(head, rows), figure])
-
-
 def _autoattack(known, device, title="AutoAttack"):
     names = list(dict.fromkeys(row["name"] for result in known["results"] for row in result["results"]))
     rows = []
@@ -314,7 +292,6 @@ def verdicts(known, device):
 SPEED = {
     "speed": _speed,
     "scaling": _scaling,
-    "defences": _defences,
     "autoattack": _autoattack,
     "nearfirst": partial(_autoattack, title="NearFirst, which is not AutoAttack"),
     "devices": _devices,

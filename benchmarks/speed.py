@@ -6,7 +6,7 @@
 Training steps, data loading, attacks at evaluation: all contenders in this process and in turns, on the same
 pictures. The usual way's workers rest before each turn until they have filled their queue, so neither slows the
 other; foolbox gets batches that lie on the device already, so that its attack is compared and nothing else. Our
-C-library setting (utils._keep_freed_memory) and the tuning of convolutions on CUDA are on for all, which is
+C-library setting (processes/machine.py) and the tuning of convolutions on CUDA are on for all, which is
 generous to the peers.
 """
 

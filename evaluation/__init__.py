@@ -2,7 +2,7 @@
 
 test() scores a network; transfer_attack() and its kin carry examples from another one; audit() asks whether a
 number can be true, overestimates() how far an attack is from a known truth, certified() what no attack can take.
-The thresholds of all verdicts stand in checks.py and comparisons.py.
+The thresholds of most verdicts stand in checks.py, comparisons.py and gradients.py.
 """
 
 from evaluation.audit import audit

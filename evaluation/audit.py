@@ -4,6 +4,7 @@ gradients.py.
 `examine` ends every test(), `audit` looks for more; published_tables.py looks at numbers alone.
 """
 
+import itertools
 import math
 import re
 from dataclasses import replace
@@ -21,6 +22,7 @@ from evaluation.golden import too_weak
 from evaluation.per_example import attacked, in_float32, on_device_of, predict
 from evaluation.scores import Scores
 from evaluation.statistics import expected_robustness, wilson_of_mean
+from models import wrap
 from models.fingerprint import fingerprint
 
 MOST = 64  # pictures that the cheap checks look at
@@ -104,9 +106,6 @@ def _linear(model, images, labels, attack):
 def _compared(attacks, scores):
     """Checks of attacks beside one another."""
     yield comparisons.one_ball(attacks)
-    for one, many in fgsm_and_pgd(attacks):
-        eps = attacks[one].eps if attacks[one].norm == "Linf" else None
-        yield comparisons.attack_order(scores.share(one), scores.share(many), one, many, eps, scores.n)
     white = {label: attack for label, attack in attacks.items() if not isinstance(attack, BLIND)}
     kinds = {(type(attack), getattr(attack, "name", "")): label for label, attack in white.items()}
     if len({(attack.norm, attack.eps) for attack in white.values()}) == 1 and any(
@@ -124,23 +123,18 @@ def _compared(attacks, scores):
             yield comparisons.weaker_wins(scores, strongest, label)
         if isinstance(attack, AutoAttack) and strongest != label:
             yield comparisons.weaker_wins(scores, label, strongest)
-    plain = [(label, a) for label, a in attacks.items() if type(a) is PGD and a.restarts == 1]
-    for label, pgd in plain:
-        for strong, attack in attacks.items():
-            if isinstance(attack, AutoAttack) and (pgd.eps, pgd.norm) == (attack.eps, attack.norm):
-                why = "PGD's number is far from the worst case"
-                yield comparisons.stronger("AutoAttack gap", scores, label, strong, 8, why)
-        for many, other in plain:
-            if (pgd.eps, pgd.norm) == (other.eps, other.norm) and pgd.steps < other.steps:
-                yield comparisons.stronger("more steps", scores, label, many, 2.5, f"{label} has not converged")
-
-
-def fgsm_and_pgd(attacks):
-    """Pairs of FGSM's and PGD's labels at equal ε and norm."""
-    for one, fgsm in attacks.items():
-        for many, pgd in attacks.items():
-            if type(fgsm) is FGSM and type(pgd) is PGD and (fgsm.eps, fgsm.norm) == (pgd.eps, pgd.norm):
-                yield one, many
+    for (label, one), (many, other) in itertools.permutations(attacks.items(), 2):
+        if (one.norm, one.eps) != (other.norm, other.eps):
+            continue
+        if type(one) is FGSM and type(other) is PGD:
+            eps = one.eps if one.norm == "Linf" else None
+            yield comparisons.attack_order(scores.share(label), scores.share(many), label, many, eps, scores.n)
+        plain = type(one) is PGD and one.restarts == 1
+        if plain and isinstance(other, AutoAttack):
+            why = "PGD's number is far from the worst case"
+            yield comparisons.stronger("AutoAttack gap", scores, label, many, 8, why)
+        if plain and type(other) is PGD and other.restarts == 1 and one.steps < other.steps:
+            yield comparisons.stronger("more steps", scores, label, many, 2.5, f"{label} has not converged")
 
 
 def in_order(found):
@@ -160,6 +154,8 @@ class Audit(Scores):
     weights have its findings from then on, as far as these concern attacks with the same settings.
     """
 
+    curve = None  # accuracy by ε, the attack's own first; not saved
+
     @property
     def worst_case(self):
         """What the attack in doubt leaves: other rows are of other ε, or of examples of other networks."""
@@ -173,12 +169,10 @@ class Audit(Scores):
     def table(self):
         """As of any scores, and a row of the expected robustness (statistics.py), from ε = 0, its half and all."""
         table = super().table()
-        ((label, attack),) = self.attacks.items()
-        limit = _size(attack)
-        curve = {_size(row): self.share(row) for row in self.outcomes if row.startswith("ε = ")}
-        if limit is None or not curve:
+        if self.curve is None:
             return table
-        curve |= {0.0: self.share(CLEAN), limit: self.share(label)}
+        (label,), (limit, *_) = self.attacks, self.curve
+        curve = self.curve | {0.0: self.share(CLEAN)}
         sizes = sorted(size for size in curve if size <= limit)
         share = expected_robustness(sizes, [curve[size] for size in sizes])
         low, high = wilson_of_mean(share, self.n)
@@ -195,12 +189,6 @@ class Audit(Scores):
         number = len(self.findings)
         found = f"{number} finding{'s' * (number > 1)}" if number else "nothing to object to"
         return f"audit of {attack}, {self.split}, n = {self.n}: {found}"
-
-
-def _size(text):
-    """ε as attacks and rows print it, "ε = 4/255" or "PGD(ε=8/255, ...)" or "eps=0.5"; None where they do not."""
-    found = re.search(r"(?:ε|\beps) ?= ?([\d.e-]+)(/255)?", text)
-    return found and float(found[1]) / (255 if found[2] else 1)
 
 
 def audit(model, split, attack=None, *, surrogates=None, seed=0, progress=True):
@@ -262,6 +250,10 @@ class _Auditor:
         self.extents[name] = extent
         return self.scores.share(name)
 
+    def _name(self, name, other):
+        """Of a row beside the attack in doubt, which may have that name already: torchattacks' FGSM has ours."""
+        return repr(other) if name == self.attack.label else name
+
     def _nearest(self):
         """Of the pictures that withstand the attack, those that were the least surely right before it."""
         stands = self.scores.outcomes[self.attack.label].to(self.logits.device)
@@ -272,7 +264,9 @@ class _Auditor:
     def run(self, surrogates):
         label, attack = self.attack.label, self.attack
         self.ball = {"eps": attack.eps, "norm": attack.norm}
-        named = {label: attack} if type(attack) is FGSM else {label: attack, "FGSM": FGSM(**self.ball)}
+        named = {label: attack}
+        if type(attack) is not FGSM:
+            named |= {self._name("FGSM", other): other for other in [FGSM(**self.ball)]}
         for name, other in named.items():
             self.measure(name, other)
         self.nearest = self._nearest()
@@ -314,7 +308,7 @@ class _Auditor:
             why = "where it starts decides; use restarts or AutoAttack"
             self.found.append(comparisons.stronger("restarts", self.scores, label, name, 1, why))
         for factor in SCALES if not isinstance(attack, BLIND) else ():
-            name, source = f"logits × {factor:g}", gradients.Times(self.model, factor)
+            name, source = f"logits × {factor:g}", wrap(self.model, logits=lambda out, by=factor: by * out)
             self.measure(name, attack, source, self.nearest)
             why = "its loss vanishes, or looks at the wrong classes"
             self.found.append(comparisons.stronger("logit scale", self.scores, label, name, 8, why))
@@ -323,8 +317,9 @@ class _Auditor:
         blind = {"noise": Noise(**self.ball), "Square-1000": Square(**self.ball, queries=1000)}
         for name, other in blind.items():
             if other != self.attack:
-                self.measure(name, other, among=self.nearest)
-                self.found.append(comparisons.weaker_wins(self.scores, label, name, 1))
+                row = self._name(name, other)
+                self.measure(row, other, among=self.nearest)
+                self.found.append(comparisons.weaker_wins(self.scores, label, row, 1))
         with evaluating(self.model):
             smooth = gradients.without_odd_parts(self.model, self.split.batch(slice(MOST))[0])
         itself = {f"itself without {smooth[1]}": smooth[0]} if smooth else {}
@@ -339,6 +334,7 @@ class _Auditor:
             if eps <= self.whole and all(abs(eps - there) > 1e-9 for there in grid):
                 named = f"ε = {checks.in_255ths(eps, attack.norm)}"
                 grid[eps] = self.measure(named, attack.scaled(eps / attack.eps))
+        self.scores.curve = grid
         chance = float(torch.bincount(self.split.labels).max() / len(self.split))
         self.found.append(comparisons.monotone(grid, len(self.split), (label,), attack.norm))
         if type(attack) is not FGSM:  # a single step has no reason to succeed far out

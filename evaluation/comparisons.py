@@ -117,11 +117,12 @@ def monotone(accuracies, n, rows, norm="Linf"):
         lowest = min(lowest, share)
 
 
-def claimed(label, share, measured, high):
+def claimed(label, share, scores):
     """Invalid: an accuracy that was claimed lies over 1 point above the interval of the one measured here.
 
     Nothing else looks like examples that were crafted on another model, or by a weaker attack than its name says.
     """
+    measured, high = scores.share(label), scores.interval(label)[1]
     if share > high + 0.01:
         says = f"{label}: {100 * share:.1f} % were claimed, this model leaves {100 * measured:.1f} %"
         limit = high + 0.01 - measured

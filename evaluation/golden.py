@@ -108,15 +108,10 @@ def networks(eps, norm="Linf"):
         _affine("linear, unsure", _layer(10, pixels, usual / 10), eps, norm, plain=False),
         _affine("linear, saturated", _layer(10, pixels, 1000 * usual), eps, norm, plain=False),
     ]
-    return (
-        found
-        if norm == "L2"
-        else [
-            *found,
-            _relu(eps),
-            _affine("rounded pixels", _layer(10, pixels, usual), eps, norm, Rounded(), plain=False),
-        ]
-    )
+    if norm == "Linf":
+        rounded = _affine("rounded pixels", _layer(10, pixels, usual), eps, norm, Rounded(), plain=False)
+        found += [_relu(eps), rounded]
+    return found
 
 
 class Rounded(nn.Module):

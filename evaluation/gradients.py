@@ -70,17 +70,6 @@ def first_order(model, attack, images, points, labels):
         return Finding("first order", "suspect", middle, 0.5, f"{says}: it has not arrived", (attack.label,))
 
 
-class Times(nn.Module):
-    """A network with its logits times a number: the same answers, another loss."""
-
-    def __init__(self, model, factor):
-        super().__init__()
-        self.model, self.factor = model, factor
-
-    def forward(self, images):
-        return self.model(images) * self.factor
-
-
 def without_odd_parts(model, images):
     """A copy of the network without the parts that a gradient may not get through, and their kinds; or None.
 

@@ -101,14 +101,9 @@ def paired(a, b):
     gaps = mean_a - mean_b
     centre = float(gaps.sum()) / n
     error = math.sqrt(((float(gaps.square().sum()) + 2) / n - centre**2) / n)
-
-    def over_examples(confidence=0.95):
-        reach = NormalDist().inv_cdf((1 + confidence) / 2) * error
-        return max(-1.0, centre - reach), min(1.0, centre + reach)
-
     shares = ([float(outcome.double().mean()) for outcome in some] for some in (a, b))
     p = mcnemar(a[0], b[0]) if len(a) == len(b) == 1 else None
-    return difference_of(float(gaps.mean()), over_examples, *shares, p)
+    return difference_of(float(gaps.mean()), _normal(centre, error), *shares, p)
 
 
 def paired_kept(a, b):
@@ -131,12 +126,17 @@ def paired_kept(a, b):
     value, n = sum(one) / len(one) - sum(two) / len(two), len(move_one) + 2
     squares = float((move_one - move_two).square().sum()) + 2 / min(right_one, right_two) ** 2
     error, centre = math.sqrt(squares) / n, value * (n - 2) / n
+    return difference_of(value, _normal(centre, error), one, two)
 
-    def over_examples(confidence=0.95):
+
+def _normal(centre, error):
+    """The interval of a difference of shares, a function of the confidence, from its standard error."""
+
+    def interval(confidence):
         reach = NormalDist().inv_cdf((1 + confidence) / 2) * error
         return max(-1.0, centre - reach), min(1.0, centre + reach)
 
-    return difference_of(value, over_examples, one, two)
+    return interval
 
 
 def difference_of(value, over_examples, a, b, p=None):
@@ -155,7 +155,7 @@ def difference_of(value, over_examples, a, b, p=None):
         down, up = math.hypot(max(0.0, value - low), reach), math.hypot(max(0.0, high - value), reach)
         return max(-1.0, value - down), min(1.0, value + up)
 
-    agree = _agree([(one, two) for one in a for two in b])
+    agree = len({(one > two) - (one < two) for one in a for two in b}) == 1  # do all pairs of seeds say the same?
     p = _p_of(widest) if p is None else p
     return Difference(value, *over_examples(0.95), agree, p, widest(0.95) if gaps else None)
 
@@ -265,11 +265,6 @@ def check_attacks(scores, label):
     settings = {score.attacks[label] for score in scores if label in score.attacks}
     if len(settings) > 1:
         raise ValueError(f"{label} stands for different attacks: {', '.join(sorted(settings))}")
-
-
-def _agree(pairs):
-    """Do all pairs of seeds say the same: above, below, or equal?"""
-    return len({(one > two) - (one < two) for one, two in pairs}) == 1
 
 
 def independent_difference(a, b):

@@ -41,14 +41,13 @@ class Kept(dict):
     folder.
     """
 
-    def __init__(self, folder=None, source=None, victim=None, split=None):
+    def __init__(self, folder=None, model=None, split=None):
         super().__init__()
         self.folder = None if folder is None else Path(folder)
-        self.of = source, victim, split
+        self.of = model, split
         self.written = time.monotonic()
         self.keeps = self.lasting = False
         self.new = self.known = 0  # batches of this test
-        self.passing = set()  # what goes when this test is done
 
     def __enter__(self):
         self.hold = ExitStack()
@@ -64,13 +63,12 @@ class Kept(dict):
     def _open(self):
         """Is anything kept? And the batches that earlier tests have left, where they were of the same."""
         self.hold.enter_context(held(self.folder / ".lock", f"{self.folder} is being tested"))
-        *models, split = self.of
+        model, split = self.of
         if _code() != CODE:
             log.warning("files in %s were edited since this process began: no test is kept", ", ".join(JUDGES))
             return False, {}
-        self.lasting = all(is_known(module) for model in models for module in model.modules())
-        parts = [part(model) for model in models for part in (fingerprint, structure, _code_of_model)]
-        device = split.labels.device
+        self.lasting, device = all(map(is_known, model.modules())), split.labels.device
+        parts = fingerprint(model), structure(model), _code_of_model(model)
         of = [split.name, split.checksum, device.type, self.lasting, *parts]
         self.key, self.probe = [*of, fast_precision(device), CODE], _probe(*self.of)
         self.path = self.folder / f"tested-{hashlib.sha256(repr(of).encode()).hexdigest()[:8]}.json"
@@ -91,10 +89,9 @@ class Kept(dict):
         with self.hold:
             if not self.keeps or not data_parallel.leads():
                 return
-            if kind is None:
-                for place in self.passing:
-                    self.pop(place, None)
-            if self and (self.new or self.passing):
+            if kind is None and not self.lasting:
+                self.clear()
+            if self and self.new:
                 self._save()
             elif not self:
                 self.path.unlink(missing_ok=True)
@@ -118,10 +115,7 @@ class Kept(dict):
             return None
         settings = [(name, code_checksum.plain_text(value) or repr(value)) for name, value in vars(attack).items()]
         parts = type(attack).__module__, code_checksum.of_objects([attack]), settings, seed, indices.tolist()
-        text = f"{attack!r}, stage {stage}, batch {batch}, {hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}"
-        if not self.lasting:
-            self.passing.add(text)
-        return text
+        return f"{attack!r}, stage {stage}, batch {batch}, {hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}"
 
     def keep(self, place, found):
         """Remember what was found for a batch, now or before."""
@@ -165,18 +159,15 @@ def _version(name):
 CODE = _code()  # of the files as this process has imported them
 
 
-def _probe(source, victim, split):
+def _probe(model, split):
     """Logits and gradients of a few pictures, because weights and code do not show all that a model does."""
     spread = torch.linspace(0, len(split) - 1, min(8, len(split)), device=split.labels.device).long()
     images, labels = split.batch(spread)
-    values = []
-    for model in (source, victim):
-        with evaluating(model), torch.autocast(images.device.type, enabled=False):
-            gradient = input_gradient(model, images, labels).flatten(1)
-            with torch.no_grad():
-                values += model(images).flatten().tolist()
-        values += gradient.norm(dim=1).tolist() + gradient[:, ::2].sum(1).tolist()
-    return values
+    with evaluating(model), torch.autocast(images.device.type, enabled=False):
+        gradient = input_gradient(model, images, labels).flatten(1)
+        with torch.no_grad():
+            logits = model(images).flatten()
+    return [*logits.tolist(), *gradient.norm(dim=1).tolist(), *gradient[:, ::2].sum(1).tolist()]
 
 
 def _code_of_model(model):

@@ -61,7 +61,8 @@ def evaluate(source, victim, split, attacks, seed, progress, carried, folder=Non
         )
     begun = time.perf_counter()
     data_parallel.join(split.labels.device)
-    source, victim = on_device_of(split, source), on_device_of(split, victim)
+    here = on_device_of(split, victim)
+    source, victim = here if source is victim else on_device_of(split, source), here
     logits = predict(victim, split)
     right = (logits.argmax(1) == split.labels) & torch.isfinite(logits).all(1)
     described = {label: repr(attack) for label, attack in attacks.items()}
@@ -69,7 +70,7 @@ def evaluate(source, victim, split, attacks, seed, progress, carried, folder=Non
     scores = Scores(split.name, {CLEAN: right.cpu()}, described, seconds, carried=carried, pictures=split.checksum)
     extents, indices = {}, right.nonzero()[:, 0]
     bar = tqdm(total=len(attacks) * len(indices), unit="image", disable=not (progress and data_parallel.leads()))
-    with Kept(folder, source, victim, split) as kept, bar:
+    with Kept(folder, victim, split) as kept, bar:
         for label, attack in attacks.items():
             bar.set_description(f"test {label}")
             its_seed = seed_for(attack, seed)

@@ -17,7 +17,8 @@ def transfer_attack(source, victim, split, attack, *, source_name="another model
     """Score `victim` on examples crafted on `source`. Returns Scores, which are labelled so.
 
     A source with another number of classes than the split has is led away from its own guess, as in
-    carried_outcomes.
+    carried_outcomes. An attack in stages, such as AutoAttack, is told after each what the victim still gets right;
+    carried_outcomes asks the source alone.
     """
     named([attack])
     labelled = {f"{attack.label}, carried from {source_name}": attack}

@@ -86,18 +86,15 @@ def column(label, score, scores):
 
 
 @mpl.rc_context(STYLE)
-def plot_scores(scores, show_invalid=False):
-    """Accuracy of each model, clean and under each attack, as bars with their intervals.
-
-    With `show_invalid` numbers that the audit found invalid are drawn too, and the title says so.
-    """
+def plot_scores(scores):
+    """Accuracy of each model, clean and under each attack, as bars with their intervals, without invalid ones."""
     named = [{label: column(label, score, scores) for label in score.outcomes} for score in scores.values()]
     labels = list(dict.fromkeys(title for titles in named for title in titles.values()))
     width = 0.8 / len(scores)
     figure, axis = plt.subplots(figsize=(7.5, 3.2))
     for index, (score, titles, look) in enumerate(zip(scores.values(), named, looks(scores), strict=True)):
         rows = score.table()
-        rows = rows[((rows.verdict != "invalid") | show_invalid) & rows.index.isin(titles)]
+        rows = rows[(rows.verdict != "invalid") & rows.index.isin(titles)]
         places = [labels.index(titles[label]) + (index - (len(scores) - 1) / 2) * width for label in rows.index]
         reach = [rows.accuracy - rows.low, rows.high - rows.accuracy]
         for place, value in zip(places, rows.accuracy, strict=True):
@@ -111,7 +108,7 @@ def plot_scores(scores, show_invalid=False):
     entries = [Patch(**look) for look in looks(scores) if look["label"]]
     axis.legend(handles=entries, **BESIDE)
     invalid = any(score.verdict() == "invalid" for score in scores.values())
-    left_out = f", invalid numbers {'shown' if show_invalid else 'left out'}" if invalid else ""
+    left_out = ", invalid numbers left out" if invalid else ""
     tested = distinct(f"{score.split}, n = {score.n}" for score in scores.values())
     axis.set(title=demo(tested) + left_out, ylabel="accuracy, %", ylim=(0, 100))
     return done(figure)

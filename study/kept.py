@@ -2,8 +2,10 @@
 
 import base64
 import io
+import itertools
 import json
 import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -113,10 +115,11 @@ def paired_table(folders, ours, theirs):
             both = [[Scores.read(place) for place in some] for some in places]
             size = f"{len(places[0])} × {both[0][0].n:,}"
             known = both[0][0].outcomes
-            for label in (label for label in known if label.startswith(("clean", "PGD-20", "AutoAttack"))):
+            labels = [label for label in known if label.startswith(("clean", "PGD-20", "AutoAttack"))]
+            for label in labels:
                 means = [f"{100 * sum(one.share(label) for one in some) / len(some):.1f}" for some in both]
                 rows.append([said, size, label, *means, difference(*both, label)])
-            gain = source_gain(*([some] for some in both), label)
+            gain = source_gain(*([some] for some in both), labels[-1])
             rows.append([said, size, "of it, as more are right", "", "", gain.by_accuracy])
             rows.append([said, size, "of it, as more of the right withstand", "", "", gain.by_withstanding])
     head = ["networks", "seeds × n", "evaluation", ours, theirs, "difference"]
@@ -182,7 +185,8 @@ def _runs_before(name, study, ran):
 
 def _is_of(command, name):
     """Did a command of a study run this notebook: does it name it, or none?"""
-    named = re.search(r"study(?:\.py)?((?: \d\w*)*)", command)[1].split()
+    pairs = itertools.pairwise(shlex.split(command))
+    named = [word for before, word in pairs if word[:1].isdecimal() and before[:2] != "--"]
     return not named or name.startswith(tuple(named))
 
 

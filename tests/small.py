@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.functional import avg_pool2d
 
 import models
+from evaluation.scores import Scores
 from loaders import Split
 from models.resnet import BasicBlock, ResNet
 
@@ -95,11 +96,39 @@ def pictures(count=6, seed=0, dtype=torch.float32):
     return images, torch.randint(0, 4, (count,), generator=draw)
 
 
+def points_with_gradient(attack, model, images, labels):
+    """Where an attack asks for gradients, and where for answers only."""
+    asked, answered = [], []
+
+    class Noted(nn.Module):
+        def forward(self, x):
+            (asked if torch.is_grad_enabled() else answered).append(x.detach().clone())
+            return model(x)
+
+    attack(Noted(), images, labels, generator=generator())
+    return asked, answered
+
+
+def standing(model, attack, split, seed=0):
+    """How many of the pictures withstand."""
+    images, labels = split.batch(torch.arange(len(split)))
+    found = attack(model, images, labels, generator=generator(seed))
+    with torch.no_grad():
+        return int((model.eval()(found).argmax(1) == labels).sum())
+
+
 def small_split(count, labels=None, classes=4, name="few"):
     """Random 8x8 pictures, whose classes take turns."""
     images = torch.randint(256, (count, 3, 8, 8), generator=generator(), dtype=torch.uint8)
     labels = torch.arange(count) % classes if labels is None else labels
     return Split(images, labels, [str(index) for index in range(classes)], name)
+
+
+def outcomes(both, only_a, only_b, neither):
+    """Two Scores of the same examples."""
+    a = torch.tensor([True] * (both + only_a) + [False] * (only_b + neither))
+    b = torch.tensor([True] * both + [False] * only_a + [True] * only_b + [False] * neither)
+    return Scores("x test", {"clean": a}), Scores("x test", {"clean": b})
 
 
 def late(*values):

@@ -34,7 +34,7 @@ from models.low_rank import Packed
 from storage import atomic_files
 from trainer import Recipe, train
 from training import step as steps
-from training.weights import RunDamaged, save_weights
+from training.weights import RunDamaged
 
 # The study's five backbones and three others.
 BACKBONES = {
@@ -508,22 +508,6 @@ def test_describe_shows_adapters():
 
 
 # --- files of weights ------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("prefix", ["", "module.", "model.", "module.model.", "network."])
-@pytest.mark.parametrize("wrapped", [None, "state_dict", "model"])
-def test_prefixes_and_wrappings_are_undone(prefix, wrapped, tmp_path):
-    source = small_resnet(7)
-    weights = {prefix + name: value for name, value in source.network.state_dict().items()}
-    torch.save({wrapped: weights, "epoch": 3} if wrapped else weights, tmp_path / "weights.pt")
-    loaded = load_source(tmp_path / "weights.pt", "resnet18", 7, width=4)
-    assert fingerprint(loaded) == fingerprint(source)
-
-
-def test_safetensors_too(tmp_path):
-    source = small_resnet(7)
-    save_weights(source, tmp_path / "ours.safetensors")
-    assert fingerprint(load_source(tmp_path / "ours.safetensors", "resnet18", 7, width=4)) == fingerprint(source)
 
 
 class Evil:

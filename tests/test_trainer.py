@@ -440,18 +440,6 @@ def test_weights_of_another_run_are_refused(blobs, tmp_path):
         go(blobs, tmp_path / "run")
 
 
-@pytest.mark.parametrize("content", [b"", b"half", b"\x80\x04."])
-def test_damaged_files_of_a_run_are_named(blobs, tmp_path, content):
-    run = go(blobs, tmp_path / "run")
-    (run.folder / "weights.safetensors").write_bytes(content)
-    with pytest.raises(RunDamaged, match=r"weights\.safetensors is damaged.*Delete it"):
-        go(blobs, tmp_path / "run")
-    (run.folder / "weights.safetensors").unlink()
-    (run.folder / "last.pt").write_bytes(content)
-    with pytest.raises(RunDamaged, match=r"last\.pt is damaged.*begins anew"):
-        go(blobs, tmp_path / "run")
-
-
 def test_two_processes_do_not_train_in_one_folder(blobs, tmp_path):
     run = RunFolder(tmp_path / "run")
     with run.locked(), pytest.raises(Held, match=f"being trained by process {os.getpid()} on .* since 20"):
@@ -465,14 +453,6 @@ def test_what_a_killed_process_left_is_cleared(blobs, tmp_path):
         (tmp_path / "run" / f".{name}").write_bytes(b"half")
     run = go(blobs, tmp_path / "run")
     assert not [path for path in run.folder.iterdir() if "partial" in path.name]
-
-
-def test_tied_weights_can_be_saved(blobs, tmp_path):
-    network = tied_network()
-    run = go(blobs, tmp_path / "run", replace(RECIPE, epochs=1, defence=Standard()), network)
-    assert weights(go(blobs, tmp_path / "run", replace(RECIPE, epochs=1, defence=Standard()), network)) == weights(
-        run
-    )
 
 
 def test_a_defence_that_cannot_be_written_down_is_refused(blobs, tmp_path):

@@ -9,7 +9,7 @@ from torch.nn.functional import dropout
 
 from attacks import FGSM, PGD, Attack, Noise, Square, Torchattacks, evaluating, margin
 from attacks.base import whole_range
-from evaluation import checks, comparisons, duplicates, gradients
+from evaluation import checks, comparisons, duplicates
 from evaluation.audit import audit
 from evaluation.finding import CLEAN, WORST
 from evaluation.flaws import attacks as broken
@@ -22,7 +22,7 @@ from evaluation.published_tables import judge, judged
 from evaluation.testing import test
 from evaluation.transfer_attack import transfer_attack
 from loaders import Split
-from models import model_of
+from models import model_of, wrap
 
 
 @dataclass(frozen=True)
@@ -87,22 +87,21 @@ def _torchattacks(attack):
 
 
 def _claimed(wrong):
-    """Scores that were got in some other way, against those that are measured."""
+    """A robust accuracy that was got in some other way, against the one that is measured."""
 
     def look(lab):
         scores = test(lab.robust, lab.split, [lab.attack], progress=False)
-        label, claim = lab.attack.label, wrong(lab).robust_accuracy()
-        return [comparisons.claimed(label, claim, scores.share(label), scores.interval(label)[1])]
+        return [comparisons.claimed(lab.attack.label, wrong(lab), scores)]
 
     return look
 
 
 def _stale(lab):
-    return transfer_attack(lab.standard, lab.robust, lab.split, lab.attack, progress=False)
+    return transfer_attack(lab.standard, lab.robust, lab.split, lab.attack, progress=False).robust_accuracy()
 
 
 def _tenth(lab):
-    return test(lab.robust, lab.split, [lab.attack.scaled(0.1)], progress=False)
+    return test(lab.robust, lab.split, [lab.attack.scaled(0.1)], progress=False).robust_accuracy()
 
 
 def _normalised(lab):
@@ -157,7 +156,9 @@ def _sharp(lab):
     """Logits so large that the textbook's gradient is lost beside the 1e-10 that is added to its length."""
     usual = float(margin(predict(lab.standard, lab.split), lab.split.labels).median())
     attack = Torchattacks("PGDL2", eps=lab.attack.eps, alpha=lab.attack.step_size, steps=lab.attack.steps)
-    return audit(gradients.Times(lab.standard, 45 / usual), lab.split, attack, progress=False).findings
+    return audit(
+        wrap(lab.standard, logits=lambda out: 45 / usual * out), lab.split, attack, progress=False
+    ).findings
 
 
 def _frozen(make, off=None):
@@ -176,21 +177,18 @@ def _frozen(make, off=None):
 def _fresh_head(lab):
     model = protocols.with_fresh_head(model_of(lab.robust), lab.split.batch(slice(0, 32))[0])
     known, scores = (test(each, lab.split, progress=False) for each in (lab.robust, model))
-    high = scores.interval(CLEAN)[1]
-    return [comparisons.claimed(CLEAN, known.clean_accuracy, scores.clean_accuracy, high)]
+    return [comparisons.claimed(CLEAN, known.clean_accuracy, scores)]
 
 
 def _mean_of_attacks(lab):
     attacks = [Noise(eps=lab.attack.eps), lab.attack.scaled(0.1), lab.attack]
     scores = test(lab.robust, lab.split, attacks, progress=False)
     mean = sum(map(scores.share, scores.attacks)) / len(attacks)
-    return [comparisons.claimed(WORST, mean, scores.share(WORST), scores.interval(WORST)[1])]
+    return [comparisons.claimed(WORST, mean, scores)]
 
 
 def _targets(lab):
-    scores, label = test(lab.robust, lab.split, [lab.attack], progress=False), lab.attack.label
-    claim = protocols.targets_reached(lab.robust, lab.split, lab.attack)
-    return [comparisons.claimed(label, claim, scores.share(label), scores.interval(label)[1])]
+    return protocols.targets_reached(lab.robust, lab.split, lab.attack)
 
 
 def _two_sizes(lab):
@@ -349,7 +347,7 @@ FLAWED_PROTOCOLS = (
     Flaw("frozen BatchNorm that moved", "frozen features", "invalid", _frozen(None, 0.1)),
     Flaw("a head that nobody trained", "claim", "invalid", _fresh_head),
     Flaw("the mean of attacks, not the worst case", "claim", "invalid", _mean_of_attacks),
-    Flaw("only the target class counts as success", "claim", "invalid", _targets),
+    Flaw("only the target class counts as success", "claim", "invalid", _claimed(_targets)),
     Flaw("test pictures of one class", "no better than chance", "suspect", _one_class),
     Flaw("a worst case over several ε", "one ball", "suspect", _two_sizes),
     Flaw(

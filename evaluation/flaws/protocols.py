@@ -73,7 +73,7 @@ def beside(claimed, scores, label, findings=None):
     """
     low, high = scores.interval(label)
     if findings is None:
-        findings = [comparisons.claimed(label, claimed, scores.share(label), high)]
+        findings = [comparisons.claimed(label, claimed, scores)]
     caught = "; ".join(dict.fromkeys(f"{f.check} ({f.severity})" for f in findings if f)) or "nothing"
     row = {"claimed": claimed, "true": scores.share(label), "low": low, "high": high, "n": scores.n}
     return row | {"found by": caught}

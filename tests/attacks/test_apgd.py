@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torchattacks
-from small import generator, small_network
+from small import generator, points_with_gradient, small_network, standing
 from torch import nn
 
 from attacks import APGD, FGSM, PGD, AutoAttack, apgd
@@ -118,19 +118,6 @@ def test_apgd_remembers_the_best_point_and_counts_what_rose():
     assert after["rises"].tolist() == [1, 0, 0]
 
 
-def points_with_gradient(attack, model, images, labels):
-    """Where an attack asks for gradients, and where for answers only."""
-    asked, answered = [], []
-
-    class Noted(nn.Module):
-        def forward(self, x):
-            (asked if torch.is_grad_enabled() else answered).append(x.detach().clone())
-            return model(x)
-
-    attack(Noted(), images, labels, generator=torch.Generator().manual_seed(0))
-    return asked, answered
-
-
 def test_apgd_starts_somewhere_on_the_border_in_every_direction():
     images, labels = 0.25 + 0.5 * pictures()[0], pictures()[1]
     asked, _ = points_with_gradient(APGD(eps=0.1, steps=3), Standing(), images, labels)
@@ -145,14 +132,6 @@ def test_apgd_starts_somewhere_on_the_border_in_every_direction():
 
 
 EPS = 8 / 255
-
-
-def standing(model, attack, split, seed=0):
-    """How many of the pictures withstand."""
-    images, labels = split.batch(torch.arange(len(split)))
-    found = attack(model, images, labels, generator=generator(seed))
-    with torch.no_grad():
-        return int((model.eval()(found).argmax(1) == labels).sum())
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])

@@ -7,6 +7,7 @@ from torch import nn
 
 from attacks import APGD, FAB, Square, autoattack_search
 from attacks.autoattack_search import LOW, Search
+from models import wrap
 
 
 class Rounded(nn.Module):
@@ -125,20 +126,11 @@ def test_what_each_attack_searches_in_follows_from_the_device(fast, expected, so
         assert found.pop("low") == expected[attack.label]
 
 
-class Scaled(nn.Module):
-    def __init__(self, inner, factor):
-        super().__init__()
-        self.inner, self.factor = inner, factor
-
-    def forward(self, images):
-        return self.inner(images) * self.factor
-
-
 @pytest.mark.parametrize("factor", [1e-6, 1e-4, 1, 1e3, 1e5, 1e8])
 @pytest.mark.parametrize("loss", ["ce", "targeted"])
 def test_what_float16_does_not_hold_does_not_look_robust(loss, factor, sound, blobs):
     """Its gradients vanish below 6e-8, and above 65,504 they, or logits, are infinite: then float32 searches."""
-    model = Scaled(sound["pgd"], factor).eval()
+    model = wrap(sound["pgd"], logits=lambda out: factor * out).eval()
     images, labels = blobs.test.batch(torch.arange(100))
     attack = {"eps": 16 / 255, "steps": 10, "loss": loss}
     left = [

@@ -4,25 +4,12 @@ import numpy as np
 import pytest
 import torch
 from scipy.optimize import linprog
-from small import generator
+from small import generator, points_with_gradient
 from torch import nn
 from torchattacks.attacks.fab import projection_l2
 
 from attacks import FAB
 from attacks.fab import _project
-
-
-def points_with_gradient(attack, model, images, labels):
-    """Where an attack asks for gradients, and where for answers only."""
-    asked, answered = [], []
-
-    class Noted(nn.Module):
-        def forward(self, x):
-            (asked if torch.is_grad_enabled() else answered).append(x.detach().clone())
-            return model(x)
-
-    attack(Noted(), images, labels, generator=torch.Generator().manual_seed(0))
-    return asked, answered
 
 
 @pytest.mark.parametrize(("norm", "eps"), [("Linf", 0.1), ("L2", 0.1 * 48**0.5)])

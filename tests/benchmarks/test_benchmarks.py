@@ -2,7 +2,6 @@
 
 import re
 import shutil
-import signal
 from types import SimpleNamespace
 
 import pandas as pd
@@ -13,7 +12,6 @@ import models
 from attacks import FGSM, NIFGSM, PGD, VMIFGSM
 from benchmarks import (
     counting,
-    defences,
     devices,
     faults,
     golden,
@@ -89,21 +87,6 @@ def test_what_a_gpu_will_show_runs_here_at_its_smallest(folders, tmp_path):
     assert known["share_of_peak"] is None or known["share_of_peak"] > 0
     (log,) = tmp_path.glob("fast_robust-*-seed0.csv")
     assert pd.read_csv(log)["time/epoch_s"].sum() == pytest.approx(known["seeds"][0]["steps_seconds"])
-
-
-@pytest.mark.long
-def test_every_defence_has_a_row_and_a_place_in_the_figure(folders, tmp_path):
-    tiny = ["--preset", "smoke", "--pictures", "128", "--epochs", "1", "--width", "2", "--tested", "10"]
-    defences.main([*tiny, "--output", str(tmp_path)])
-    known = read(tmp_path, "defences")
-    assert [result["defence"] for result in known["results"]] == [*defences.DEFENCES, *defences.SMALL]
-    text = show.table(tmp_path)
-    assert all(f"| {name} |" in text for name in defences.DEFENCES)
-    known["results"][3] |= {"rescued_in_epoch": 2, "verdict": "invalid"}
-    write_json(tmp_path / "defences-cpu.json", known)
-    assert "| N-FGSM (collapsed in epoch 2, PGD-2 from there) |" in show.table(tmp_path)
-    assert f"~~{100 * known['results'][3]['scores']['clean']['accuracy']:.1f}~~" in show.table(tmp_path)
-    assert [path.stem for path in show.pictures(tmp_path)] == ["defences-cpu"]
 
 
 def test_tables_and_figures_are_made_of_the_results(tiny):
@@ -302,17 +285,6 @@ def test_flops_of_a_step_are_those_of_the_closed_form():
 )
 def test_numbers_show_what_counts(value, shown):
     assert plots.number(value) == shown
-
-
-@pytest.mark.long
-def test_a_study_killed_in_training_and_in_a_test_ends_as_if_nothing_had_happened(tmp_path):
-    whole, killed = faults.Process(tmp_path / "whole"), tmp_path / "killed"
-    whole.through()
-    for phase in ("training", "AutoAttack"):
-        stop = faults.stopped(killed, phase, faults.length(whole)[phase] / 2, signal.SIGKILL)
-        assert stop["code"] == -signal.SIGKILL
-    faults.Process(killed).through()
-    assert faults.found(killed) == faults.found(tmp_path / "whole")
 
 
 @pytest.mark.long

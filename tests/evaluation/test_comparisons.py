@@ -2,9 +2,7 @@
 
 import pytest
 
-from attacks import FGSM, PGD
 from evaluation import comparisons
-from evaluation.audit import fgsm_and_pgd
 
 
 @pytest.mark.parametrize(
@@ -26,12 +24,6 @@ def test_large_eps_is_no_catastrophe():
     assert comparisons.attack_order(0.50, 0.15, eps=0.05) is None
     assert comparisons.attack_order(0.50, 0.15, eps=None) is None
     assert comparisons.attack_order(0.50, 0.55, eps=None).check == "attack order"
-
-
-def test_different_eps_are_not_compared():
-    pairs = fgsm_and_pgd({"FGSM": FGSM(eps=1 / 255), "FGSM-L2": FGSM(norm="L2", eps=8 / 255), "PGD": PGD()})
-    assert list(pairs) == []
-    assert list(fgsm_and_pgd({"a": FGSM(), "b": PGD()})) == [("a", "b")]
 
 
 @pytest.mark.parametrize(

@@ -124,14 +124,8 @@ def test_stages_count_each_and_a_source_with_other_classes_is_compared(shapes):
 
 
 def test_a_network_that_is_sure_of_itself_still_has_gradients(blobs):
-    class Sure(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.inner = small_network()
-
-        def forward(self, images):
-            return 1e4 * self.inner(images)
-
-    table = features.through_layers(Sure(), blobs.test.first(40), FGSM())
+    table = features.through_layers(
+        models.wrap(small_network(), logits=lambda out: 1e4 * out), blobs.test.first(40), FGSM()
+    )
     plain = features.through_layers(small_network(), blobs.test.first(40), FGSM())
     assert table.alignment["pixels"] > 0.5 * plain.alignment["pixels"] > 0.1

@@ -210,7 +210,7 @@ def test_a_full_disk_costs_no_scores(sound, blobs, tmp_path, monkeypatch, caplog
 
 def test_an_error_before_the_test_lets_the_folder_go(blobs, tmp_path):
     broken = Around(small_network(), lambda inner, images: 1 / 0)
-    with pytest.raises(ZeroDivisionError) as caught, tested_before.Kept(tmp_path, broken, broken, blobs.test):
+    with pytest.raises(ZeroDivisionError) as caught, tested_before.Kept(tmp_path, broken, blobs.test):
         pass
     assert caught.tb is not None  # holds what was open there
     run(small_network(), blobs.test, [PGD(steps=2)], tmp_path)

@@ -3,19 +3,10 @@
 import pandas as pd
 import pytest
 import torch
+from small import outcomes
 
-from evaluation.finding import CLEAN, Finding
+from evaluation.finding import Finding
 from evaluation.scores import Scores
-
-
-@pytest.fixture
-def scores():
-    clean, one, other = (
-        torch.tensor([int(bit) for bit in bits], dtype=torch.bool) for bits in ("11110", "11000", "10100")
-    )
-    found = [Finding("catastrophic overfitting", "invalid", 62.0, 30.0, "planted", ("FGSM",))]
-    attacks = {"FGSM": "FGSM(ε=8/255)", "PGD-10": "PGD(ε=8/255)"}
-    return Scores("blobs test", {CLEAN: clean, "FGSM": one, "PGD-10": other}, attacks, {"FGSM": 0.5}, found)
 
 
 def test_table(scores):
@@ -49,13 +40,6 @@ def test_saved_and_loaded(scores, tmp_path):
 def test_an_attack_that_was_not_run_is_named(scores):
     with pytest.raises(KeyError, match="these were: FGSM, PGD-10"):
         scores.robust_accuracy("CW")
-
-
-def outcomes(both, only_a, only_b, neither):
-    """Two Scores of the same examples."""
-    a = torch.tensor([True] * (both + only_a) + [False] * (only_b + neither))
-    b = torch.tensor([True] * both + [False] * only_a + [True] * only_b + [False] * neither)
-    return Scores("x test", {"clean": a}), Scores("x test", {"clean": b})
 
 
 def test_the_best_epoch_has_files_of_its_own(tmp_path):

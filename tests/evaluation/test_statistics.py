@@ -8,9 +8,9 @@ from statistics import mean
 import pytest
 import torch
 from scipy.stats import binomtest, ttest_1samp
-from small import late
+from small import late, outcomes
 
-from evaluation.finding import CLEAN, Finding
+from evaluation.finding import CLEAN
 from evaluation.scores import Scores
 from evaluation.statistics import (
     Difference,
@@ -45,23 +45,6 @@ def test_the_interval_holds_its_share():
 def test_wilson_refuses_nonsense(correct, n):
     with pytest.raises(ValueError, match=f"{correct} correct of {n}"):
         wilson(correct, n)
-
-
-@pytest.fixture
-def scores():
-    clean, one, other = (
-        torch.tensor([int(bit) for bit in bits], dtype=torch.bool) for bits in ("11110", "11000", "10100")
-    )
-    found = [Finding("catastrophic overfitting", "invalid", 62.0, 30.0, "planted", ("FGSM",))]
-    attacks = {"FGSM": "FGSM(ε=8/255)", "PGD-10": "PGD(ε=8/255)"}
-    return Scores("blobs test", {CLEAN: clean, "FGSM": one, "PGD-10": other}, attacks, {"FGSM": 0.5}, found)
-
-
-def outcomes(both, only_a, only_b, neither):
-    """Two Scores of the same examples."""
-    a = torch.tensor([True] * (both + only_a) + [False] * (only_b + neither))
-    b = torch.tensor([True] * both + [False] * only_a + [True] * only_b + [False] * neither)
-    return Scores("x test", {"clean": a}), Scores("x test", {"clean": b})
 
 
 def test_paired_difference_is_that_of_the_literature():

@@ -79,18 +79,6 @@ def test_the_same_run_on_two_processes(tmp_path, monkeypatch, capsys):
     assert distance(alone.model.state_dict(), run.model.state_dict()) < 1e-12
 
 
-@pytest.mark.long
-def test_the_stop_button_saves(tmp_path, stop_button):
-    def button():
-        wait_for((tmp_path / "run" / "last.pt").exists)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    threading.Thread(target=button).start()
-    with pytest.raises(KeyboardInterrupt, match="run: stopped; the same again goes on from there"):
-        train(network(), blobs(), replace(RECIPE, epochs=100_000), tmp_path / "run", processes=2, progress=False)
-    assert (tmp_path / "run" / "last.pt").exists()
-
-
 def test_what_is_returned_or_raised_there_is_returned_or_raised_here(monkeypatch):
     def without_torchrun(folder, processes, errors):
         command = [sys.executable, "-m", "processes.child_processes", str(folder)]

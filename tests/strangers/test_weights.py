@@ -49,7 +49,17 @@ def load(path, classes=7, name="resnet18", **options):
     return load_source(path, name, classes, width=4, **options)
 
 
-PREFIXES = ("_orig_mod.", "_orig_mod.module.", "module._orig_mod.", "net.", "backbone.", "model.0.", "a.b.c.d.")
+PREFIXES = (
+    "network.",
+    "module.model.",
+    "_orig_mod.",
+    "_orig_mod.module.",
+    "module._orig_mod.",
+    "net.",
+    "backbone.",
+    "model.0.",
+    "a.b.c.d.",
+)
 
 
 @pytest.mark.parametrize("prefix", PREFIXES)

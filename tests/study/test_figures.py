@@ -50,9 +50,11 @@ def test_figures(study, tmp_path):
         "plane": figures.plot_plane({"01_small": scores}, "PGD-2"),
     }
     for name, figure in drawn.items():
-        figures.save(figure, session, name)
-        for ending in ("png", "pdf"):
-            assert (session.runs / "figures" / f"{name}.{ending}").stat().st_size > 5000
+        figure.draw_without_rendering()  # a quarter of the time of two files
+        if name in ("training", "examples"):
+            figures.save(figure, session, name)
+            for ending in ("png", "pdf"):
+                assert (session.runs / "figures" / f"{name}.{ending}").stat().st_size > 5000
         text = " ".join(item.get_text() for item in figure.findobj(lambda item: hasattr(item, "get_text")))
         assert "a demonstration" in text  # every figure from drawn pictures says so
     named = [drawn[name].axes[0].get_xlabel() for name in ("eps", "eps in L2")]
@@ -63,9 +65,7 @@ def test_invalid_bars_are_left_out(study):
     scores = study[3]
     assert all(score.verdict() == "invalid" for score in scores.values())  # two epochs on 640 pictures
     assert all(patch.get_height() == 0 for patch in figures.plot_scores(scores).axes[0].patches)
-    shown = figures.plot_scores(scores, show_invalid=True).axes[0]
-    assert any(patch.get_height() > 0 for patch in shown.patches)
-    assert "invalid numbers shown" in shown.get_title()
+    assert "invalid numbers left out" in figures.plot_scores(scores).axes[0].get_title()
 
 
 def test_seeds_share_a_colour_and_a_legend_entry():

@@ -153,6 +153,15 @@ def test_two_networks_are_compared_picture_by_picture(tmp_path):
 
 
 def test_a_copy_names_the_commands_that_ran_it():
-    several = ["python -m study 01 02 -p steps=3", "python study.py 06 --seed 1", "python -m study --preset quick"]
+    several = [
+        "python -m study 01 02 -p steps=3",
+        "python study.py 06 --seed 1",
+        "python -m study --preset quick --seed 6",
+    ]
+    several += ["python -m study --preset quick --per-gpu 2 06"]
     found = {name: [kept._is_of(command, name) for command in several] for name in ("02_b", "06_c", "99_d")}
-    assert found == {"02_b": [True, False, True], "06_c": [False, True, True], "99_d": [False, False, True]}
+    assert found == {
+        "02_b": [True, False, True, False],
+        "06_c": [False, True, True, True],
+        "99_d": [False, False, True, False],
+    }

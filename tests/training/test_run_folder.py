@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from small import small_network
 
 import models
@@ -127,14 +126,6 @@ def endless_header(path):
     path.write_bytes(struct.pack("<Q", 2**62) + b"{}")
 
 
-def reheaded(path):
-    """The tensors of this run with one value changed, under the names and the fingerprint of before."""
-    tensors = load_file(path)
-    name = next(name for name in tensors if name.endswith("weight"))
-    tensors[name].view(-1)[0] += 1
-    save_file(tensors, path, metadata={"weights": fingerprint(torch.nn.Linear(1, 1))})
-
-
 def a_bomb(path):
     """A zip whose one member claims to be gigantic."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
@@ -202,10 +193,6 @@ def look_at_history(folder, small):
 
 def look_at_scores(folder, small):
     tables.load_scores(folder.parent)
-
-
-def go_on(folder, small):
-    train_again(folder.parent / "broken off", small)
 
 
 WEIGHTS = (
