@@ -5,6 +5,7 @@ import math
 from dataclasses import field, fields
 from difflib import get_close_matches
 from functools import partial
+from numbers import Integral, Real
 
 EPS_HINT = "8/255 is usual; a plain 8 forgets the division"
 NORMS = ("Linf", "L2")
@@ -63,9 +64,12 @@ def check_settings(owner):
 
 
 def check_setting(owner, name, low, high, *, whole=False, open_low=False, open_high=False, hint=""):
-    """Raise ValueError unless a setting is a finite number in its range."""
+    """Raise ValueError unless a setting is a finite number in its range; numpy's become Python's own."""
     value = getattr(owner, name)
-    number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+    number = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
+    if number and type(value) not in (int, float):
+        value = int(value) if isinstance(value, Integral) else float(value)
+        object.__setattr__(owner, name, value)
     inside = number and low <= value <= high and abs(value) != math.inf
     if inside and not (open_low and value == low) and not (open_high and value == high):
         return

@@ -4,9 +4,11 @@ import copy
 import pickle
 from dataclasses import InitVar, dataclass, replace
 
+import numpy as np
 import pytest
 
 from attacks import FGSM, PGD, AutoAttack
+from defences import Adversarial
 from training.recipe import Recipe
 
 
@@ -63,3 +65,19 @@ def test_classes_of_somebodys_own_take_what_they_like():
 def test_an_attack_in_place_of_a_defence_is_told_what_trains_on_it():
     with pytest.raises(ValueError, match=r"is an attack; Adversarial\(...\) around it"):
         Recipe(epochs=1, defence=PGD())
+
+
+def test_numbers_of_numpy_are_pythons_own():
+    """As in loops over np.arange and np.linspace: the same attack, the same run."""
+    attack = PGD(eps=np.float64(0.25), steps=np.int64(3), step_size=np.float32(0.5))
+    assert repr(attack) == repr(PGD(eps=0.25, steps=3, step_size=0.5))
+    recipe = Recipe(
+        epochs=np.int32(3), learning_rate=np.float64(0.1), seed=np.int64(1), defence=Adversarial(attack)
+    )
+    assert repr(recipe) == repr(Recipe(epochs=3, learning_rate=0.1, seed=1, defence=recipe.defence))
+    assert {type(value) for value in (attack.eps, attack.steps, recipe.epochs, recipe.seed)} == {float, int}
+    for wrong in (np.float64(3), np.bool_(True), np.int64(0), np.array([3, 4])):
+        with pytest.raises(ValueError, match="a whole number of at least 1 is needed"):
+            Recipe(epochs=wrong)
+    with pytest.raises(ValueError, match="a number of at least 0"):
+        PGD(eps=np.float64("nan"))
