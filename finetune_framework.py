@@ -84,8 +84,8 @@ def _loaded(where, architecture, num_classes, weights, options):
     if not path.exists():
         known = ", ".join(OURS + name for name in ours.names())
         raise SourceError(
-            f"{path} does not exist: a run's folder, a file of weights, {PREFIX}<name>, {TIMM}<name> or {known} "
-            "is needed"
+            f"{path.absolute()} does not exist: a run's folder, a file of weights, {PREFIX}<name>, {TIMM}<name> "
+            f"or {known} is needed"
         )
     if architecture is None or num_classes is None:
         raise SourceError(f"{path} holds weights only: say which architecture and num_classes they belong to")

@@ -117,7 +117,8 @@ def train(model, data, recipe, folder, *, processes=None, progress=True):
     """
     if not isinstance(data, Data):
         raise TypeError(
-            f"{data!r:.80}: Data is needed, with its three splits; loaders.from_dataset makes it of a Dataset"
+            f"the data are a {type(data).__name__}: Data is needed, with its three splits; loaders.from_dataset "
+            "makes it of a Dataset"
         )
     check_is_module(model)
     device = data.train.labels.device

@@ -5,6 +5,7 @@ data = load_data(session.dataset("cifar10"), session)
 """
 
 import difflib
+import logging
 import os
 import time
 import warnings
@@ -20,6 +21,8 @@ from processes.device_speed import gflops
 from processes.machine import prepare
 from storage.atomic_files import read_json
 from storage.paths import ROOT, data_root, runs_root
+
+log = logging.getLogger("study")
 
 PRESETS = ("smoke", "quick", "hour", "full")
 TARGETS = ("stl10", "svhn")  # which may take the place of CIFAR-10
@@ -174,7 +177,14 @@ def load_data(name, session, *, validation=0.1, train_pictures=None):
         raise ValueError(f"data set {name!r} is not known; the data sets are: {', '.join(DATASETS)}")
     if not 0 < validation < 1:
         raise ValueError(f"validation={validation}: a share above 0 and below 1 is needed")
-    arrays, classes, checksum = loaders.load(name, session.data)
+    try:
+        arrays, classes, checksum = loaders.load(name, session.data)
+    except DataError as error:
+        if session.family == "shapes" and name in ("cifar10", "cifar100"):
+            raise DataError(f"{error}. In this session, of Shapes: session.dataset({name!r})") from None
+        raise
+    if session.family == "cifar" and name.startswith("shapes"):
+        log.warning("%s in a session of CIFAR: its runs will lie among those of CIFAR", name)
     arrays = loaders.lazily(arrays, session.device)
     if session.preset == "smoke":
         arrays = {key: tensor[: SMOKE.get(key.partition("_")[0])] for key, tensor in arrays.items()}

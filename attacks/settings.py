@@ -28,7 +28,9 @@ class NamedSettings:
                 meant = f"is {near[0]} meant? " if near else ""
                 raise TypeError(f"{cls.__name__} has no setting {name!r}: {meant}It has {', '.join(there)}")
             if values and all(each.kind is each.KEYWORD_ONLY for each in takes):
-                first = f"{cls.__name__}({there[0]}={values[0]!r})"
+                value = values[0]
+                shown = f"{255 * value:.4g}/255" if there[0] == "eps" and isinstance(value, float) else repr(value)
+                first = f"{cls.__name__}({there[0]}={shown})"
                 raise TypeError(
                     f"{cls.__name__}: settings are given by name, as in {first}. It has {', '.join(there)}"
                 )
@@ -74,6 +76,7 @@ def check_setting(owner, name, low, high, *, whole=False, open_low=False, open_h
     if inside and not (open_low and value == low) and not (open_high and value == high):
         return
     kind = "a whole number" if whole else "a number"
+    hint = "Without quotes" if isinstance(value, str) else hint
     bounds = f"above {low:g}" if open_low else f"of at least {low:g}"
     limit = "" if math.isinf(high) else f" and below {high:g}" if open_high else f" and at most {high:g}"
     raise ValueError(

@@ -19,9 +19,9 @@ AGAIN = "notebooks/expected/hour-cifar-seed1"
 AT_EQUAL_COST = "notebooks/expected/hour-cifar/02_transfer_learning/scratch-pgd-seed0/autoattack.json"
 FIGURE = "notebooks/expected/hour-cifar/clean_against_robust.png"
 TRAINED = (
-    "ResNet-18 of width 64. The standard source had 12 epochs of CIFAR-100 (a copy with losses), the robust one "
-    "10 more on attacked pictures; rows below have 3 of CIFAR-10 (45,000 pictures), the last 13 on clean "
-    "and 13 on attacked ones, and the whole AutoAttack. `hour` trains longer (20, 15, 8). One H100"
+    "ResNet-18 of width 64. Sources: 12 epochs of CIFAR-100 (a lossy copy), the robust one 10 more on attacked "
+    "pictures; then 3 of CIFAR-10 (45,000). At equal cost: 13 on clean, 13 on attacked ones. `hour` has 20, 15, 8 "
+    "for 12, 10, 3. One H100"
 )
 NETWORKS = {
     "source-robust": ("robust", "nothing: the source itself, on CIFAR-100"),
@@ -56,6 +56,7 @@ def results(shown=SHOWN, experiment=EXPERIMENT, networks=NETWORKS, again=AGAIN, 
         "{:.1f} ({:.1f}–{:.1f})".format(*(100 * share for share in (costly.share(name), *costly.interval(name))))
         for name in ("clean", "AutoAttack")
     ]
+    found[1] += ", the whole"
     rows.append(["none, at equal cost", "all layers, on attacked pictures", *found, ""])
     (n,) = counts | {costly.n}
     said = (

@@ -263,11 +263,17 @@ def inside_ball(label, attack, extent):
         return Finding("inside the ball", "invalid", reach, TOLERANCE, says, (label, WORST))
 
 
+def no_eps(attack):
+    """Is it bounded by the pixels alone, as torchattacks' CW?"""
+    return attack.norm == "Linf" and attack.eps >= 1
+
+
 def uses_its_eps(label, attack, extent, attacked):
     """Suspect: an attack changes nothing; one in steps never gets to half of its ε, or leaves over 1 % alone."""
     if extent.still == attacked > 1:
         says = f"{attack} changed none of {attacked} examples, and all count as withstanding it"
-        return Finding("ε not used", "suspect", 1.0, 0.01, f"{says}; is ε divided by 255 twice?", (label,))
+        why = "has it too few steps?" if no_eps(attack) else "is ε divided by 255 twice?"
+        return Finding("ε not used", "suspect", 1.0, 0.01, f"{says}; {why}", (label,))
     if not attacked or not (hasattr(attack, "step_size") or isinstance(attack, FGSM)):
         return None
     if extent.largest < attack.eps / 2:
@@ -300,7 +306,7 @@ def step_sizes(label, attack):
     if step * steps < attack.eps - TOLERANCE:
         says = f"{steps} steps of {alpha} cannot cross ε = {eps}"
         return Finding("step size", "suspect", step * steps, attack.eps, says, (label,))
-    if step > 2 * attack.eps + TOLERANCE:
+    if step > 2 * attack.eps + TOLERANCE and attack.eps:
         says = f"α = {alpha} is over twice ε: each step ends in a corner. Was /255 forgotten?"
         return Finding("step size", "suspect", step, 2 * attack.eps, says, (label,))
     quarters, part = step * 255 * 4, 2 * attack.eps / step

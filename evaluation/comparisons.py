@@ -5,7 +5,7 @@ those of checks.py.
 """
 
 from attacks import in_255ths
-from evaluation.checks import FAR, TOLERANCE
+from evaluation.checks import FAR, TOLERANCE, no_eps
 from evaluation.finding import ATTACKED, WORST, Finding
 
 
@@ -55,7 +55,10 @@ def one_ball(attacks):
     """
     balls = {(attack.norm, round(attack.eps, 9)): attack for attack in attacks.values()}
     if len(balls) > 1:
-        says = ", ".join(f"ε = {in_255ths(eps, norm)} in {norm}" for norm, eps in balls)
+        says = ", ".join(
+            "none" if no_eps(attack) else f"ε = {in_255ths(attack.eps, attack.norm)} in {attack.norm}"
+            for attack in balls.values()
+        )
         return Finding(
             "one ball", "suspect", len(balls), 1, f"the worst case is over unlike sizes: {says}", (WORST,)
         )

@@ -95,7 +95,7 @@ def attacked(source, victim, split, attack, indices, seed, bar=None, kept=None):
             left -= stood.count("0")
             if bar is not None:
                 bar.update(len(stood) if number == len(stages) - 1 else stood.count("0"))
-                bar.set_postfix_str(f"{stage.label}, at most {100 * left / len(split):.1f} % withstand")
+                bar.set_postfix_str(f"{stage.label}: at most {left} of {len(indices)} withstand")
     # NaN stays NaN in torch's extremes; in Python's it gets lost.
     size, low, high, broken, still, seconds = torch.tensor(extents, dtype=torch.float64).T
     reach = float(size.max()), float(low.min()), float(high.max())

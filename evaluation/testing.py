@@ -56,8 +56,8 @@ def named(attacks):
 def evaluate(source, victim, split, attacks, seed, progress, carried, folder=None):
     if not isinstance(split, Split):
         raise TypeError(
-            f"{split!r:.80}: a Split is needed, such as data.test; loaders.from_dataset makes Data of a Dataset, "
-            "which a DataLoader has as loader.dataset"
+            f"a {type(split).__name__} is no Split, such as data.test; loaders.from_dataset makes Data "
+            "of a Dataset, which a DataLoader has as loader.dataset"
         )
     begun = time.perf_counter()
     data_parallel.join(split.labels.device)

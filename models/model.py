@@ -116,7 +116,8 @@ def check_is_module(model):
         remedy = f"load_source({model!r}) loads one with its weights, models.build(name, num_classes) one without"
     elif isinstance(getattr(model, "model", None), nn.Module):
         remedy = "pass its .model"
-    raise TypeError(f"{model!r:.80} is no torch.nn.Module: {remedy}")
+    what = repr(model) if isinstance(model, str) else f"a {type(model).__name__}"
+    raise TypeError(f"{what} is no torch.nn.Module: {remedy}")
 
 
 class _Function(nn.Module):

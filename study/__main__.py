@@ -5,8 +5,8 @@
     python -m study --data cifar -p epochs=3 any parameter of the notebooks' first cell
     python -m study --on local               runs and tests at once, on all GPUs or cores; --on ray: on a cluster
 
-Executed notebooks, report.html and scores.csv land in runs/<preset>-<data>/. Ends with 1 if a notebook failed;
-after Ctrl-C (130) or SIGTERM (75) the same command goes on where it was.
+report.html, scores.csv and notebooks/, as they ran, land in runs/<preset>-<data>/. Ends with 1 if a notebook
+failed; after Ctrl-C (130) or SIGTERM (75) the same command goes on where it was.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def main(arguments=None):
     known = _parameters_of(notebooks, {} if options.part else asked)
     target = _place(options.copy_to) if options.copy_to else None
     try:
-        session = utils.start("study", preset=options.preset, seed=options.seed, data=options.data)
+        session = utils.start("notebooks", preset=options.preset, seed=options.seed, data=options.data)
     except (ValueError, utils.DataError) as error:
         sys.exit(str(error))
     if not options.notebooks:
@@ -370,6 +370,10 @@ def _report(study, keep):
         print("\neverything runs; so short, networks learn nothing, and no number counts")
         print(f"report: {page.resolve().as_uri()}")
     else:
+        if "-shapes" in study.name:
+            print(
+                "\nOn drawn pictures, which are easy: a demonstration of the method, no result about photographs"
+            )
         print("", *(answers.highlights(experiments) or ["no question is answered by these runs"]), sep="\n")
         print(f"\nfigure: {report.telling(study) or 'none'}\nreport: {page.resolve().as_uri()}")
         print(f"scores: {study / 'scores.csv'}\n", *tables.invalid(experiments), sep="\n")

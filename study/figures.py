@@ -1,7 +1,7 @@
 """Figures of runs: each function returns a matplotlib Figure, `save` keeps it.
 
 Colours keep their run from figure to figure; error bars and bands are 95 % intervals; where scores are drawn,
-what the audit found invalid is left out.
+what the checks found invalid is left out.
 """
 
 import itertools

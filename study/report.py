@@ -35,7 +35,7 @@ def write_page(study):
             everything |= {f"{name}/{run}": score for run, score in scores.items()}
             known |= {name: scores} if scores else {}
     if not everything:
-        raise FileNotFoundError(f"{study} holds no scored run yet: notebook 00 scores none, 01 does")
+        raise FileNotFoundError(f"{study} holds no scored run yet (notebook 00 scores none)")
     first = sorted(study.glob("*/*/environment.json"), key=lambda path: path.stat().st_mtime)
     figure = None if is_smoke(study) else telling(study)
     page = Template(Path(__file__).with_suffix(".html").read_text(encoding="utf-8")).render(
@@ -51,7 +51,8 @@ def write_page(study):
         ],
         questions=answers.questions(known, missing=False).to_dict("records"),
         p_in_table=answers.p_in_table,
-        about=f"{answers.ABOUT_HOLM} {answers.left_out(known)}",
+        about=answers.ABOUT_HOLM,
+        left_out=answers.left_out(known),
         conclusions=answers.conclusions(known).to_html(index=False),
         environment=read_json(first[0]) if first else {},
     )

@@ -1,6 +1,6 @@
 """Tables of what runs scored, made from their folders.
 
-Intervals are 95 % Wilson intervals; what the audit found invalid is struck out.
+Intervals are 95 % Wilson intervals; what the checks found invalid is struck out.
 """
 
 import re
@@ -196,7 +196,7 @@ def long(scores):
 
 
 def findings(scores):
-    """What the audit found, a row a finding; empty when nothing was."""
+    """What the checks found, a row a finding; empty when nothing was."""
     rows = [
         (name, ", ".join(found.rows) or "all", found.severity, found.check, found.message)
         for name, score in scores.items()

@@ -98,11 +98,11 @@ class RunFolder:
                 for field, there, here in apart
             )
             raise RunRefused(
-                f"{self.path} holds another run:\n{shown}\nA run cannot change its recipe on the way, nor its "
-                "length: the learning rate of every step depends on it. Begin another study beside this one: "
+                f"{self.path} holds another run:\n{shown}\nGive this run another folder, for instance "
+                f"{self.path.name}-2, or delete {self.path} to train it anew. For a whole study beside this one: "
                 "STUDY_RUNS=runs/second before the command, or %env STUDY_RUNS=runs/second as the first line of a "
-                f"notebook, whose kernel is restarted. Or give this run another folder, for instance "
-                f"{self.path.name}-2, or delete {self.path} to train it anew."
+                "notebook, whose kernel is restarted. A run cannot be changed on its way, nor made longer: the "
+                "learning rate of every step depends on its length."
             )
         self.claimed = self.identity
 

@@ -26,7 +26,7 @@ def test_the_page_is_whole_and_self_contained(study, tmp_path):
     assert "One seed: intervals" in report.write_page(folder.parent).read_text()
     shutil.copytree(folder / "other-seed0", folder / "other-seed1")
     assert "One seed: intervals" not in report.write_page(folder.parent).read_text()
-    assert "The audit found the numbers of 2 evaluations invalid" in page
+    assert "The checks found the numbers of 2 evaluations invalid" in page
     assert "01 small &lt;experiment&gt;" in page
     assert 'src="data:image/png;base64,' in page
     assert not re.search(r'(src|href)="(https?:)?//', page)
@@ -137,7 +137,8 @@ def test_a_study_ends_with_what_matters_and_where_it_is(study, capsys, tmp_path)
     folder = shutil.copytree(study[0].runs.parent, tmp_path / "quick-shapes")
     assert __main__._report(folder, None)
     said = capsys.readouterr().out.strip().splitlines()
-    assert said[0] == "no question is answered by these runs"
+    assert said[0].startswith("On drawn pictures, which are easy")
+    assert said[2] == "no question is answered by these runs"
     assert f"figure: {report.telling(folder)}" in said  # other tests leave figures in this folder too
     assert f"report: {(folder / 'report.html').as_uri()}" in said
     assert f"scores: {folder / 'scores.csv'}" in said
