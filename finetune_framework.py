@@ -66,17 +66,21 @@ def _loaded(where, architecture, num_classes, weights, options):
     given = architecture, num_classes, weights, options
     if where.startswith(PREFIX):
         if any(given[:3]):
-            raise SourceError(f"{where}: its name says what it is, so it takes no architecture, no weights")
+            raise SourceError(
+                f"{where}: its name says what it is, so it takes no architecture, classes or weights"
+            )
         return models.build(where, 1000, **options)
     if where.startswith(TIMM):
+        if architecture or weights:
+            raise SourceError(f"{where}: its name says what it is, so it takes no architecture and no weights")
         return models.build(where, num_classes or own_classes(where.removeprefix(TIMM)), **options)
     if where.startswith(OURS):
-        return _ours(where.removeprefix(OURS), architecture, num_classes, options)
+        return _ours(where.removeprefix(OURS), *given)
     path = Path(where).expanduser()
-    if path.is_dir() and any(given):
-        raise SourceError(f"{path} is a folder: a run's recipe.json says what it is, so it takes only `check`")
     if architecture is None and path.name == "weights.safetensors" and (path.parent / "recipe.json").exists():
         path = path.parent
+    if path.is_dir() and any(given):
+        raise SourceError(f"{path} is a folder: a run's recipe.json says what it is, so it takes only `check`")
     if (path / "recipe.json").exists():
         return _from_run(path)
     if path.is_dir():

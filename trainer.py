@@ -208,7 +208,7 @@ def _train(model, data, recipe, run, device, progress):
                 _one_epoch(state, data, run, stop, bar)
                 _close_epoch(state, data, run, curves, bar)
                 _agreed(stop)
-                if stop.requested and state.step < state.total:
+                if stop.requested and state.step < state.total and not state.ended:
                     _save_and_leave(state, run, stop)
         result = state.result().eval()
         if state.best is not None:

@@ -7,6 +7,8 @@ from difflib import get_close_matches
 from functools import partial
 from numbers import Integral, Real
 
+import numpy as np
+
 EPS_HINT = "8/255 is usual; a plain 8 forgets the division"
 NORMS = ("Linf", "L2")
 USUAL_EPS = {"Linf": 8 / 255, "L2": 0.5}  # RobustBench's for CIFAR-10
@@ -69,7 +71,7 @@ def check_setting(owner, name, low, high, *, whole=False, open_low=False, open_h
     """Raise ValueError unless a setting is a finite number in its range; numpy's become Python's own."""
     value = getattr(owner, name)
     number = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
-    if number and type(value) not in (int, float):
+    if number and (isinstance(value, np.generic) or not isinstance(value, (int, float))):
         value = int(value) if isinstance(value, Integral) else float(value)
         object.__setattr__(owner, name, value)
     inside = number and low <= value <= high and abs(value) != math.inf

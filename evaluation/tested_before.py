@@ -67,9 +67,9 @@ class Kept(dict):
         if _code() != CODE:
             log.warning("files in %s were edited since this process began: no test is kept", ", ".join(JUDGES))
             return False, {}
-        self.lasting, device = all(map(is_known, model.modules())), split.labels.device
+        self.lasting, device = split.code is None and all(map(is_known, model.modules())), split.labels.device
         parts = fingerprint(model), structure(model), _code_of_model(model)
-        of = [split.name, split.checksum, device.type, self.lasting, *parts]
+        of = [split.name, split.checksum, split.code, device.type, self.lasting, *parts]
         self.key, self.probe = [*of, fast_precision(device), CODE], _probe(*self.of)
         self.path = self.folder / f"tested-{hashlib.sha256(repr(of).encode()).hexdigest()[:8]}.json"
         try:

@@ -9,6 +9,7 @@ from loaders.augment import CropAndFlip
 from loaders.split import Split, checked
 
 SHARE = 0.5  # of the free memory that pictures may take
+PASSING = ("_kept", "_epoch", "_fetched", "_thread")  # what no copy has
 COPIES = 5  # of them that a split makes, at most: augmentation keeps two, with black around
 
 
@@ -30,6 +31,14 @@ def lazily(arrays, device):
     return {key: Rows(array) if key.endswith("images") else array for key, array in arrays.items()}
 
 
+def _again(kind, known):
+    """A split of this kind, with what is known of it."""
+    split = object.__new__(kind)
+    vars(split).update(known)
+    Mapped.__init__(split, *(known[name] for name in ("rows", "labels", "classes", "name", "mirror")))
+    return split
+
+
 class Mapped(Split):
     """A split of Rows, usually of a file, on the CPU, its labels on the device. It gives what a Split gives."""
 
@@ -41,7 +50,7 @@ class Mapped(Split):
         self._thread = ThreadPoolExecutor(1)
 
     def __reduce__(self):
-        return Mapped, (self.rows, self.labels, self.classes, self.name, self.mirror)
+        return _again, (type(self), {name: value for name, value in vars(self).items() if name not in PASSING})
 
     @property
     def stored(self):
@@ -56,8 +65,8 @@ class Mapped(Split):
         return self._as_is("pictures", super()._of_pictures)
 
     def some(self, indices, device=None):
-        labels = self.labels[indices].to(device or self.labels.device)
-        return Mapped(self.rows[indices], labels, self.classes, self.name, self.mirror)
+        kind, known = self.__reduce__()[1]
+        return _again(kind, known | self._part(indices, device) | {"rows": self.rows[indices]})
 
     def shuffled(self, batch_size, seed):
         batches = super().shuffled(batch_size, seed)

@@ -92,7 +92,12 @@ def _fetched(kind, options, size, fit, folder):
         ) from error
     if "train" not in parts:
         raise ValueError(f"{kind.__name__} has no training pictures with {options}")
-    return _arrays_of(parts, kind.__name__, None, size, fit)
+    arrays, classes = _arrays_of(parts, kind.__name__, None, size, fit)
+    for part in set(parts) - {"train"}:  # which an option has made the training pictures, as what= of QMNIST
+        keys = [(f"{part}_{what}", f"train_{what}") for what in ("images", "labels")]
+        if all(torch.equal(arrays[one], arrays[other]) for one, other in keys):
+            arrays = {key: array for key, array in arrays.items() if not key.startswith(f"{part}_")}
+    return arrays, classes
 
 
 def _made(kind, settings):
@@ -139,7 +144,8 @@ def _items(dataset, name, size, fit):
         if not isinstance(item, (tuple, list)) or len(item) != 2:
             raise DataError(f"{name}: its items are {type(item).__name__}; (picture, label) is needed")
         pictures.append(_plain(item[0], size, fit))
-        labels.append(item[1].item() if isinstance(item[1], torch.Tensor) else item[1])
+        label = item[1].cpu().numpy() if isinstance(item[1], torch.Tensor) else item[1]
+        labels.append(label.item() if isinstance(label, (np.ndarray, np.generic)) and label.size == 1 else label)
         if index < ASKED and not np.array_equal(
             pictures[-1], _plain(dataset[index][0], size, fit), equal_nan=True
         ):

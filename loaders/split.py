@@ -5,13 +5,16 @@ import hashlib
 import logging
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from loaders.augment import CropAndFlip
 from loaders.cache import DataError
 from processes.seeds import derive_seed
+from storage import code_checksum
 
 CHUNK = 4096  # pictures at once, where all are read
+OWN = ("images", "rows", "labels", "classes", "name", "mirror")  # attributes of every split
 LEAK = 0.01  # of the test pictures may be elsewhere too: CIFAR itself repeats a few
 
 log = logging.getLogger("study")
@@ -113,10 +116,33 @@ class Split:
     def some(self, indices, device=None):
         """A split of the pictures of a slice, there or on another device."""
         other = copy.copy(self)  # of a subclass, too, which may give other batches
-        for name in ("images", "labels"):
-            setattr(other, name, getattr(self, name)[indices].to(device or self.labels.device))
+        vars(other).update(self._part(indices, device))
         checked(other.images, other.images, other.labels, other.classes, other.name)
         return other
+
+    def _part(self, indices, device):
+        """Of what is kept for each picture, this split's own and a subclass's: that of these."""
+        kept = {name: value for name, value in vars(self).items() if isinstance(value, (torch.Tensor, np.ndarray))}
+        kept = {
+            name: value[indices] if len(value) == len(self) else value
+            for name, value in kept.items()
+            if value.ndim
+        }
+        device = device or self.labels.device
+        return {
+            name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in kept.items()
+        }
+
+    @property
+    def code(self):
+        """Of a class of somebody's own: a checksum of its code and settings, which decide batches; else None."""
+        if type(self).__module__.startswith("loaders."):
+            return None
+        own = {name: value for name, value in vars(self).items() if name[0] != "_" and name not in OWN}
+        texts = [
+            (name, code_checksum.plain_text(value) or code_checksum.of_value(value)) for name, value in own.items()
+        ]
+        return hashlib.sha256(repr((code_checksum.of_objects([self]), sorted(texts))).encode()).hexdigest()[:16]
 
     def pictures(self, indices):
         """The uint8 pictures (n, C, H, W) of int64 `indices`, or a slice."""

@@ -32,8 +32,10 @@ def structure(model):
 
 
 def _patched(module):
-    """The code of a forward that somebody has put on this layer alone."""
-    forward = vars(module).get("forward")
+    """The code of a forward that somebody has put on this layer alone, or on a library's layers of its kind."""
+    forward, kind = vars(module).get("forward"), type(module)
+    if forward is None and code_checksum.is_strange(getattr(kind.forward, "__module__", "") or ""):
+        forward = None if code_checksum.is_strange(kind.__module__) else kind.forward
     return forward and code_checksum.of_objects([], [forward])
 
 
@@ -42,9 +44,15 @@ def _settings(module):
     settings = {name: value for name, value in vars(module).items() if name != "training" and name[0] != "_"}
     plain = bool, int, float, str, tuple, type(None)
     found = [(name, value) for name, value in settings.items() if isinstance(value, plain)]
-    if code_checksum.is_strange(type(module).__module__):  # what libraries' layers have besides says their repr
-        others = {name: value for name, value in settings.items() if not isinstance(value, plain)}
-        found += [(name, text) for name, value in others.items() if (text := _text(value)) is not None]
+    others = {name: value for name, value in settings.items() if not isinstance(value, plain)}
+    where = type(module).__module__
+    if not code_checksum.is_strange(
+        where
+    ):  # what libraries' layers have besides says their repr, but for functions
+        ours = where.split(".")[0] in code_checksum.OURS
+        others = {name: value for name, value in others.items() if not ours and callable(value)}
+    texts = {name: _text(value) for name, value in others.items() if not isinstance(value, torch.nn.Module)}
+    found += [(name, text) for name, text in texts.items() if text is not None]
     return sorted(found, key=lambda setting: setting[0])
 
 

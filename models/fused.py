@@ -28,6 +28,11 @@ if torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolut
 
 EIGHT = 8  # channels that a GPU multiplies at once in 16 bits
 
+# What these layers do, before anybody puts something else there.
+_FORWARD = {
+    kind: kind.forward for kind in (nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.Linear, nn.Sequential, nn.Identity)
+}
+
 _NEARLY_ZERO = 1e-20  # what a negative number is multiplied by; lost in rounding, and negative still
 
 
@@ -193,6 +198,8 @@ def activated(x, norm, add=None):
         with torch.cuda.device_of(x):
             return kernels.NormReLU.apply(x, add, norm.weight, norm.bias, norm)
     out = norm(x)
+    if not is_plain(norm, nn.BatchNorm2d):  # it may be x itself, or somebody may keep it
+        return torch.relu(out if add is None else out + add)
     return torch.relu_(out if add is None else out.add_(add))
 
 
@@ -200,7 +207,7 @@ def _for_kernels(x, norm, add):
     """Is this BatchNorm in training, as everybody has it, in bfloat16? Elsewhere torch's do as well."""
     if _watched() or torch.compiler.is_compiling() or torch._C._len_torch_function_stack():  # as for several GPUs
         return False
-    usual = isinstance(norm, nn.BatchNorm2d) and is_plain(norm, nn.BatchNorm2d) and norm.training and norm.affine
+    usual = is_plain(norm, nn.BatchNorm2d) and norm.training and norm.weight is not None and norm.bias is not None
     if not usual or not norm.track_running_stats or norm.momentum is None or norm.num_batches_tracked is None:
         return False
     channels, laid_out = x.shape[1], x.is_contiguous(memory_format=torch.channels_last)
@@ -243,10 +250,11 @@ def _possible(pairs):
         return False
     for convolution, norm in pairs:
         plain = is_plain(convolution, nn.Conv2d) and is_plain(norm, nn.BatchNorm2d)
-        if not plain or norm.training or norm.running_mean is None or not norm.affine:
+        if not plain or norm.training or any(part is None for part in (norm.running_mean, norm.weight, norm.bias)):
             return False
         settings = (convolution.bias, convolution.groups, convolution.dilation, convolution.padding_mode)
-        if settings != (None, 1, (1, 1), "zeros") or isinstance(convolution.padding, str):
+        sizes = convolution.stride, convolution.padding
+        if settings != (None, 1, (1, 1), "zeros") or not all(isinstance(size, tuple) for size in sizes):
             return False
         weights = (*convolution.parameters(), norm.weight, norm.bias)
         if torch.is_grad_enabled() and any(weight.requires_grad for weight in weights):
@@ -257,13 +265,28 @@ def _possible(pairs):
 def is_plain(module, kind):
     """Does a module do what modules of this kind do, with weights that stay the same and no hook to see it?"""
     still = not is_parametrized(module) or is_adapted(module)  # somebody's own might give another weight each time
-    return type(module).forward is kind.forward and is_untouched(module) and still
+    as_ever = _FORWARD.get(kind, kind.forward) is kind.forward
+    return _usual(type(module)) is kind and as_ever and still and is_untouched(module)
+
+
+@functools.cache
+def _usual(kind):
+    """The class that a layer's had before it was adapted or frozen."""
+    adapted = nn.utils.parametrize.__name__
+    return next(each for each in kind.__mro__ if each.__module__ != adapted and "thawed" not in vars(each))
+
+
+@functools.cache
+def _names(kind):
+    return frozenset(dir(kind))
 
 
 def is_untouched(module):
-    """Has it, and have all modules together, no hook, and it no forward in place of its kind's?"""
+    """Has it, and have all modules together, no hook, and it no method in place of its kind's?"""
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return not any(hooks) and not nn.modules.module._has_any_global_hook() and "forward" not in vars(module)
+    there, names = vars(module), _names(type(module))
+    replaced = not names.isdisjoint(there) and any(callable(there[name]) for name in names.intersection(there))
+    return not any(hooks) and not nn.modules.module._has_any_global_hook() and not replaced
 
 
 def _fold(convolution, norm, dtype):

@@ -20,8 +20,15 @@ class MaxPool(nn.MaxPool2d):
     def __init__(self):
         super().__init__(2)
 
+    def is_usual(self):
+        """Has nobody given it other sizes?"""
+        sizes = self.kernel_size, self.stride, self.padding, self.dilation
+        return sizes == (2, 2, 0, 1) and not self.ceil_mode and not self.return_indices
+
     def forward(self, x):
         if x.device.type != "cpu":
+            return super().forward(x)
+        if not self.is_usual():
             return super().forward(x)
         if not torch.is_grad_enabled() and x.shape[2] % 2 == x.shape[3] % 2 == 0:
             count, channels, height, width = x.shape
@@ -177,6 +184,7 @@ class ShallowCNN(nn.Sequential, Folding):
             == ((5, 5), (1, 1), (0, 0), (1, 1), 1)
             for one in convolutions
         )
+        usual = usual and all(layers[place].is_usual() for place in (1, 4))
         biased = all(layers[place].bias is not None for place in (0, 3, 7, 9, 11))
         return even and usual and biased
 

@@ -81,7 +81,7 @@ class Stop:
         self.requested = number
 
     def _too_late(self, number, frame):
-        log.warning("stopped in the middle of a step, which took too long: the last checkpoint counts")
+        log.warning("a step, or the disk, took too long: the last checkpoint counts")
         raise SystemExit(RESUME)
 
     def leave(self, message):

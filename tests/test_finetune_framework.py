@@ -312,6 +312,12 @@ def test_a_run_below_ones_home_is_found_and_says_itself_what_it_is(few, tmp_path
     for more in ({"architecture": "resnet18"}, {"num_classes": 10}, {"weights": "ema"}, {"width": 4}):
         with pytest.raises(SourceError, match=r"is a folder: a run's recipe\.json says what it is"):
             load_source("~/runs/mine", **more)
+        if "architecture" in more or "weights" in more:
+            for name in ("ours/shapes10-robust-w16", "timm/resnet18"):
+                with pytest.raises(SourceError, match="it takes no architecture"):
+                    load_source(name, **more)
+    with pytest.raises(SourceError, match="is a folder"):
+        load_source("~/runs/mine/weights.safetensors", weights="ema")
 
 
 def test_the_new_head_depends_on_its_seed_alone():
@@ -411,7 +417,7 @@ def test_frozen_norms_leave_weights_beside_them_alone():
     assert names == {f"network.{n}" for n in ("scale", "conv.weight", "conv.bias", "head.weight", "head.bias")}
 
 
-def test_crafting_on_adapters_takes_the_fused_form_and_finds_the_same():
+def test_crafting_on_adapters_takes_the_fused_form_and_finds_the_same(monkeypatch):
     model = adapt(small_resnet(), 10, train="head", rank=2).eval()
     for module in model.modules():
         if isinstance(module, models.LowRank):
@@ -421,11 +427,8 @@ def test_crafting_on_adapters_takes_the_fused_form_and_finds_the_same():
     attack = PGD(steps=2, random_start=False)
     one, other = attack(model, images, labels), attack(merged.eval(), images, labels)
     assert ((one - other).abs() < 1e-6).float().mean() > 0.99
-    calls = []
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            real = module._conv_forward
-            module._conv_forward = lambda *parts, real=real: calls.append(1) or real(*parts)
+    calls, real = [], nn.Conv2d._conv_forward
+    monkeypatch.setattr(nn.Conv2d, "_conv_forward", lambda *parts: calls.append(1) or real(*parts))
     attack(model, images, labels)
     assert not calls
 

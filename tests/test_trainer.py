@@ -668,6 +668,23 @@ def test_batches_of_ones_own_make_another_run(blobs):
     )
     assert "code" not in plain
     assert own == plain | {"code": own["code"]}
+    dark.strength = 0.5
+    stronger = identity_of(small_network(), replace(blobs, train=dark), RECIPE)["data"]
+    assert stronger["code"] != own["code"]
+
+
+def test_functions_in_and_on_layers_of_libraries_count(monkeypatch):
+    def made(activation):
+        return nn.TransformerEncoderLayer(16, 2, 32, activation=activation)
+
+    functions = (nn.functional.silu, nn.functional.leaky_relu, functools.partial(nn.functional.leaky_relu, a=0.3))
+    found = [structure(made(function)) for function in (*functions, torch.neg, lambda x: x / 2)]
+    assert len({*found}) == 5
+    assert structure(made(nn.functional.silu)) == found[0]
+    network = small_network()
+    before = structure(network)
+    monkeypatch.setattr(nn.ReLU, "forward", lambda self, x: x.clamp(0, 0.2))
+    assert structure(network) != before
 
 
 def test_nan_is_no_difference():

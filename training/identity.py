@@ -14,9 +14,8 @@ def identity_of(model, data, recipe):
     pictures = {"pictures": [data.train.checksum, data.val.checksum]}
     if not data.train.mirror:
         pictures["mirror"] = False
-    own = [split for split in (data.train, data.val) if not type(split).__module__.startswith("loaders.")]
-    if own:  # whose batches are the user's
-        pictures["code"] = code_checksum.of_objects(own)
+    if any(code := [data.train.code, data.val.code]):
+        pictures["code"] = code
     return {
         "recipe": as_dict(recipe),
         "model": getattr(model, "spec", type(model).__name__),

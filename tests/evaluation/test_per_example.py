@@ -15,6 +15,7 @@ from small import small_network
 from attacks import PGD, Attack, AutoAttack, Torchattacks
 from attacks.autoattack import Nearest
 from evaluation import batch_sizes, checks, per_example, tested_before, testing
+from loaders import Split
 from storage.atomic_files import NotWritten
 
 CHEAP = AutoAttack(eps=6 / 255, steps=5, queries=20)
@@ -108,6 +109,29 @@ def test_of_an_attack_of_ones_own_nothing_is_kept(sound, blobs, tmp_path, monkey
     for attack in (Mine(steps=3), Nearest(attack=Mine(steps=3))):
         stop_after(3, monkeypatch, sound["pgd"], blobs.test, tmp_path, attack)
         assert not list(tmp_path.glob("tested-*"))
+
+
+class Dark(Split):
+    def batch(self, *arguments, **settings):
+        images, labels = super().batch(*arguments, **settings)
+        return self.strength * images, labels
+
+
+def test_of_pictures_of_ones_own_only_a_stopped_test_is_kept(sound, blobs, tmp_path, monkeypatch, crafted):
+    test = blobs.test
+    dark = Dark(test.images, test.labels, test.classes, test.name)
+    dark.strength = 0.99
+    run(sound["pgd"], dark, [CHEAP], tmp_path)
+    assert not list(tmp_path.glob("tested-*"))
+    stop_after(2, monkeypatch, sound["pgd"], dark, tmp_path)
+    assert kept_in(tmp_path).exists()
+    dark.strength = 1.0
+    calls.clear()
+    changed = run(sound["pgd"], dark, [THREE], tmp_path)
+    batches = len(calls)
+    alone = run(sound["pgd"], test, [THREE])
+    assert len(calls) == 2 * batches  # as many for both: nothing was read
+    assert torch.equal(changed.worst_case, alone.worst_case)
 
 
 def test_what_others_bring_is_kept_until_its_test_is_done(sound, blobs, tmp_path, monkeypatch, crafted):

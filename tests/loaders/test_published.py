@@ -69,10 +69,11 @@ def test_classes_are_matched_by_name_where_a_part_numbers_them_otherwise():
     known = {image.numpy().tobytes(): name for image, name in zip(IMAGES, "acac", strict=False)}
     pairs = zip(data.test.images, data.test.labels, strict=True)
     assert all(known[image.numpy().tobytes()] == data.classes[label] for image, label in pairs)
-    numbered = Items((image, np.int64(label)) for image, label in tested.items)
-    numbered.classes = tested.classes
-    again = loaders.from_dataset((training, numbered), device="cpu")
-    assert torch.equal(again.test.labels, data.test.labels)
+    for number in (np.int64, np.array, torch.tensor, lambda label: np.array([label])):
+        numbered = Items((image, number(label)) for image, label in tested.items)
+        numbered.classes = tested.classes
+        again = loaders.from_dataset((training, numbered), device="cpu")
+        assert torch.equal(again.test.labels, data.test.labels)
     tested.classes = ["a", "d"]
     with pytest.raises(DataError, match="test: its classes d are none of the training part's"):
         loaders.from_dataset((training, tested), device="cpu")
@@ -179,6 +180,23 @@ def test_of_a_split_of_ones_own_the_others_are_shares(split, tmp_path, monkeypat
     assert len(data.train) + len(data.val) + len(data.test) == total
     every = {image.numpy().tobytes() for part in (data.train, data.val, data.test) for image in part.images}
     assert len(every) == total
+
+
+class Chosen(Dataset):
+    """As QMNIST: `what` passes over `train`."""
+
+    def __init__(self, root, what=None, train=True, transform=None, download=False):
+        self.begin, self.count = (0, 40) if what else (0, 20) if train else (20, 12)
+
+    __len__, __getitem__ = Splitted.__len__, Splitted.__getitem__
+
+
+@pytest.mark.parametrize(("options", "sizes"), [({}, (18, 2, 12)), ({"what": "all"}, (32, 4, 4))])
+def test_an_option_that_gives_all_parts_the_same_pictures_leaves_one(options, sizes, tmp_path, monkeypatch):
+    monkeypatch.setenv("STUDY_DATA", str(tmp_path))
+    monkeypatch.setattr(datasets, "QMNIST", Chosen)
+    data = loaders.from_torchvision("QMNIST", device="cpu", **options)
+    assert tuple(len(split) for split in (data.train, data.val, data.test)) == sizes
 
 
 def test_a_set_that_cannot_be_fetched_is_named(tmp_path, monkeypatch):

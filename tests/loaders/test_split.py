@@ -1,6 +1,7 @@
 """Splits: pictures and labels that belong together, in batches, shuffled and in order."""
 
 import functools
+import pickle
 
 import pytest
 import torch
@@ -119,6 +120,43 @@ def test_a_part_of_somebodys_own_split_and_a_copy_elsewhere_are_of_its_kind():
         assert split.images.is_contiguous(memory_format=torch.channels_last)
     with pytest.raises(DataError, match="0 labels"):
         dark.first(0)
+
+
+class Weighted(Split):
+    """Has something of its own for each picture."""
+
+    def batch(self, indices, *rest, **settings):
+        images, labels = super().batch(indices, *rest, **settings)
+        return images * self.weight[indices].view(-1, 1, 1, 1), labels
+
+
+class WeightedOnDisk(Mapped):
+    def __init__(self, images, *rest):
+        super().__init__(Rows(images), *rest)
+
+    def batch(self, indices, *rest, **settings):
+        images, labels = super().batch(indices, *rest, **settings)
+        return images * self.weight[indices].view(-1, 1, 1, 1), labels
+
+
+@pytest.mark.parametrize("kind", [Weighted, WeightedOnDisk])
+def test_what_a_split_of_ones_own_has_for_each_picture_comes_along(kind):
+    split = kind(torch.full((6, 3, 8, 8), 200, dtype=torch.uint8), torch.arange(6) % 4, list("abcd"), "few")
+    split.weight = torch.linspace(0, 1, 6)
+    for part, places in (
+        (split.last(2), slice(4, 6)),
+        (split.to("cpu"), slice(None)),
+        (split.first(3), slice(0, 3)),
+    ):
+        assert type(part) is type(split)
+        assert torch.equal(part.weight, split.weight[places])
+        found = part.batch(torch.arange(len(part)))[0]
+        assert torch.equal(found, split.batch(torch.arange(6)[places])[0])
+    again = pickle.loads(pickle.dumps(split))
+    assert (type(again), again.code) == (type(split), split.code)
+    split.weight = split.weight / 2
+    assert again.code != split.code
+    assert Split(split.images, split.labels, split.classes, "few").code is None
 
 
 def test_a_leak_that_comes_later_is_warned_of(caplog):

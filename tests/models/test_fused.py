@@ -174,9 +174,44 @@ def patch_norm(network):
     network.stages[1][0].bn2.forward = torch.neg
 
 
+class Standardised(nn.Conv2d):
+    def _conv_forward(self, x, weight, bias):
+        return super()._conv_forward(x, weight - weight.mean((1, 2, 3), keepdim=True), bias)
+
+
+class Shifted(nn.BatchNorm2d):
+    def __call__(self, x):
+        return 0.5 + super().__call__(x)
+
+
+def standardise_weights(network):
+    network.stages[0][0].conv1.__class__ = Standardised
+
+
+def shift_norm(network):
+    network.stages[0][0].bn1.__class__ = Shifted
+
+
+def patch_what_calls(network):
+    network.stages[0][0].conv1._conv_forward = lambda x, weight, bias: torch.zeros_like(x)
+
+
+def norm_without_offset(network):
+    network.stages[1][0].bn1.bias = None
+
+
+def norm_that_is_none(network):
+    network.stages[0][0].bn1 = nn.Identity()
+
+
 @pytest.mark.parametrize(
     "change",
     [
+        standardise_weights,
+        shift_norm,
+        patch_what_calls,
+        norm_without_offset,
+        norm_that_is_none,
         change_stem,
         lengthen_stem,
         change_shortcut,
@@ -196,6 +231,26 @@ def test_somebodys_own_parts_of_a_resnet_count(change):
     with evaluating(model):
         assert torch.allclose(model(images), plain, atol=1e-4)
         assert torch.allclose(input_gradient(model, images, labels), gradient, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", [nn.Conv2d, nn.BatchNorm2d])
+def test_a_forward_put_on_all_layers_of_a_kind_counts(kind, monkeypatch):
+    model, (images, _) = lived_in("resnet18", width=4).eval(), pictures(4)
+    real = kind.forward
+    monkeypatch.setattr(kind, "forward", lambda self, x: 0.5 * real(self, x))
+    wanted = model(images)
+    with evaluating(model), torch.no_grad():
+        assert torch.allclose(model(images), wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "preact_resnet18"])
+def test_what_a_hook_keeps_of_a_norm_stays_as_it_was(name):
+    model, (images, _) = lived_in(name, width=4).eval(), pictures(4)
+    kept, norm = [], model.network.stages[0][0].bn2
+    norm.register_forward_hook(lambda module, inputs, out: kept.append((inputs[0].clone(), out)))
+    with torch.no_grad():
+        model(images)
+        assert torch.allclose(nn.BatchNorm2d.forward(norm, kept[0][0]), kept[0][1], atol=1e-6)
 
 
 def test_a_hook_on_all_modules_sees_each_layer():

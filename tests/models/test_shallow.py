@@ -64,6 +64,21 @@ def test_a_layer_of_the_shallow_network_with_other_settings_counts(place, layer)
             assert torch.allclose(network(images), nn.Sequential(*network)(images), atol=1e-2)
 
 
+@pytest.mark.parametrize("low", [False, True])
+def test_pooling_of_other_sizes_counts_with_and_without_a_gradient(low):
+    network, (images, _) = models.build("shallow_cnn", 10).network, pictures(4)
+    for place in (1, 4):
+        network[place].kernel_size, network[place].padding = 3, 1
+    with torch.autocast("cpu", torch.bfloat16, enabled=low):
+        with torch.no_grad():
+            network[7] = nn.Linear(nn.Sequential(*list(network)[:7])(images).shape[1], 120)
+            fast = network(images)
+        pools = [nn.MaxPool2d(3, 2, 1) if place in (1, 4) else layer for place, layer in enumerate(network)]
+        wanted = nn.Sequential(*pools)(images)
+        assert torch.allclose(fast, wanted, atol=1e-2)
+        assert torch.allclose(network(images), wanted, atol=1e-2)
+
+
 def test_the_shallow_network_pools_by_its_layers_where_someone_watches_or_sizes_are_odd():
     network, (images, _) = models.build("shallow_cnn", 10).network, pictures(2)
     seen = []
