@@ -31,7 +31,7 @@ from processes.machine import own_device, prepare, ran_out_of_memory
 from processes.seeds import derive_seed, seed_global
 from processes.stopping import Stop
 from storage.atomic_files import read_json
-from training import before, catastrophic_overfitting, step
+from training import catastrophic_overfitting, refusals, step
 from training.identity import identity_of
 from training.recipe import Recipe
 from training.rehearsal import rehearse
@@ -123,11 +123,11 @@ def train(model, data, recipe, folder, *, processes=None, progress=True):
     check_is_module(model)
     device = data.train.labels.device
     data_parallel.join(device)
-    before.check_for_hooks(model)
+    refusals.check_for_hooks(model)
     identity = identity_of(model, data, recipe)
     model = copied(model).to(device)
     data_parallel.spread(model)
-    before.check(model, data, recipe, Path(folder).name)
+    refusals.check(model, data, recipe, Path(folder).name)
     several = 1 if processes is None or data_parallel.world() > 1 else child_processes.count(processes, device)
     if several > 1 and not RunFolder(folder).finished:
         job = Packed(model), data.to("cpu"), recipe, RunFolder(folder).path.resolve(), identity

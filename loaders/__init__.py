@@ -14,8 +14,8 @@ from loaders.cache import DataError, Source
 from loaders.folder import PREFIX as FOLDER
 from loaders.folder import from_folder
 from loaders.mapped import lazily
-from loaders.published import from_dataset, from_torchvision
 from loaders.split import Data, Split
+from loaders.torch_datasets import from_dataset, from_torchvision
 
 
 def _shapes(num_classes):
