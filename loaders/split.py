@@ -122,16 +122,12 @@ class Split:
 
     def _part(self, indices, device):
         """Of what is kept for each picture, this split's own and a subclass's: that of these."""
-        kept = {name: value for name, value in vars(self).items() if isinstance(value, (torch.Tensor, np.ndarray))}
-        kept = {
-            name: value[indices] if len(value) == len(self) else value
-            for name, value in kept.items()
-            if value.ndim
-        }
-        device = device or self.labels.device
-        return {
-            name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in kept.items()
-        }
+        found, device = {}, device or self.labels.device
+        for name, value in vars(self).items():
+            if isinstance(value, (torch.Tensor, np.ndarray)):
+                part = value[indices] if value.ndim and len(value) == len(self) else value
+                found[name] = part.to(device) if isinstance(part, torch.Tensor) else part
+        return found
 
     @property
     def code(self):

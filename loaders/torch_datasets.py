@@ -59,10 +59,9 @@ def from_torchvision(name, *, size=None, fit="crop", validation=0.1, test=0.1, s
         raise ValueError(f"torchvision.datasets has no {name!r}; its names are such as FashionMNIST, SVHN, STL10")
     if size is not None:
         size = check_fit(size, fit)
-    chosen = "|a split of one's own" * bool(
-        options.keys() & {"train", "split"}
-    )  # all parts were it, in older files
-    key = f"{name}|{size}|{fit}|{sorted(options.items())}{chosen}"
+    key = f"{name}|{size}|{fit}|{sorted(options.items())}"
+    if options.keys() & {"train", "split"}:
+        key += "|shares"  # in older files all parts were the same
     which = f"{name.lower()}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
     make = functools.partial(_fetched, kind, options, size, fit)
     arrays, classes, checksum = cache.load(which, Source(None, make), data_root())

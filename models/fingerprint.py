@@ -46,13 +46,11 @@ def _settings(module):
     found = [(name, value) for name, value in settings.items() if isinstance(value, plain)]
     others = {name: value for name, value in settings.items() if not isinstance(value, plain)}
     where = type(module).__module__
-    if not code_checksum.is_strange(
-        where
-    ):  # what libraries' layers have besides says their repr, but for functions
-        ours = where.split(".")[0] in code_checksum.OURS
-        others = {name: value for name, value in others.items() if not ours and callable(value)}
-    texts = {name: _text(value) for name, value in others.items() if not isinstance(value, torch.nn.Module)}
-    found += [(name, text) for name, text in texts.items() if text is not None]
+    if where.split(".")[0] in code_checksum.OURS:
+        others = {}
+    elif not code_checksum.is_strange(where):  # what libraries' layers have besides says their repr, but functions
+        others = {name: value for name, value in others.items() if callable(value)}
+    found += [(name, text) for name, value in others.items() if (text := _text(value)) is not None]
     return sorted(found, key=lambda setting: setting[0])
 
 
