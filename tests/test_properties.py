@@ -28,7 +28,8 @@ from models import build
 from models.fingerprint import fingerprint
 from storage.atomic_files import Damaged, read_json, write_json
 from training.identity import as_dict
-from training.recipe import SCHEDULES, Recipe
+from training.recipe import Recipe
+from training.schedule import SCHEDULES
 from training.weights import load_weights, save_weights
 
 EPS = st.one_of(st.sampled_from([0.0, 1 / 255, 8 / 255, 1.0]), st.floats(0, 1))

@@ -7,8 +7,7 @@ from attacks import PGD, Attack
 from attacks.settings import NamedSettings, check_choice, check_setting
 from defences import Standard, innermost
 from processes.machine import PRECISIONS
-
-SCHEDULES = ("one_cycle", "piecewise", "constant")
+from training.schedule import SCHEDULES, rate_at
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,10 +85,4 @@ class Recipe(NamedSettings):
 
     def learning_rate_at(self, progress):
         """The learning rate when `progress`, 0 to 1, of the training is done."""
-        if self.schedule == "constant":
-            return self.learning_rate
-        if self.schedule == "piecewise":
-            return self.learning_rate / (1 if progress < 0.5 else 10 if progress < 0.75 else 100)
-        if progress < self.warm_up:
-            return self.learning_rate * progress / self.warm_up
-        return self.learning_rate * (1 - progress) / (1 - self.warm_up)
+        return rate_at(self.schedule, self.learning_rate, self.warm_up, progress)
