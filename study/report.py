@@ -53,7 +53,7 @@ def write_page(study):
         p_in_table=answers.p_in_table,
         about=answers.ABOUT_HOLM,
         left_out=answers.left_out(known),
-        conclusions=answers.conclusions(known).to_html(index=False),
+        conclusions=answers.conclusions(known).to_html(index=False, classes="answers"),
         environment=read_json(first[0]) if first else {},
     )
     with replacing(study / "scores.csv") as partial:
