@@ -264,9 +264,8 @@ class _Auditor:
     def run(self, surrogates):
         label, attack = self.attack.label, self.attack
         self.ball = {"eps": attack.eps, "norm": attack.norm}
-        named = {label: attack}
-        if type(attack) is not FGSM:
-            named |= {self._name("FGSM", other): other for other in [FGSM(**self.ball)]}
+        ours = FGSM(**self.ball)
+        named = {label: attack} if type(attack) is FGSM else {label: attack, self._name("FGSM", ours): ours}
         for name, other in named.items():
             self.measure(name, other)
         self.nearest = self._nearest()

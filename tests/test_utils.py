@@ -119,3 +119,18 @@ def test_no_picture_is_left_to_train_on_is_said(session, monkeypatch):
     monkeypatch.setattr(cache, "load", lambda *_: (arrays, split.classes, "0"))
     with pytest.raises(DataError, match="shapes10 train: 0 pictures"):
         utils.load_data("shapes10", session)
+
+
+def test_a_data_set_of_another_family_than_the_session_is_said(tmp_path, monkeypatch, caplog):
+    def gone(name, folder):
+        raise DataError(f"{name} could not be fetched")
+
+    monkeypatch.setenv("STUDY_RUNS", str(tmp_path))
+    shapes, cifar = (start("x", preset="smoke", data=family) for family in ("shapes", "cifar"))
+    load_data("shapes10", cifar)
+    assert "shapes10 in a session of CIFAR" in caplog.text
+    monkeypatch.setattr(utils.loaders, "load", gone)
+    with pytest.raises(DataError, match=r"fetched\. In this session, of Shapes: session\.dataset\('cifar10'\)"):
+        load_data("cifar10", shapes)
+    with pytest.raises(DataError, match=r"fetched$"):
+        load_data("cifar10", cifar)

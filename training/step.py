@@ -8,8 +8,6 @@ import torch
 from torch.nn.functional import interpolate
 
 from defences import Standard, innermost, moment, with_sizes
-from loaders.mapped import Mapped
-from loaders.split import Split
 from models import copied, fitted, model_of, rate_of
 from processes import data_parallel
 from training import catastrophic_overfitting, precision
@@ -160,7 +158,7 @@ def use_features(state, data, run):
     model, recipe = model_of(state.model.train()), state.recipe
     if type(recipe.defence) is not Standard or recipe.low_resolution is not None:
         return
-    if type(data.train) not in (Split, Mapped):  # somebody's own may give other pictures each time
+    if data.train.code is not None:  # somebody's own may give other pictures each time
         return
     images, _ = data.train.batch(torch.arange(min(32, len(data.train)), device=state.device))
     try:
